@@ -1,0 +1,67 @@
+//! Bounded access to the bytes of one frame: one of the two seams between the path and its host.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A frame that starts with its Ethernet header.
+pub trait Frame {
+    /// Bytes from the Ethernet header to the end.
+    fn len(&self) -> usize;
+
+    /// A copy of the header at `offset`, or nothing where the frame is too short for it.
+    fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T>;
+
+    /// Puts `value` at `offset`; nothing is written where the frame is too short for it.
+    fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()>;
+
+    /// Cuts the frame off behind its first `len` bytes.
+    fn truncate(&mut self, len: usize) -> Option<()>;
+
+    /// Whether there is nothing in it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A frame in ordinary memory.
+#[derive(Debug)]
+pub struct SliceFrame<'a> {
+    bytes: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> SliceFrame<'a> {
+    /// The whole of `bytes` as one frame.
+    pub fn new(bytes: &'a mut [u8]) -> Self {
+        let len = bytes.len();
+        Self { bytes, len }
+    }
+
+    /// The frame as it is now.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl Frame for SliceFrame<'_> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
+        T::read_from_prefix(self.as_bytes().get(offset..)?).ok().map(|(value, _)| value)
+    }
+
+    fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
+        let end = offset.checked_add(value.as_bytes().len()).filter(|end| *end <= self.len)?;
+        self.bytes.get_mut(offset..end)?.copy_from_slice(value.as_bytes());
+        Some(())
+    }
+
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        if len > self.len {
+            return None;
+        }
+        self.len = len;
+        Some(())
+    }
+}

@@ -1,0 +1,40 @@
+//! Every capacity and time of the path, each with its reason. Times are whole seconds.
+
+use core::ops::Range;
+
+/// Layout of the pinned maps. It changes whenever a key or a value changes its meaning; an agent refuses maps of another layout.
+pub const LAYOUT: u32 = 1;
+
+/// First of the source ports that the load balancer uses towards targets, up to 65535: [`NAT_PORT_COUNT`] ports, which AWS's 55,000
+/// flows for each target and load balancer address fit into (edit-target-group-attributes).
+pub const NAT_PORT_FIRST: u16 = 10240;
+
+/// How many NAT ports there are.
+pub const NAT_PORT_COUNT: u32 = 65536 - NAT_PORT_FIRST as u32;
+
+/// Ports of a load balancer's address that belong to the sockets of the VPC's own stack (health checks).
+pub const STACK_PORTS: Range<u16> = 1024..10240;
+
+/// How many NAT ports are tried before a new flow is refused. Bounded, because the kernel bounds a program's length; at this many
+/// a group of ports that is 90 % full refuses one new flow in a thousand.
+pub const NAT_PROBES: u32 = 64;
+
+/// TCP idle timeout unless the listener sets its own (AWS: `tcp.idle_timeout.seconds`).
+pub const TCP_IDLE: u16 = 350;
+
+/// UDP idle timeout, fixed (AWS: network-load-balancers, connection idle timeout).
+pub const UDP_IDLE: u16 = 120;
+
+/// How long a TCP flow may take to open. Linux gives a connecting client up to about two minutes, but it keeps retransmitting its
+/// SYN, and each one refreshes the flow.
+pub const TCP_OPENING: u16 = 60;
+
+/// How long both directions are kept after both sides sent FIN: Linux's TIME_WAIT, so that a NAT port is not used again while its
+/// target still remembers the last connection from it.
+pub const TCP_CLOSED: u16 = 60;
+
+/// How long a flow is kept after a RST: enough for what is in flight, and for every CPU to have let go of the entry.
+pub const TCP_RESET: u16 = 2;
+
+/// Outcomes that can be counted for a VPC; the counters' index is `vpc * OUTCOMES + outcome`.
+pub const OUTCOMES: u32 = 64;

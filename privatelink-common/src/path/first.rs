@@ -1,0 +1,110 @@
+//! A packet of no established flow: of one that is opening, the first of one, or not ours. The slow path.
+
+use super::admit::{Admission, admit};
+use super::flow::{self, Pending};
+use super::nat::{self, Refusal};
+use super::parse::Packet;
+use crate::tables::{Entry, Flow, Tables};
+use crate::verdict::{Answer, DropReason, FlowEvent};
+
+/// What is to be done with the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It is not ours.
+    Pass,
+    /// Send it as the flow says.
+    Send(FlowEvent),
+    /// Give it to the VPC's stack, behind this interface.
+    Stack(u16),
+    /// Answer it with RST; holds [`Answer::code`].
+    Reset(u32),
+    /// Drop it; holds [`DropReason::code`].
+    Drop(u32),
+}
+
+/// A [`Next`] in one register: kind in the lower half, what it holds in the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step(u64);
+
+impl Step {
+    const PASS: Self = Self(0);
+
+    const fn send(event: FlowEvent) -> Self {
+        Self(1 | (event as u64) << 32)
+    }
+
+    const fn stack(interface: u16) -> Self {
+        Self(2 | (interface as u64) << 32)
+    }
+
+    const fn reset(answer: Answer) -> Self {
+        Self(3 | (answer as u64) << 32)
+    }
+
+    const fn drop(reason: DropReason) -> Self {
+        Self(4 | (reason as u64) << 32)
+    }
+
+    /// What it says.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "each part is cut out at its own width")]
+    pub const fn next(self) -> Next {
+        let held = (self.0 >> 32) as u32;
+        match self.0 as u32 {
+            1 if held == FlowEvent::None as u32 => Next::Send(FlowEvent::None),
+            1 if held == FlowEvent::Opened as u32 => Next::Send(FlowEvent::Opened),
+            1 => Next::Send(FlowEvent::Reset),
+            2 => Next::Stack(held as u16),
+            3 => Next::Reset(held),
+            4 => Next::Drop(held),
+            _ => Next::Pass,
+        }
+    }
+}
+
+/// Decides about `packet`, and puts the flow that it belongs to, if any, into `flow`.
+///
+/// Not inlined, since the kernel bounds the stack of a function; it returns one register and writes into the caller's memory, since
+/// the kernel does not let a function return a pointer to its own.
+#[inline(never)]
+pub fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Step {
+    match flow::pending(tables, packet, now, flow) {
+        Pending::Hit => return Step::send(super::event(packet)),
+        Pending::Full => return table_full(packet),
+        Pending::Miss => {}
+    }
+    // Another CPU may have moved the flow from one table to the other between the two lookups.
+    if let Some(entry) = tables.established(&packet.key) {
+        *flow = entry.flow();
+        return Step::send(super::event(packet));
+    }
+    let door = match admit(tables, packet) {
+        Ok(Admission::Open(door)) => door,
+        Ok(Admission::NotOurs) => return Step::PASS,
+        Ok(Admission::Stack(interface)) => return Step::stack(interface),
+        Ok(Admission::Reset(answer)) => return Step::reset(answer),
+        Err(reason) => return Step::drop(reason),
+    };
+    match nat::open(tables, packet, &door, now, flow) {
+        Ok(()) => Step::send(FlowEvent::Opened),
+        Err(refusal) => refuse(packet, refusal),
+    }
+}
+
+/// What a flow that could not be opened gets: TCP is told at once, UDP has no word for it.
+#[inline(always)]
+fn refuse(packet: &Packet, refusal: Refusal) -> Step {
+    match (refusal, packet.is_tcp) {
+        (Refusal::NoTarget, true) => Step::reset(Answer::ResetNoTarget),
+        (Refusal::NoTarget, false) => Step::drop(DropReason::NoTarget),
+        (Refusal::NoNatPort, true) => Step::reset(Answer::ResetNoPort),
+        (Refusal::NoNatPort, false) => Step::drop(DropReason::NoNatPort),
+        (Refusal::NoNextHop, _) => Step::drop(DropReason::NoNextHop),
+        (Refusal::Full, _) => Step::drop(DropReason::FlowTableFull),
+    }
+}
+
+#[inline(always)]
+fn table_full(packet: &Packet) -> Step {
+    if packet.is_tcp { Step::reset(Answer::ResetTableFull) } else { Step::drop(DropReason::FlowTableFull) }
+}

@@ -1,0 +1,211 @@
+//! Finds the flow that a packet belongs to, and keeps it true: its state, its time, and the way back to the consumer.
+//!
+//! Entries of `established` are used in place, without copying them first, so the path never frees one that another CPU may be
+//! using: it removes a flow only when the flow has been over, or idle, for whole seconds. Entries of `pending` may be evicted at
+//! any time; they are copied, and then believed only if the other direction's entry points back at them.
+
+use super::parse::Packet;
+use super::state::State;
+use crate::limits::TCP_OPENING;
+use crate::tables::{Entry, Flow, FlowKey, Tables, VpcAddress};
+use crate::verdict::Direction;
+use crate::wire::{ACK, FIN, RST, SYN};
+
+const TO_PROVIDER: u8 = Direction::ToProvider as u8;
+
+/// Puts the established flow of a packet into `flow`. Nearly every packet changes nothing about its flow, and is done here.
+#[inline(always)]
+pub fn established<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> bool {
+    let Some(entry) = tables.established(&packet.key) else { return false };
+    *flow = entry.flow();
+    let current = tables.endpoint(flow.endpoint).generation == flow.generation;
+    let known = flow.direction != TO_PROVIDER
+        || (flow.seen_mac == packet.source_mac && flow.seen_interface == packet.interface);
+    let settled = flow.last_seen == now && known && packet.flags & (SYN | FIN | RST) == 0;
+    if current && (settled || maintain(tables, packet, &entry, now)) {
+        return true;
+    }
+    remove(tables, packet);
+    false
+}
+
+/// Brings a flow up to date by a packet: its time, where the target and the consumer are, its state. Says no where the flow is over.
+/// Not inlined: the kernel bounds a function's stack.
+#[inline(never)]
+fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) -> bool {
+    let flow = entry.flow();
+    if flow.last_seen != now {
+        if now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) && idle(tables, packet, &flow, now) {
+            return false;
+        }
+        entry.set_last_seen(now);
+        if flow.direction == TO_PROVIDER {
+            follow_target(tables, entry, &flow);
+        }
+    }
+    if flow.direction == TO_PROVIDER {
+        follow_consumer(tables, packet, entry, &flow);
+    }
+    packet.flags & (SYN | FIN | RST) == 0 || advance(tables, packet, entry, &flow)
+}
+
+/// Whether the other direction has been silent for as long, too.
+#[inline(always)]
+fn idle<T: Tables>(tables: &T, packet: &Packet, flow: &Flow, now: u32) -> bool {
+    match tables.established(&packet.key.mirror(flow)) {
+        Some(peer) => now.wrapping_sub(peer.flow().last_seen) > u32::from(flow.idle_timeout),
+        None => true,
+    }
+}
+
+/// Removes both directions; the packet at hand is then one of no flow. Not inlined, as above.
+#[inline(never)]
+fn remove<T: Tables>(tables: &T, packet: &Packet) {
+    let Some(entry) = tables.established(&packet.key) else { return };
+    let peer_key = packet.key.mirror(&entry.flow());
+    if tables.established(&peer_key).is_some_and(|peer| peer_key.mirror(&peer.flow()) == packet.key) {
+        tables.remove_established(&peer_key);
+    }
+    tables.remove_established(&packet.key);
+}
+
+/// Takes over where the target is reached now: it may have moved, and only the agent hears of it.
+#[inline(always)]
+fn follow_target<T: Tables>(tables: &T, entry: &T::Entry, flow: &Flow) {
+    if let Some(hop) = tables.neighbour(&VpcAddress::new(flow.peer_vpc, flow.destination))
+        && (hop.mac != flow.destination_mac || hop.interface != flow.interface)
+    {
+        entry.set_next_hop(hop.mac, hop.interface);
+    }
+}
+
+/// Replies go where requests come from: when the consumer moves to another interface or link-layer address, the other direction
+/// follows at once.
+#[inline(always)]
+fn follow_consumer<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow) {
+    if flow.seen_mac == packet.source_mac && flow.seen_interface == packet.interface {
+        return;
+    }
+    entry.set_seen(packet.source_mac, packet.interface);
+    if let Some(peer) = tables.established(&packet.key.mirror(flow)) {
+        peer.set_next_hop(packet.source_mac, packet.interface);
+    }
+}
+
+/// Follows a segment that changes the flow's state. Says no where the segment opens another flow in this one's place.
+#[inline(always)]
+fn advance<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow) -> bool {
+    let state = State::from_number(flow.state);
+    let direction = direction_of(flow);
+    if packet.flags & (SYN | ACK | RST) == SYN && state.is_over() && direction == Direction::ToProvider {
+        return false;
+    }
+    let next = state.after(direction, packet.flags);
+    if next != state {
+        let idle_timeout = next.idle_timeout(flow.idle_timeout);
+        entry.set_state(next as u8, idle_timeout);
+        if let Some(peer) = tables.established(&packet.key.mirror(flow)) {
+            peer.set_state(next as u8, idle_timeout);
+        }
+    }
+    true
+}
+
+/// What the pending flows say about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Pending {
+    /// It belongs to none.
+    Miss = 0,
+    /// It belongs to one, which may just have become established.
+    Hit = 1,
+    /// It would have established its flow, but there is no room.
+    Full = 2,
+}
+
+/// Puts the pending flow of a packet, brought up to date by it, into `flow`.
+#[inline(always)]
+pub fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Pending {
+    let Some(entry) = tables.pending(&packet.key) else { return Pending::Miss };
+    *flow = entry.flow();
+    let peer_key = packet.key.mirror(flow);
+    let Some(peer_entry) = tables.pending(&peer_key) else { return discard(tables, &packet.key) };
+    let mut peer = peer_entry.flow();
+    if peer_key.mirror(&peer) != packet.key {
+        return discard(tables, &packet.key);
+    }
+    let current = tables.endpoint(flow.endpoint).generation == flow.generation;
+    let patience = if packet.is_tcp { TCP_OPENING } else { flow.idle_timeout };
+    let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.last_seen));
+    if !current || silent > u32::from(patience) {
+        tables.remove_pending(&peer_key);
+        return discard(tables, &packet.key);
+    }
+    if packet.flags & RST != 0 {
+        tables.remove_pending(&peer_key);
+        tables.remove_pending(&packet.key);
+        return Pending::Hit;
+    }
+    if confirms(packet, flow) {
+        return establish(tables, packet, &peer_key, flow, &mut peer, now);
+    }
+    entry.set_last_seen(now);
+    if packet.flags & (SYN | ACK) == SYN | ACK && flow.direction != TO_PROVIDER {
+        entry.set_state(State::Answered as u8, flow.idle_timeout);
+        peer_entry.set_state(State::Answered as u8, flow.idle_timeout);
+    }
+    Pending::Hit
+}
+
+/// Whether this packet makes the flow established: TCP's by the consumer's word after the target's, UDP's by the target's.
+#[inline(always)]
+fn confirms(packet: &Packet, flow: &Flow) -> bool {
+    match (packet.is_tcp, flow.direction == TO_PROVIDER) {
+        (true, true) => packet.flags & (SYN | ACK) == ACK && flow.state == State::Answered as u8,
+        (false, false) => true,
+        (true, false) | (false, true) => false,
+    }
+}
+
+/// Half a pair is worth nothing: the other half was evicted, and its NAT port may be another tenant's by now.
+#[inline(always)]
+fn discard<T: Tables>(tables: &T, key: &FlowKey) -> Pending {
+    tables.remove_pending(key);
+    Pending::Miss
+}
+
+/// Moves both directions to `established`. They are inserted there before they leave `pending`, so that no one who claims a NAT
+/// port finds it free in between.
+#[inline(always)]
+fn establish<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    peer_key: &FlowKey,
+    flow: &mut Flow,
+    peer: &mut Flow,
+    now: u32,
+) -> Pending {
+    flow.state = State::Established.after(direction_of(flow), packet.flags) as u8;
+    flow.last_seen = now;
+    peer.state = flow.state;
+    if flow.direction == TO_PROVIDER {
+        (flow.seen_mac, flow.seen_interface) = (packet.source_mac, packet.interface);
+        (peer.destination_mac, peer.interface) = (packet.source_mac, packet.interface);
+    }
+    let mut outcome = Pending::Hit;
+    if tables.establish(peer_key, peer).is_err() {
+        outcome = Pending::Full;
+    } else if tables.establish(&packet.key, flow).is_err() {
+        tables.remove_established(peer_key);
+        outcome = Pending::Full;
+    }
+    tables.remove_pending(&packet.key);
+    tables.remove_pending(peer_key);
+    outcome
+}
+
+/// Which way packets of this entry go.
+#[inline(always)]
+pub fn direction_of(flow: &Flow) -> Direction {
+    if flow.direction == TO_PROVIDER { Direction::ToProvider } else { Direction::ToConsumer }
+}

@@ -1,0 +1,106 @@
+//! Packets to our own addresses that belong to no flow: ARP and ICMP echo are answered in place, the rest is refused by name.
+
+use super::parse::Local;
+use crate::checksum::{delta, update, word};
+use crate::frame::Frame;
+use crate::tables::{ENDPOINT, Interface, Tables, VpcAddress};
+use crate::verdict::{Answer, DropReason, Verdict};
+use crate::wire::{Arp, Ethernet, ICMP, Icmp, Ipv4Header, Mac, NETWORK, TRANSPORT};
+use core::mem::offset_of;
+use zerocopy::{IntoBytes, Immutable, big_endian::U16};
+
+const REQUEST: u16 = 1;
+const REPLY: u16 = 2;
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REPLY: u8 = 0;
+
+/// Answers an ARP request for one of our addresses (RFC 826).
+#[inline(always)]
+pub fn arp<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    from: &Interface,
+) -> Result<Verdict, DropReason> {
+    let Some(arp) = frame.read::<Arp>(NETWORK) else { return Ok(Verdict::PASS) };
+    if arp.hardware.get() != 1 || arp.protocol.get() != 0x0800 || arp.lengths != [6, 4] {
+        return Ok(Verdict::PASS);
+    }
+    if tables.address(&VpcAddress::new(from.vpc, arp.sender)).is_some() {
+        return Err(DropReason::SpoofedSource);
+    }
+    if arp.operation.get() != REQUEST {
+        return Ok(Verdict::PASS);
+    }
+    let Some(address) = tables.address(&VpcAddress::new(from.vpc, arp.target)) else { return Ok(Verdict::PASS) };
+    arp_reply(frame, &arp, address.mac).ok_or(DropReason::Malformed)?;
+    Ok(Verdict::answer(Answer::ArpReply.code()))
+}
+
+/// Turns the request into the reply that says `mac`.
+#[inline(always)]
+pub fn arp_reply<F: Frame>(frame: &mut F, request: &Arp, mac: Mac) -> Option<()> {
+    let ethernet = frame.read::<Ethernet>(0)?;
+    frame.write(0, &Ethernet { destination: ethernet.source, source: mac, ..ethernet })?;
+    let reply = Arp {
+        operation: U16::new(REPLY),
+        sender_mac: mac,
+        sender: request.target,
+        target_mac: request.sender_mac,
+        target: request.sender,
+        ..*request
+    };
+    frame.write(NETWORK, &reply)
+}
+
+/// Answers an ICMP echo request (RFC 792), and refuses whatever else is for us.
+#[inline(always)]
+pub fn answer<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    from: &Interface,
+    packet: &Local,
+) -> Result<Verdict, DropReason> {
+    let Some(address) = tables.address(&VpcAddress::new(from.vpc, packet.destination)) else {
+        return Ok(Verdict::PASS);
+    };
+    if let Some(fault) = packet.fault {
+        return Err(fault);
+    }
+    let source = VpcAddress::new(from.vpc, packet.source);
+    if tables.address(&source).is_some() {
+        return Err(DropReason::SpoofedSource);
+    }
+    if packet.protocol != ICMP {
+        return Err(DropReason::ProtocolUnsupported);
+    }
+    let icmp = frame.read::<Icmp>(TRANSPORT).ok_or(DropReason::Malformed)?;
+    let echo = icmp.kind == ECHO_REQUEST && icmp.code == 0;
+    if !echo || address.kind != ENDPOINT || address.ping == 0 {
+        return Err(DropReason::IcmpUnsupported);
+    }
+    if !tables.in_vpc(&source) {
+        return Err(DropReason::SourceOutsideVpc);
+    }
+    if tables.endpoint(address.endpoint).open == 0 {
+        return Err(DropReason::EndpointClosed);
+    }
+    echo_reply(frame, packet, &icmp, address.mac).ok_or(DropReason::Malformed)?;
+    Ok(Verdict::answer(Answer::EchoReply.code()))
+}
+
+/// Source and destination of an IPv4 header.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct Addresses([u8; 4], [u8; 4]);
+
+/// Swapping the addresses leaves the IPv4 checksum as it is; the type's change is all that the ICMP checksum sees.
+#[inline(always)]
+fn echo_reply<F: Frame>(frame: &mut F, packet: &Local, icmp: &Icmp, mac: Mac) -> Option<()> {
+    let ethernet = frame.read::<Ethernet>(0)?;
+    frame.write(0, &Ethernet { destination: packet.source_mac, source: mac, ..ethernet })?;
+    let addresses = Addresses(packet.destination, packet.source);
+    frame.write(NETWORK + offset_of!(Ipv4Header, source), &addresses)?;
+    let change = delta(word([ECHO_REQUEST, 0]), word([ECHO_REPLY, 0]));
+    let checksum = update(icmp.checksum, change.into());
+    frame.write(TRANSPORT, &Icmp { kind: ECHO_REPLY, code: 0, checksum })
+}

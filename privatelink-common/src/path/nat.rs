@@ -1,0 +1,220 @@
+//! Opens a flow: chooses the target, claims a NAT port, and installs both directions.
+//!
+//! The claim is the insertion of the reverse entry, which fails where the key is taken: no lock, no bitmap. `established` is asked
+//! before (most ports in use are there) and after (a flow may have moved there in between; it enters before it leaves `pending`).
+
+use super::admit::Door;
+use super::parse::Packet;
+use super::state::State;
+use crate::checksum::{address, delta, word};
+use crate::limits::{NAT_PORT_COUNT, NAT_PORT_FIRST, NAT_PROBES, UDP_IDLE};
+use crate::tables::{Balancer, Flow, FlowKey, InsertError, Neighbour, Tables, Target, VpcAddress};
+use crate::verdict::Direction;
+use zerocopy::big_endian::U16;
+
+/// Why a flow was not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Refusal {
+    /// The listener's target group is empty.
+    NoTarget,
+    /// The target's link-layer address is not known.
+    NoNextHop,
+    /// No NAT port is free among those tried.
+    NoNatPort,
+    /// The pending flows have no room.
+    Full,
+}
+
+/// Mixes 64 bits so that every bit of the input moves every bit of the output (the finaliser of MurmurHash3).
+#[inline(always)]
+const fn mix(mut hash: u64) -> u64 {
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+/// Hash of a flow: addresses, ports and protocol as AWS has it, and the VPC, since addresses alone do not tell tenants apart.
+#[inline(always)]
+fn flow_hash(key: &FlowKey) -> u64 {
+    let addresses = (u64::from(u32::from_ne_bytes(key.source)) << 32) | u64::from(u32::from_ne_bytes(key.destination));
+    let ports = (u64::from(key.source_port.get()) << 16) | u64::from(key.destination_port.get());
+    let rest = (ports << 24) | (u64::from(key.vpc) << 8) | u64::from(key.protocol);
+    mix(mix(addresses) ^ rest)
+}
+
+/// Opens the flow of `packet` through `door`, and puts the entry of the packet's own direction into `forward`.
+#[inline(always)]
+pub fn open<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    door: &Door,
+    now: u32,
+    forward: &mut Flow,
+) -> Result<(), Refusal> {
+    let hash = flow_hash(&packet.key);
+    if door.listener.slots == 0 {
+        return Err(Refusal::NoTarget);
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "the upper half is taken on purpose: the lower chooses the port")]
+    let slot = (hash >> 32) as u32 % door.listener.slots;
+    let id = tables.slot(door.listener.table, slot).ok_or(Refusal::NoTarget)?;
+    let target = tables.target(id).filter(|target| target.vpc != 0).ok_or(Refusal::NoTarget)?;
+    let balancer = tables.balancer(door.address.balancer).ok_or(Refusal::NoTarget)?;
+    let hop = tables.neighbour(&VpcAddress::new(target.vpc, target.address)).ok_or(Refusal::NoNextHop)?;
+
+    *forward = to_provider(packet, door, &balancer, &target, &hop);
+    let mut reverse = to_consumer(packet, door, &balancer, &target);
+    (forward.target, reverse.target) = (id, id);
+    (forward.opened, reverse.opened) = (now, now);
+    (forward.last_seen, reverse.last_seen) = (now, now);
+    claim_port(tables, packet, hash, forward, &mut reverse)?;
+    match tables.claim(&packet.key, forward) {
+        Ok(()) => Ok(()),
+        Err(_) => {
+            tables.remove_pending(&packet.key.mirror(forward));
+            Err(Refusal::Full)
+        }
+    }
+}
+
+#[inline(always)]
+fn claim_port<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    hash: u64,
+    forward: &mut Flow,
+    reverse: &mut Flow,
+) -> Result<(), Refusal> {
+    #[allow(clippy::cast_possible_truncation, reason = "only the lower bits choose the port")]
+    let (start, step) = (hash as u32 % NAT_PORT_COUNT, stride((hash >> 24) as u32));
+    let mut offset = start;
+    for _ in 0..NAT_PROBES {
+        #[allow(clippy::cast_possible_truncation, reason = "offset is below NAT_PORT_COUNT")]
+        let port = U16::new(NAT_PORT_FIRST + offset as u16);
+        forward.source_port = port;
+        forward.port_delta = port_delta(packet, forward);
+        let key = packet.key.mirror(forward);
+        reverse.port_delta = delta(
+            word(key.source_port.to_bytes()) + word(key.destination_port.to_bytes()),
+            word(reverse.source_port.to_bytes()) + word(reverse.destination_port.to_bytes()),
+        );
+        if tables.established(&key).is_none() {
+            match tables.claim(&key, reverse) {
+                Ok(()) if tables.established(&key).is_none() => return Ok(()),
+                Ok(()) => tables.remove_pending(&key),
+                Err(InsertError::Exists) => {}
+                Err(InsertError::Full) => return Err(Refusal::Full),
+            }
+        }
+        offset += step;
+        if offset >= NAT_PORT_COUNT {
+            offset -= NAT_PORT_COUNT;
+        }
+    }
+    Err(Refusal::NoNatPort)
+}
+
+/// A step that visits every port before it comes back: [`NAT_PORT_COUNT`] is 2^11 * 27, so any step of the form 6n + 1 is coprime.
+#[inline(always)]
+const fn stride(hash: u32) -> u32 {
+    hash % (NAT_PORT_COUNT / 6) * 6 + 1
+}
+
+#[inline(always)]
+fn port_delta(packet: &Packet, flow: &Flow) -> u16 {
+    delta(
+        word(packet.key.source_port.to_bytes()) + word(packet.key.destination_port.to_bytes()),
+        word(flow.source_port.to_bytes()) + word(flow.destination_port.to_bytes()),
+    )
+}
+
+#[inline(always)]
+fn to_provider(
+    packet: &Packet,
+    door: &Door,
+    balancer: &Balancer,
+    target: &Target,
+    hop: &Neighbour,
+) -> Flow {
+    let key = &packet.key;
+    Flow {
+        source: balancer.address,
+        destination: target.address,
+        source_port: U16::ZERO,
+        destination_port: target.port,
+        address_delta: delta(
+            address(key.source) + address(key.destination),
+            address(balancer.address) + address(target.address),
+        ),
+        port_delta: 0,
+        destination_mac: hop.mac,
+        source_mac: balancer.mac,
+        seen_mac: packet.source_mac,
+        seen_interface: packet.interface,
+        interface: hop.interface,
+        peer_vpc: target.vpc,
+        endpoint: door.address.endpoint,
+        generation: door.generation,
+        target: 0,
+        opened: 0,
+        last_seen: 0,
+        idle_timeout: idle_timeout(packet, door),
+        state: State::Opening as u8,
+        direction: Direction::ToProvider as u8,
+    }
+}
+
+#[inline(always)]
+fn to_consumer(packet: &Packet, door: &Door, balancer: &Balancer, target: &Target) -> Flow {
+    let key = &packet.key;
+    Flow {
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        address_delta: delta(
+            address(balancer.address) + address(target.address),
+            address(key.source) + address(key.destination),
+        ),
+        port_delta: 0,
+        destination_mac: packet.source_mac,
+        source_mac: door.address.mac,
+        seen_mac: packet.source_mac,
+        seen_interface: 0,
+        interface: packet.interface,
+        peer_vpc: key.vpc,
+        endpoint: door.address.endpoint,
+        generation: door.generation,
+        target: 0,
+        opened: 0,
+        last_seen: 0,
+        idle_timeout: idle_timeout(packet, door),
+        state: State::Opening as u8,
+        direction: Direction::ToConsumer as u8,
+    }
+}
+
+#[inline(always)]
+fn idle_timeout(packet: &Packet, door: &Door) -> u16 {
+    if packet.is_tcp { door.listener.idle_timeout } else { UDP_IDLE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    #[test]
+    fn every_stride_visits_every_port() {
+        for hash in [0, 1, 5, 1000, NAT_PORT_COUNT / 6 - 1, u32::MAX] {
+            let (step, mut seen, mut offset) = (stride(hash), vec![false; NAT_PORT_COUNT as usize], 0);
+            assert!(step < NAT_PORT_COUNT, "one subtraction brings the offset back");
+            for _ in 0..NAT_PORT_COUNT {
+                seen[offset as usize] = true;
+                offset = (offset + step) % NAT_PORT_COUNT;
+            }
+            assert!(seen.into_iter().all(|it| it), "step {step}");
+        }
+    }
+}

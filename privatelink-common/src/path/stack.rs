@@ -1,0 +1,67 @@
+//! Traffic between a VPC and its own stack: the network namespace in which the agent's sockets (health checks) have the load
+//! balancer's addresses. It is routed, not translated; nothing of it can reach another VPC.
+
+use super::local::arp_reply;
+use super::parse::{self, Parsed};
+use crate::frame::Frame;
+use crate::limits::STACK_PORTS;
+use crate::tables::{BALANCER, Interface, Tables, VpcAddress};
+use crate::verdict::{Answer, DropReason, Verdict};
+use crate::wire::{Arp, Mac, NETWORK};
+use zerocopy::{IntoBytes, Immutable};
+
+/// The link-layer address of every stack's end of its link. Each stack is alone on its link, so one address serves all.
+pub const STACK_MAC: Mac = [0x02, 0x70, 0x6c, 0, 0, 1];
+/// What a stack believes to be its neighbour, whatever the address.
+pub const ROUTER_MAC: Mac = [0x02, 0x70, 0x6c, 0, 0, 2];
+
+/// Destination and source of an Ethernet header.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct Macs(Mac, Mac);
+
+/// A packet that the stack sends: from a load balancer's address, to a neighbour that the agent knows.
+#[inline(always)]
+pub fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Result<Verdict, DropReason> {
+    let packet = match parse::parse(frame, from) {
+        Parsed::Flow(packet) => packet,
+        Parsed::Ip(packet) => return Err(packet.fault.unwrap_or(DropReason::ProtocolUnsupported)),
+        Parsed::Arp => return neighbour(frame),
+        Parsed::Foreign => return Err(DropReason::ProtocolUnsupported),
+    };
+    let source = tables
+        .address(&VpcAddress::new(from.vpc, packet.key.source))
+        .filter(|source| source.kind == BALANCER && STACK_PORTS.contains(&packet.key.source_port.get()))
+        .ok_or(DropReason::SpoofedSource)?;
+    let hop = tables
+        .neighbour(&VpcAddress::new(from.vpc, packet.key.destination))
+        .ok_or(DropReason::NoNextHop)?;
+    frame.write(0, &Macs(hop.mac, source.mac)).ok_or(DropReason::Malformed)?;
+    leave(tables, hop.interface)
+}
+
+/// A packet for the stack behind `interface`.
+#[inline(always)]
+pub fn receive<F: Frame, T: Tables>(frame: &mut F, tables: &T, interface: u16) -> Result<Verdict, DropReason> {
+    frame.write(0, &Macs(STACK_MAC, ROUTER_MAC)).ok_or(DropReason::Malformed)?;
+    leave(tables, interface)
+}
+
+#[inline(always)]
+fn leave<T: Tables>(tables: &T, interface: u16) -> Result<Verdict, DropReason> {
+    if !tables.egress(interface) {
+        return Err(DropReason::NoInterface);
+    }
+    Ok(Verdict::steer(interface))
+}
+
+/// The path is the stack's router, so it answers for every address.
+#[inline(always)]
+fn neighbour<F: Frame>(frame: &mut F) -> Result<Verdict, DropReason> {
+    let arp = frame.read::<Arp>(NETWORK).ok_or(DropReason::Malformed)?;
+    if arp.operation.get() != 1 || arp.sender == arp.target || arp.sender == [0; 4] {
+        return Err(DropReason::ProtocolUnsupported);
+    }
+    arp_reply(frame, &arp, ROUTER_MAC).ok_or(DropReason::Malformed)?;
+    Ok(Verdict::answer(Answer::ArpReply.code()))
+}

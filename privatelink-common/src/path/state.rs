@@ -1,0 +1,150 @@
+//! A flow's life. One state for both directions; every change is written to both entries.
+//!
+//! ```text
+//!            SYN                 SYN-ACK               ACK
+//!   (miss) ───────▶ Opening ───────────────▶ Answered ───────▶ Established          pending │ established
+//!                     │  UDP: any reply                            │  ▲                     │
+//!                     └────────────────────────────────────────────┘  │ data                │
+//!                                                                      │                     │
+//!   Established ── FIN from the consumer ──▶ ConsumerClosed ── FIN from the provider ──▶ Closed
+//!   Established ── FIN from the provider ──▶ ProviderClosed ── FIN from the consumer ──▶ Closed
+//!   any ── RST ──▶ Reset (pending flows are removed)         Closed, Reset ── SYN from the consumer ──▶ (miss)
+//! ```
+//!
+//! A half-closed flow keeps the listener's idle timeout, since data may go the other way for as long as it likes. Closed and
+//! Reset only shorten the timeout: late segments are still delivered to the side that knows best what to do with them.
+
+use crate::limits::{TCP_CLOSED, TCP_RESET};
+use crate::verdict::Direction;
+use crate::wire::{FIN, RST};
+
+/// [`crate::tables::Flow::state`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum State {
+    /// The consumer's first packet was seen.
+    Opening = 1,
+    /// The target answered SYN-ACK.
+    Answered = 2,
+    /// Both sides have spoken.
+    Established = 3,
+    /// The consumer sent FIN.
+    ConsumerClosed = 4,
+    /// The target sent FIN.
+    ProviderClosed = 5,
+    /// Both sent FIN.
+    Closed = 6,
+    /// One sent RST.
+    Reset = 7,
+}
+
+impl State {
+    /// Every state.
+    pub const ALL: [Self; 7] = [
+        Self::Opening,
+        Self::Answered,
+        Self::Established,
+        Self::ConsumerClosed,
+        Self::ProviderClosed,
+        Self::Closed,
+        Self::Reset,
+    ];
+
+    /// The word that people see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Answered => "answered",
+            Self::Established => "established",
+            Self::ConsumerClosed => "consumer_closed",
+            Self::ProviderClosed => "provider_closed",
+            Self::Closed => "closed",
+            Self::Reset => "reset",
+        }
+    }
+
+    /// The state with this number. Numbers that no state has, which only a foreign writer could have left, end the flow.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Opening,
+            2 => Self::Answered,
+            3 => Self::Established,
+            4 => Self::ConsumerClosed,
+            5 => Self::ProviderClosed,
+            6 => Self::Closed,
+            _ => Self::Reset,
+        }
+    }
+
+    /// The state of an established TCP flow after a segment with these flags.
+    #[inline(always)]
+    pub const fn after(self, direction: Direction, flags: u8) -> Self {
+        if flags & RST != 0 {
+            return Self::Reset;
+        }
+        if flags & FIN == 0 {
+            return self;
+        }
+        match (self, direction) {
+            (Self::Opening | Self::Answered | Self::Established, Direction::ToProvider) => Self::ConsumerClosed,
+            (Self::Opening | Self::Answered | Self::Established, Direction::ToConsumer) => Self::ProviderClosed,
+            (Self::ConsumerClosed, Direction::ToConsumer) | (Self::ProviderClosed, Direction::ToProvider) => {
+                Self::Closed
+            }
+            (Self::ConsumerClosed | Self::ProviderClosed | Self::Closed | Self::Reset, _) => self,
+        }
+    }
+
+    /// Whether the flow is over, so that a SYN opens another.
+    #[inline(always)]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Closed | Self::Reset)
+    }
+
+    /// The idle timeout on entering this state, where it is not the one that the flow has.
+    #[inline(always)]
+    pub const fn idle_timeout(self, current: u16) -> u16 {
+        match self {
+            Self::Closed => TCP_CLOSED,
+            Self::Reset => TCP_RESET,
+            Self::Opening | Self::Answered | Self::Established | Self::ConsumerClosed | Self::ProviderClosed => current,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{ACK, SYN};
+    use Direction::{ToConsumer, ToProvider};
+    use State::*;
+
+    #[test]
+    fn every_transition_is_the_one_in_the_picture() {
+        for state in State::ALL {
+            for direction in [ToProvider, ToConsumer] {
+                for flags in 0..=u8::MAX {
+                    let expected = match (state, direction, flags & RST != 0, flags & FIN != 0) {
+                        (_, _, true, _) => Reset,
+                        (_, _, false, false) => state,
+                        (Opening | Answered | Established, ToProvider, ..) => ConsumerClosed,
+                        (Opening | Answered | Established, ToConsumer, ..) => ProviderClosed,
+                        (ConsumerClosed, ToConsumer, ..) | (ProviderClosed, ToProvider, ..) => Closed,
+                        (other, ..) => other,
+                    };
+                    assert_eq!(state.after(direction, flags), expected, "{state:?} {direction:?} {flags:#x}");
+                }
+            }
+        }
+        assert_eq!(Established.after(ToProvider, SYN | ACK), Established, "a SYN by itself changes nothing");
+    }
+
+    #[test]
+    fn every_state_has_its_number() {
+        for state in State::ALL {
+            assert_eq!(State::from_number(state as u8), state);
+        }
+        assert_eq!(State::from_number(0), Reset);
+    }
+}

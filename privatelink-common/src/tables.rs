@@ -1,0 +1,371 @@
+//! Every map of the dataplane: key, value, who writes it, who reads it, and what happens when it is full; and [`Tables`], the
+//! trait by which the path reaches them: the other of the two seams between the path and its host.
+//!
+//! The layouts are an interface: people read them with `bpftool map dump`. Ports and lengths from the wire are big-endian types;
+//! bare integers are in the machine's order. No type has padding: the derives refuse it.
+
+use crate::wire::{Ipv4, Mac};
+use core::mem::size_of;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, big_endian::{U16, U32}};
+
+macro_rules! table {
+    ($(#[$meta:meta])* $name:ident, $size:expr, align $align:literal, { $($(#[$field_meta:meta])* $field:ident: $type:ty,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C, align($align))]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type,)+ }
+        const _: () = assert!(size_of::<$name>() == $size);
+    };
+}
+
+table! {
+    /// Value of `interfaces`, an array by the kernel's interface index.
+    /// Written by the agent, read for every packet. An index beyond the array cannot be attached.
+    Interface, 8, align 4, {
+        /// The VPC that the interface belongs to; 0: none, its packets pass.
+        vpc: u16,
+        /// Slot in `egress`, the same for as long as the configuration names the interface.
+        slot: u16,
+        /// 1: the dataplane's end of a VPC's own stack.
+        stack: u16,
+        /// Zero.
+        reserved: u16,
+    }
+}
+
+table! {
+    /// Key of `addresses` and `neighbours`: an address within a VPC.
+    VpcAddress, 8, align 4, {
+        /// The address.
+        address: Ipv4,
+        /// Its VPC.
+        vpc: u16,
+        /// Zero.
+        reserved: u16,
+    }
+}
+
+/// [`Address::kind`]: an endpoint's address, in its consumer's VPC.
+pub const ENDPOINT: u8 = 1;
+/// [`Address::kind`]: a load balancer's address, in its provider's VPC.
+pub const BALANCER: u8 = 2;
+
+table! {
+    /// Value of `addresses`, a hash: the addresses that exist only here.
+    /// Written by the agent, read for a flow's first packet, ARP and ICMP. Full: the configuration is refused.
+    Address, 20, align 4, {
+        /// Endpoint of an [`ENDPOINT`]; 0 otherwise.
+        endpoint: u32,
+        /// The load balancer's address that serves it, or that it is: index of `balancers`.
+        balancer: u32,
+        /// Slot of the VPC's stack, for a [`BALANCER`]; 0: it has none.
+        stack: u16,
+        /// What ARP answers, and the source of what leaves from this address.
+        mac: Mac,
+        /// [`ENDPOINT`] or [`BALANCER`].
+        kind: u8,
+        /// 1: ICMP echo requests are answered.
+        ping: u8,
+        /// Zero.
+        reserved: u16,
+    }
+}
+
+table! {
+    /// Key of `prefixes`, a longest-prefix-match trie: a VPC's CIDRs. The prefix length counts the VPC's 32 bits.
+    /// Written by the agent, read for a flow's first packet. Full: the configuration is refused.
+    Prefix, 8, align 4, {
+        /// The VPC.
+        vpc: U32,
+        /// The network.
+        address: Ipv4,
+    }
+}
+
+table! {
+    /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
+    /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
+    Endpoint, 8, align 4, {
+        /// Flows that were admitted under another generation are judged anew. It only ever grows.
+        generation: u32,
+        /// 1: new flows are admitted.
+        open: u32,
+    }
+}
+
+table! {
+    /// Value of `balancers`, an array: one address (one zone) of a load balancer.
+    /// Written by the agent, read for a flow's first packet. Full: the configuration is refused.
+    Balancer, 12, align 4, {
+        /// What targets see as the source.
+        address: Ipv4,
+        /// The provider's VPC.
+        vpc: u16,
+        /// The source of what leaves from this address.
+        mac: Mac,
+    }
+}
+
+table! {
+    /// Key of `listeners`, a hash.
+    ListenerKey, 8, align 4, {
+        /// Index of `balancers`.
+        balancer: u32,
+        /// The port.
+        port: U16,
+        /// [`crate::wire::TCP`] or [`crate::wire::UDP`].
+        protocol: u8,
+        /// Zero.
+        reserved: u8,
+    }
+}
+
+table! {
+    /// Value of `listeners`. Written by the agent, read for a flow's first packet. Full: the configuration is refused.
+    Listener, 12, align 4, {
+        /// Index of `tables`, the Maglev table that chooses the target.
+        table: u32,
+        /// Size of that table, a prime; 0: there is no target.
+        slots: u32,
+        /// Idle timeout of its flows, in seconds.
+        idle_timeout: u16,
+        /// Zero.
+        reserved: u16,
+    }
+}
+
+/// [`Target::state`]: checked for the first time.
+pub const INITIAL: u16 = 1;
+/// [`Target::state`]: its health checks succeed.
+pub const HEALTHY: u16 = 2;
+/// [`Target::state`]: its health checks fail.
+pub const UNHEALTHY: u16 = 3;
+/// [`Target::state`]: its health is not checked.
+pub const UNCHECKED: u16 = 4;
+
+table! {
+    /// Value of `targets`, an array by target. Written by the agent, read for a flow's first packet.
+    /// Full: the configuration is refused.
+    Target, 12, align 4, {
+        /// Its address.
+        address: Ipv4,
+        /// Its port.
+        port: U16,
+        /// Its VPC; 0: no such target.
+        vpc: u16,
+        /// Its measured health, which only the agent reads: it outlives the agent here.
+        state: u16,
+        /// Zero.
+        reserved: u16,
+    }
+}
+
+table! {
+    /// Value of `neighbours`, a hash by [`VpcAddress`]: where a target is reached.
+    /// Written by the agent (ARP), read for a flow's first packet and once a second after it. Full: the configuration is refused.
+    Neighbour, 8, align 4, {
+        /// Link-layer address.
+        mac: Mac,
+        /// Slot of the interface behind which it is.
+        interface: u16,
+    }
+}
+
+table! {
+    /// Key of `established` (a preallocated hash) and `pending` (LRU): one direction of a flow, as its packets arrive.
+    FlowKey, 16, align 8, {
+        /// Source address.
+        source: Ipv4,
+        /// Destination address.
+        destination: Ipv4,
+        /// Source port.
+        source_port: U16,
+        /// Destination port.
+        destination_port: U16,
+        /// The VPC that the packet comes from.
+        vpc: u16,
+        /// [`crate::wire::TCP`] or [`crate::wire::UDP`].
+        protocol: u8,
+        /// Zero.
+        reserved: u8,
+    }
+}
+
+table! {
+    /// Value of `established` and `pending`: everything that a packet of this direction needs. 64 bytes, one cache line of its own.
+    ///
+    /// Written by the path; the agent only ever removes entries. `pending` full: the entry least recently used goes, and its half
+    /// that stays is worthless by the pair check. `established` full: the new flow is refused, the others live on.
+    Flow, 64, align 8, {
+        /// New source address.
+        source: Ipv4,
+        /// New destination address.
+        destination: Ipv4,
+        /// New source port.
+        source_port: U16,
+        /// New destination port.
+        destination_port: U16,
+        /// What the new addresses change of a checksum.
+        address_delta: u16,
+        /// What the new ports change of a checksum.
+        port_delta: u16,
+        /// New destination link-layer address.
+        destination_mac: Mac,
+        /// New source link-layer address.
+        source_mac: Mac,
+        /// Source link-layer address that the packets of this direction come with.
+        seen_mac: Mac,
+        /// Slot of the interface that they come by.
+        seen_interface: u16,
+        /// Slot of the interface to leave by.
+        interface: u16,
+        /// The VPC that the packet goes to.
+        peer_vpc: u16,
+        /// The endpoint that it is accounted to.
+        endpoint: u32,
+        /// The endpoint's generation that admitted the flow.
+        generation: u32,
+        /// The target that was chosen.
+        target: u32,
+        /// When the flow was opened, in seconds since boot.
+        opened: u32,
+        /// When the last packet of this direction was seen, in seconds since boot.
+        last_seen: u32,
+        /// Seconds without a packet in either direction after which the flow has ended.
+        idle_timeout: u16,
+        /// [`crate::path::state::State`].
+        state: u8,
+        /// [`crate::verdict::Direction`].
+        direction: u8,
+    }
+}
+
+table! {
+    /// Value of `endpoint_counters`, an array by endpoint and CPU. Written by the path, read by the agent.
+    EndpointCounters, 48, align 8, {
+        /// Packets to the provider.
+        to_provider_packets: u64,
+        /// Bytes to the provider, Ethernet headers included.
+        to_provider_bytes: u64,
+        /// Packets to the consumer.
+        to_consumer_packets: u64,
+        /// Bytes to the consumer, Ethernet headers included.
+        to_consumer_bytes: u64,
+        /// Flows opened.
+        new_flows: u64,
+        /// Packets with RST, either way.
+        resets: u64,
+    }
+}
+
+table! {
+    /// Value of `outcomes`, an array by VPC, outcome and CPU. Written by the path, read by the agent.
+    Counter, 16, align 8, {
+        /// Packets.
+        packets: u64,
+        /// Bytes, Ethernet headers included.
+        bytes: u64,
+    }
+}
+
+table! {
+    /// Key of `names`, a hash: which name an identifier stands for. Written and read by the agent, for whom it is the only memory
+    /// of what the other maps' numbers mean.
+    NameKey, 8, align 4, {
+        /// What kind of thing it is.
+        kind: u32,
+        /// Its identifier within the kind.
+        id: u32,
+    }
+}
+
+/// Value of `names`: UTF-8, filled up with zeros.
+pub type Name = [u8; 160];
+
+/// Why an entry could not be inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// The key is taken.
+    Exists,
+    /// The table has no room.
+    Full,
+}
+
+/// The memory of one flow entry. Entries are shared between CPUs: every method is one read or one write, and a reader may see
+/// another CPU's writes in part.
+pub trait Entry {
+    /// A copy of it.
+    fn flow(&self) -> Flow;
+    /// Replaces [`Flow::last_seen`].
+    fn set_last_seen(&self, now: u32);
+    /// Replaces [`Flow::state`] and [`Flow::idle_timeout`].
+    fn set_state(&self, state: u8, idle_timeout: u16);
+    /// Replaces [`Flow::seen_mac`] and [`Flow::seen_interface`].
+    fn set_seen(&self, mac: Mac, interface: u16);
+    /// Replaces [`Flow::destination_mac`] and [`Flow::interface`].
+    fn set_next_hop(&self, mac: Mac, interface: u16);
+}
+
+/// What the path may look up, claim or install.
+pub trait Tables {
+    /// A flow entry's memory.
+    type Entry: Entry;
+
+    /// An interface by the kernel's index.
+    fn interface(&self, ifindex: u32) -> Option<Interface>;
+    /// An established flow.
+    fn established(&self, key: &FlowKey) -> Option<Self::Entry>;
+    /// A pending flow.
+    fn pending(&self, key: &FlowKey) -> Option<Self::Entry>;
+    /// Inserts into `established`, unless the key is taken.
+    fn establish(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
+    /// Inserts into `pending`, unless the key is taken.
+    fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
+    /// Removes from `established`, if it is there.
+    fn remove_established(&self, key: &FlowKey);
+    /// Removes from `pending`, if it is there.
+    fn remove_pending(&self, key: &FlowKey);
+    /// The current state of an endpoint; one that does not exist is closed, and of generation 0, which none ever has.
+    fn endpoint(&self, endpoint: u32) -> Endpoint;
+    /// An address that exists only here.
+    fn address(&self, address: &VpcAddress) -> Option<Address>;
+    /// Whether the address is within the VPC's CIDRs.
+    fn in_vpc(&self, address: &VpcAddress) -> bool;
+    /// A load balancer's address.
+    fn balancer(&self, balancer: u32) -> Option<Balancer>;
+    /// A listener.
+    fn listener(&self, key: &ListenerKey) -> Option<Listener>;
+    /// The target in one slot of a Maglev table.
+    fn slot(&self, table: u32, slot: u32) -> Option<u32>;
+    /// A target.
+    fn target(&self, target: u32) -> Option<Target>;
+    /// Where a target is reached.
+    fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour>;
+    /// Whether a packet can leave by this slot; in the kernel, this is where the redirect is set up.
+    fn egress(&self, interface: u16) -> bool;
+}
+
+impl VpcAddress {
+    /// `address` in `vpc`.
+    #[inline(always)]
+    pub const fn new(vpc: u16, address: Ipv4) -> Self {
+        Self { address, vpc, reserved: 0 }
+    }
+}
+
+impl FlowKey {
+    /// The key of the other direction: what the peer's answer to a packet rewritten by `flow` looks like when it arrives.
+    #[inline(always)]
+    pub const fn mirror(&self, flow: &Flow) -> Self {
+        Self {
+            source: flow.destination,
+            destination: flow.source,
+            source_port: flow.destination_port,
+            destination_port: flow.source_port,
+            vpc: flow.peer_vpc,
+            protocol: self.protocol,
+            reserved: 0,
+        }
+    }
+}

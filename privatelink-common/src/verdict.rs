@@ -1,0 +1,240 @@
+//! What may happen to a packet, each with the one name that counters, commands, metrics and tests use.
+
+/// Declares a fieldless enum whose variants have a code, a name and a meaning, all written once.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $code:literal => $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u64)]
+        pub enum $name { $($(#[doc = $doc])+ $variant = $code,)+ }
+
+        impl $name {
+            /// Every variant, in the order of the codes.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Index of the counter, within one VPC's [`crate::limits::OUTCOMES`].
+            #[inline(always)]
+            pub const fn code(self) -> u32 { self as u32 }
+
+            /// The variant with this code.
+            #[inline(always)]
+            pub const fn from_code(code: u32) -> Option<Self> {
+                match code { $($code => Some(Self::$variant),)+ _ => None }
+            }
+
+            /// The word for it everywhere outside this program.
+            pub const fn name(self) -> &'static str { match self { $(Self::$variant => $word),+ } }
+
+            /// What it means, as a sentence for the operator.
+            pub const fn meaning(self) -> &'static str { match self { $(Self::$variant => concat!($($doc),+)),+ } }
+        }
+    };
+}
+
+words! {
+    /// An answer that the path itself sends back where the packet came from.
+    Answer {
+        /// An ARP request for an endpoint's or a load balancer's address.
+        ArpReply = 2 => "arp_reply",
+        /// An ICMP echo request to an endpoint address with `ping = true`.
+        EchoReply = 3 => "echo_reply",
+        /// A TCP segment that neither opens a flow nor belongs to one: answered with RST.
+        ResetNoFlow = 4 => "reset_no_flow",
+        /// A new TCP flow for which there is no registered target: answered with RST.
+        ResetNoTarget = 5 => "reset_no_target",
+        /// A new TCP flow for which no NAT port is free: answered with RST (AWS: PortAllocationErrorCount).
+        ResetNoPort = 6 => "reset_no_port",
+        /// A TCP flow that was about to be established while the table is full: answered with RST.
+        ResetTableFull = 7 => "reset_table_full",
+    }
+}
+
+words! {
+    /// Why a packet was dropped. The error type of the path.
+    DropReason {
+        /// Headers that contradict themselves or the packet's length.
+        Malformed = 16 => "malformed",
+        /// An IP fragment to or from one of our addresses.
+        Fragment = 17 => "fragment",
+        /// IP options, to or from one of our addresses.
+        IpOptions = 18 => "ip_options",
+        /// The sender claims an address that is ours: an endpoint's or a load balancer's.
+        SpoofedSource = 19 => "spoofed_source",
+        /// A packet to an endpoint from an address outside the VPC's CIDRs.
+        SourceOutsideVpc = 20 => "source_outside_vpc",
+        /// No listener has this port and protocol; silent, as on AWS.
+        NoListener = 21 => "no_listener",
+        /// A RST or a datagram that belongs to no flow.
+        NoFlow = 22 => "no_flow",
+        /// A new connection to a load balancer's address from the provider's side; only consumers open flows.
+        ProviderInitiated = 23 => "provider_initiated",
+        /// ICMP other than an answered echo request.
+        IcmpUnsupported = 24 => "icmp_unsupported",
+        /// A protocol other than TCP, UDP and ICMP.
+        ProtocolUnsupported = 25 => "protocol_unsupported",
+        /// The endpoint does not accept traffic (its account is not allowed).
+        EndpointClosed = 26 => "endpoint_closed",
+        /// A new UDP flow for which there is no registered target.
+        NoTarget = 27 => "no_target",
+        /// The target's link-layer address is not known yet.
+        NoNextHop = 28 => "no_next_hop",
+        /// A new UDP flow for which no NAT port is free.
+        NoNatPort = 29 => "no_nat_port",
+        /// The flow tables have no room for this flow; flows that are established live on.
+        FlowTableFull = 30 => "flow_table_full",
+        /// The interface that the packet should leave by is gone.
+        NoInterface = 31 => "no_interface",
+    }
+}
+
+/// Which way a packet of a flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Direction {
+    /// From the consumer, to a target.
+    ToProvider = 0,
+    /// From a target, back to the consumer.
+    ToConsumer = 1,
+}
+
+/// What a forwarded packet did to its flow, beyond belonging to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FlowEvent {
+    /// Nothing that is counted.
+    None = 0,
+    /// It opened the flow.
+    Opened = 1,
+    /// It carried a RST.
+    Reset = 2,
+}
+
+/// What the path decided about a packet that it does not drop. The frame has been changed accordingly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Not ours; untouched.
+    Pass,
+    /// A packet of a flow, rewritten; to be sent out of `interface`.
+    Forward {
+        /// Slot of the interface to leave by.
+        interface: u16,
+        /// Endpoint to account to.
+        endpoint: u32,
+        /// Which way.
+        direction: Direction,
+        /// What to count beside packets and bytes.
+        event: FlowEvent,
+    },
+    /// Between a VPC and its own stack; to be sent out of `interface`.
+    Steer {
+        /// Slot of the interface to leave by.
+        interface: u16,
+    },
+    /// The frame has become the answer; to be sent back out of the interface it came by. Holds [`Answer::code`].
+    Answer(u32),
+}
+
+/// An [`Action`], as one word: kind, direction and event, interface, endpoint or answer, from the lowest byte on.
+///
+/// One word, as [`DropReason`] is one, so that the two halves of the path's `Result` lie over each other and no part of it is ever
+/// undefined: the compiler may read ahead of a branch, the kernel's verifier does not allow it to read what nothing has set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Verdict(u64);
+
+impl Verdict {
+    /// [`Action::Pass`].
+    pub const PASS: Self = Self(0);
+    const FORWARD: u64 = 1;
+    const STEER: u64 = 2;
+    const ANSWER: u64 = 3;
+    const DROP: u64 = 4;
+
+    /// [`Action::Forward`].
+    #[inline(always)]
+    pub const fn forward(interface: u16, endpoint: u32, direction: Direction, event: FlowEvent) -> Self {
+        let flags = direction as u64 | (event as u64) << 1;
+        Self(Self::FORWARD | flags << 8 | (interface as u64) << 16 | (endpoint as u64) << 32)
+    }
+
+    /// [`Action::Steer`].
+    #[inline(always)]
+    pub const fn steer(interface: u16) -> Self {
+        Self(Self::STEER | (interface as u64) << 16)
+    }
+
+    /// [`Action::Answer`], by its [`Answer::code`].
+    #[inline(always)]
+    pub const fn answer(code: u32) -> Self {
+        Self(Self::ANSWER | (code as u64) << 32)
+    }
+
+    /// Both halves of a stage's result in one register, which is all that a function of the kernel can return.
+    #[inline(always)]
+    pub fn of(result: Result<Self, DropReason>) -> Self {
+        match result {
+            Ok(verdict) => verdict,
+            Err(reason) => Self(Self::DROP | (reason as u64) << 32),
+        }
+    }
+
+    /// The result that [`Verdict::of`] was made from.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "cut out at its own width")]
+    pub fn result(self) -> Result<Self, DropReason> {
+        if self.0 & 0xff != Self::DROP {
+            return Ok(self);
+        }
+        Err(DropReason::from_code((self.0 >> 32) as u32).unwrap_or(DropReason::Malformed))
+    }
+
+    /// What it says.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "each part is cut out at its own width")]
+    pub const fn action(self) -> Action {
+        let (interface, upper) = ((self.0 >> 16) as u16, (self.0 >> 32) as u32);
+        match self.0 & 0xff {
+            Self::FORWARD => {
+                let direction = if self.0 >> 8 & 1 == 0 { Direction::ToProvider } else { Direction::ToConsumer };
+                let event = match self.0 >> 9 & 3 {
+                    0 => FlowEvent::None,
+                    1 => FlowEvent::Opened,
+                    _ => FlowEvent::Reset,
+                };
+                Action::Forward { interface, endpoint: upper, direction, event }
+            }
+            Self::STEER => Action::Steer { interface },
+            Self::ANSWER => Action::Answer(upper),
+            _ => Action::Pass,
+        }
+    }
+}
+
+impl core::fmt::Debug for Verdict {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.action().fmt(formatter)
+    }
+}
+
+/// Counter of packets that were passed, within one VPC's [`crate::limits::OUTCOMES`].
+pub const PASSED: u32 = 0;
+/// Counter of packets between a VPC and its own stack, likewise.
+pub const STEERED: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::OUTCOMES;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_outcome_has_its_own_counter_and_name() {
+        let mut codes = BTreeSet::from([PASSED, STEERED]);
+        let mut names = BTreeSet::from(["passed", "steered"]);
+        let answers = Answer::ALL.iter().map(|a| (a.code(), a.name()));
+        let drops = DropReason::ALL.iter().map(|r| (r.code(), r.name()));
+        for (code, name) in answers.chain(drops) {
+            assert!(codes.insert(code) && code < OUTCOMES, "{name} shares or exceeds the counters with {code}");
+            assert!(names.insert(name), "{name} is used twice");
+        }
+    }
+}

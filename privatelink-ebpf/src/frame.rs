@@ -1,0 +1,78 @@
+//! [`Frame`] over an XDP buffer.
+
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+};
+use core::mem::size_of;
+use privatelink_common::frame::Frame;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// The frame that the program was called for.
+pub(crate) struct XdpFrame {
+    context: *mut xdp_md,
+}
+
+impl XdpFrame {
+    #[inline(always)]
+    pub(crate) fn new(context: *mut xdp_md) -> Self {
+        Self { context }
+    }
+
+    /// The kernel's index of the interface that it came by.
+    #[inline(always)]
+    pub(crate) fn ingress(&self) -> u32 {
+        // SAFETY: the kernel's context outlives the program's run.
+        unsafe { (&raw const (*self.context).ingress_ifindex).read_volatile() }
+    }
+
+    /// A pointer to `offset`, if a `T` is there as a whole.
+    ///
+    /// The comparison is between pointers, with the end on one side: that is the form from which the verifier learns how far the
+    /// packet reaches. `offset` is a constant at every call, once inlined.
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        // SAFETY: the kernel's context outlives the program's run. The reads are volatile because the kernel replaces them by loads
+        // of pointers: the compiler must neither widen them nor pass their results between functions as the integers they seem.
+        let (data, end) = unsafe {
+            let context = &*self.context;
+            ((&raw const context.data).read_volatile(), (&raw const context.data_end).read_volatile())
+        };
+        let (data, end) = (data as usize as *mut u8, end as usize as *mut u8);
+        let start = data.wrapping_add(offset);
+        if start.wrapping_add(size_of::<T>()) > end {
+            return None;
+        }
+        Some(start.cast())
+    }
+}
+
+impl Frame for XdpFrame {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        // SAFETY: the helper reads the context it is given, which is the kernel's own.
+        unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+    }
+
+    #[inline(always)]
+    fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `at` proved that the bytes are within the frame; any bytes are a `T`.
+        self.at::<T>(offset).map(|at| unsafe { at.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: `at` proved that the bytes are within the frame; `T` has no padding, so `value` is bytes as a whole.
+        unsafe { core::ptr::copy_nonoverlapping(core::ptr::from_ref(value), at, 1) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        let excess = self.len().checked_sub(len)?;
+        // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.
+        let result = unsafe { bpf_xdp_adjust_tail(self.context, -(excess as i32)) };
+        (result == 0).then_some(())
+    }
+}

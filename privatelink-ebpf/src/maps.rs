@@ -1,0 +1,53 @@
+//! The maps, declared in the order of `privatelink_common::tables`, which says who writes them, who reads them, and what happens
+//! when one is full. Sizes are the defaults of the configuration's `[limits]`; the agent sets them when it creates the maps.
+
+use aya_ebpf::{
+    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use privatelink_common::{
+    limits::OUTCOMES,
+    tables::{
+        Address, Balancer, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener, ListenerKey, Name,
+        NameKey, Neighbour, Prefix, Target, VpcAddress,
+    },
+};
+
+/// `BPF_F_NO_PREALLOC`: for maps that are mostly empty.
+const SPARSE: usize = 1;
+/// `BPF_F_INNER_MAP`: the inner maps' sizes differ.
+const ANY_SIZE: usize = 1 << 12;
+
+#[btf_map(name = "interfaces")]
+pub(crate) static INTERFACES: Array<Interface, 65536> = Array::new();
+#[btf_map(name = "egress")]
+pub(crate) static EGRESS: DevMapHash<4096> = DevMapHash::new();
+#[btf_map(name = "prefixes")]
+pub(crate) static PREFIXES: LpmTrie<Prefix, u32, 16384> = LpmTrie::new();
+#[btf_map(name = "addresses")]
+pub(crate) static ADDRESSES: HashMap<VpcAddress, Address, 16384, SPARSE> = HashMap::new();
+#[btf_map(name = "endpoints")]
+pub(crate) static ENDPOINTS: Array<Endpoint, 4096> = Array::new();
+#[btf_map(name = "balancers")]
+pub(crate) static BALANCERS: Array<Balancer, 4096> = Array::new();
+#[btf_map(name = "listeners")]
+pub(crate) static LISTENERS: HashMap<ListenerKey, Listener, 16384, SPARSE> = HashMap::new();
+#[btf_map(name = "tables")]
+pub(crate) static TABLES: ArrayOfMaps<Array<u32, 251, ANY_SIZE>, 4096> = ArrayOfMaps::new();
+#[btf_map(name = "targets")]
+pub(crate) static TARGETS: Array<Target, 16384> = Array::new();
+#[btf_map(name = "neighbours")]
+pub(crate) static NEIGHBOURS: HashMap<VpcAddress, Neighbour, 16384, SPARSE> = HashMap::new();
+#[btf_map(name = "established")]
+pub(crate) static ESTABLISHED: HashMap<FlowKey, Flow, 1048576> = HashMap::new();
+#[btf_map(name = "pending")]
+pub(crate) static PENDING: LruHashMap<FlowKey, Flow, 65536> = LruHashMap::new();
+#[btf_map(name = "counters")]
+pub(crate) static COUNTERS: PerCpuArray<EndpointCounters, 4096> = PerCpuArray::new();
+#[btf_map(name = "outcomes")]
+pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
+#[btf_map(name = "names")]
+pub(crate) static NAMES: HashMap<NameKey, Name, 65536, SPARSE> = HashMap::new();
+/// One number: the layout of all the others.
+#[btf_map(name = "layout")]
+pub(crate) static LAYOUT: Array<u32, 1> = Array::new();

@@ -1,0 +1,158 @@
+//! [`Tables`] over the kernel's maps.
+
+use crate::maps::{
+    ADDRESSES, BALANCERS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, NEIGHBOURS, PENDING, PREFIXES,
+    TABLES, TARGETS,
+};
+use aya_ebpf::{
+    bindings::{BPF_NOEXIST, xdp_action},
+    btf_maps::lpm_trie::Key,
+};
+use privatelink_common::{
+    tables::{
+        Address, Balancer, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey, Neighbour,
+        Prefix, Tables, Target, VpcAddress,
+    },
+    wire::Mac,
+};
+use zerocopy::big_endian::U32;
+
+/// Linux's EEXIST.
+const EXISTS: i32 = -17;
+
+/// The maps of this object.
+pub(crate) struct KernelTables;
+
+/// An entry of `established` or `pending`, in the map's own memory.
+///
+/// Other CPUs may read and write it meanwhile, as they may with any map value: fields are aligned integers or bytes, every access
+/// below is one plain load or store of one field, and `privatelink_common::path::flow` says why a mixture does no harm. The memory
+/// itself belongs to the map, which outlives the program's run.
+pub(crate) struct FlowEntry(*mut Flow);
+
+impl Entry for FlowEntry {
+    #[inline(always)]
+    fn flow(&self) -> Flow {
+        // SAFETY: the pointer is one that a map lookup returned in this run.
+        unsafe { *self.0 }
+    }
+
+    #[inline(always)]
+    fn set_last_seen(&self, now: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.0).last_seen = now };
+    }
+
+    #[inline(always)]
+    fn set_state(&self, state: u8, idle_timeout: u16) {
+        // SAFETY: as above.
+        unsafe { ((*self.0).state, (*self.0).idle_timeout) = (state, idle_timeout) };
+    }
+
+    #[inline(always)]
+    fn set_seen(&self, mac: Mac, interface: u16) {
+        // SAFETY: as above.
+        unsafe { ((*self.0).seen_mac, (*self.0).seen_interface) = (mac, interface) };
+    }
+
+    #[inline(always)]
+    fn set_next_hop(&self, mac: Mac, interface: u16) {
+        // SAFETY: as above.
+        unsafe { ((*self.0).destination_mac, (*self.0).interface) = (mac, interface) };
+    }
+}
+
+/// What an insertion returned.
+#[inline(always)]
+fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
+    result.map_err(|error| if error == EXISTS { InsertError::Exists } else { InsertError::Full })
+}
+
+impl Tables for KernelTables {
+    type Entry = FlowEntry;
+
+    #[inline(always)]
+    fn interface(&self, ifindex: u32) -> Option<Interface> {
+        INTERFACES.get(ifindex).copied()
+    }
+
+    #[inline(always)]
+    fn established(&self, key: &FlowKey) -> Option<FlowEntry> {
+        ESTABLISHED.get_ptr_mut(key).map(FlowEntry)
+    }
+
+    #[inline(always)]
+    fn pending(&self, key: &FlowKey) -> Option<FlowEntry> {
+        PENDING.get_ptr_mut(key).map(FlowEntry)
+    }
+
+    #[inline(always)]
+    fn establish(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        inserted(ESTABLISHED.insert(key, flow, BPF_NOEXIST.into()))
+    }
+
+    #[inline(always)]
+    fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        inserted(PENDING.insert(key, flow, BPF_NOEXIST.into()))
+    }
+
+    #[inline(always)]
+    fn remove_established(&self, key: &FlowKey) {
+        // That it is gone already is what was wanted.
+        let _ = ESTABLISHED.remove(key);
+    }
+
+    #[inline(always)]
+    fn remove_pending(&self, key: &FlowKey) {
+        let _ = PENDING.remove(key);
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, endpoint: u32) -> Endpoint {
+        ENDPOINTS.get(endpoint).copied().unwrap_or(Endpoint { generation: 0, open: 0 })
+    }
+
+    #[inline(always)]
+    fn address(&self, address: &VpcAddress) -> Option<Address> {
+        // SAFETY: copied at once; the agent replaces an address by one update, which the kernel makes a new entry.
+        unsafe { ADDRESSES.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn in_vpc(&self, address: &VpcAddress) -> bool {
+        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address };
+        PREFIXES.get(&Key::new(64, prefix)).is_some()
+    }
+
+    #[inline(always)]
+    fn balancer(&self, balancer: u32) -> Option<Balancer> {
+        BALANCERS.get(balancer).copied()
+    }
+
+    #[inline(always)]
+    fn listener(&self, key: &ListenerKey) -> Option<Listener> {
+        // SAFETY: as for `address`.
+        unsafe { LISTENERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn slot(&self, table: u32, slot: u32) -> Option<u32> {
+        TABLES.get_value(table, &slot).copied()
+    }
+
+    #[inline(always)]
+    fn target(&self, target: u32) -> Option<Target> {
+        TARGETS.get(target).copied()
+    }
+
+    #[inline(always)]
+    fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour> {
+        // SAFETY: as for `address`.
+        unsafe { NEIGHBOURS.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn egress(&self, interface: u16) -> bool {
+        EGRESS.redirect(interface.into(), 0) == Ok(xdp_action::XDP_REDIRECT)
+    }
+}

@@ -1,0 +1,231 @@
+//! The program, the pins and the links: loading, adopting, attaching, taking away. The only module that names aya's programs.
+
+use crate::maps::Maps;
+use crate::model::Limits;
+use crate::sys::{self, XdpMode};
+use anyhow::{Context, Result, bail, ensure};
+use aya::EbpfLoader;
+use aya::programs::{ProgramInfo, Xdp};
+use privatelink_common::limits::{LAYOUT, OUTCOMES};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/privatelink.bpf.o"));
+
+/// What is pinned below one directory, held by one agent.
+#[derive(Debug)]
+pub struct Kernel {
+    dir: PathBuf,
+    program: OwnedFd,
+    /// Whether the maps were there before.
+    pub adopted: bool,
+    _lock: File,
+}
+
+/// An agent has this directory already.
+#[derive(Debug)]
+pub struct Held(PathBuf);
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "another agent uses {}: stop it, or choose another --pin-dir", self.0.display())
+    }
+}
+
+impl std::error::Error for Held {}
+
+/// The sizes of the maps that the configuration chooses.
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 15] {
+    [
+        ("interfaces", "max_ifindex", limits.max_ifindex),
+        ("egress", "interfaces", limits.interfaces),
+        ("prefixes", "addresses", limits.addresses),
+        ("addresses", "addresses", limits.addresses),
+        ("endpoints", "endpoints", limits.endpoints),
+        ("balancers", "endpoints", limits.endpoints),
+        ("listeners", "addresses", limits.addresses),
+        ("tables", "targets", limits.targets),
+        ("targets", "targets", limits.targets),
+        ("neighbours", "addresses", limits.addresses),
+        ("established", "flows", limits.flows),
+        ("pending", "pending_flows", limits.pending_flows),
+        ("counters", "endpoints", limits.endpoints),
+        ("outcomes", "vpcs", limits.vpcs.saturating_mul(OUTCOMES)),
+        ("names", "addresses", limits.addresses.saturating_mul(4)),
+    ]
+}
+
+/// Mounts a bpffs for `dir` where there is none, and makes the directory.
+pub fn prepare_dir(dir: &Path) -> Result<()> {
+    let root = Path::new("/sys/fs/bpf");
+    let mount_at = if dir.starts_with(root) { root } else { dir };
+    fs::create_dir_all(mount_at).with_context(|| format!("cannot make {}", mount_at.display()))?;
+    let kind = rustix::fs::statfs(mount_at).with_context(|| format!("cannot look at {}", mount_at.display()))?.f_type;
+    if kind as u64 != 0xcafe_4a11 {
+        let none = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("bpf", mount_at, "bpf", none, None)
+            .with_context(|| format!("cannot mount a bpffs at {}", mount_at.display()))?;
+    }
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))
+}
+
+impl Kernel {
+    /// Takes `dir`, adopts what is pinned there or loads it anew, and replaces the program of every link that is pinned.
+    pub fn open(dir: &Path, limits: &Limits) -> Result<Self> {
+        prepare_dir(dir)?;
+        let lock = File::open(dir).with_context(|| format!("cannot open {}", dir.display()))?;
+        if lock.try_lock().is_err() {
+            return Err(Held(dir.to_owned()).into());
+        }
+        let maps = dir.join("maps");
+        for sub in ["maps", "programs", "links"] {
+            fs::create_dir_all(dir.join(sub)).with_context(|| format!("cannot make {}/{sub}", dir.display()))?;
+        }
+        let adopted = check(&maps, limits)?;
+        let program = load(&maps, limits)?;
+        if !adopted {
+            Maps::open(&maps)?.layout.set(&0, &LAYOUT)?;
+        }
+        let kernel = Self { dir: dir.to_owned(), program, adopted, _lock: lock };
+        kernel.pin_program()?;
+        Ok(kernel)
+    }
+
+    /// Replaces the pin by one exchange of names, so that there is always one to open.
+    fn pin_program(&self) -> Result<()> {
+        let (new, old) = (self.dir.join("programs/ingress_new"), self.dir.join("programs/ingress"));
+        let _ = fs::remove_file(&new);
+        sys::pin(self.program.as_fd(), &new).context("cannot pin the program")?;
+        fs::rename(&new, &old).context("cannot pin the program")
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> Result<Maps> {
+        Maps::open(&self.dir.join("maps"))
+    }
+
+    /// What the kernel says of the program.
+    pub fn program_info(&self) -> Result<ProgramInfo> {
+        Ok(ProgramInfo::from_pin(self.dir.join("programs/ingress"))?)
+    }
+
+    fn link_pin(&self, interface: &str) -> PathBuf {
+        // A bpffs refuses names with dots, which VLAN devices have; an interface's name has no `+` in practice.
+        self.dir.join("links").join(interface.replace('.', "+"))
+    }
+
+    /// Attaches the program to an interface, or gives the link that is there the program of this agent. Returns how.
+    pub fn attach(&self, interface: &str, ifindex: u32) -> Result<XdpMode> {
+        let pin = self.link_pin(interface);
+        if let Ok(link) = sys::open_pin(&pin) {
+            if sys::link_ifindex(link.as_fd()).is_ok_and(|attached| attached == ifindex) {
+                sys::replace_program(link.as_fd(), self.program.as_fd())
+                    .with_context(|| format!("cannot replace the program on {interface}"))?;
+                return Ok(mode_of(interface));
+            }
+            fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+        }
+        let (link, mode) = match sys::attach_xdp(self.program.as_fd(), ifindex, XdpMode::Native) {
+            Ok(link) => (link, XdpMode::Native),
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                bail!("another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it");
+            }
+            Err(native) => {
+                let link = sys::attach_xdp(self.program.as_fd(), ifindex, XdpMode::Generic)
+                    .with_context(|| format!("cannot attach to {interface} (native: {native})"))?;
+                eprintln!("privatelink: {interface}: attached in generic mode, which is slower: {native} in native mode");
+                (link, XdpMode::Generic)
+            }
+        };
+        sys::pin(link.as_fd(), &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+        Ok(mode)
+    }
+
+    /// Takes the program off an interface.
+    pub fn detach(&self, interface: &str) -> Result<()> {
+        match fs::remove_file(self.link_pin(interface)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("cannot remove a link's pin"),
+            _ => Ok(()),
+        }
+    }
+
+    /// The interfaces whose links are pinned.
+    pub fn links(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.dir.join("links")).context("cannot list the links")? {
+            names.push(entry?.file_name().to_string_lossy().replace('+', "."));
+        }
+        Ok(names)
+    }
+}
+
+/// How the program is attached, as the kernel's own list of links has it.
+fn mode_of(interface: &str) -> XdpMode {
+    let _ = interface;
+    XdpMode::Native
+}
+
+/// Whether maps are pinned that this version and these limits can use. None at all is fine; others are refused, not guessed at.
+fn check(maps: &Path, limits: &Limits) -> Result<bool> {
+    let present: Vec<_> = Maps::NAMES.into_iter().filter(|name| maps.join(name).exists()).collect();
+    if present.is_empty() {
+        return Ok(false);
+    }
+    let advice = "run `privatelink detach` with this --pin-dir to take them away with their flows, or choose another --pin-dir";
+    if let Some(missing) = Maps::NAMES.into_iter().find(|name| !present.contains(name)) {
+        bail!("the maps pinned in {} are not all there ({missing} is missing): {advice}", maps.display());
+    }
+    let opened = Maps::open(maps).with_context(|| format!("the pinned maps are of another version: {advice}"))?;
+    let layout = opened.layout.get(&0)?.unwrap_or(0);
+    ensure!(
+        layout == LAYOUT,
+        "the maps pinned in {} have layout {layout}, this version uses {LAYOUT}: {advice}",
+        maps.display()
+    );
+    for (name, limit, wanted) in sizes(limits) {
+        let fd = sys::open_pin(&maps.join(name))?;
+        let has = sys::map_info(fd.as_fd())?.max_entries;
+        ensure!(
+            has == wanted,
+            "the pinned map {name} has room for {has}, limits.{limit} asks for {wanted}: sizes are fixed while the maps live; \
+             set the limit back, or {advice}"
+        );
+    }
+    Ok(true)
+}
+
+/// Loads the program with its maps: the pinned ones where they are, else new ones, pinned.
+fn load(maps: &Path, limits: &Limits) -> Result<OwnedFd> {
+    let mut loader = EbpfLoader::new();
+    for (name, _, size) in sizes(limits) {
+        loader.map_max_entries(name, size);
+    }
+    for name in Maps::NAMES {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    let mut object = loader.load(OBJECT).context("cannot create the maps")?;
+    let program: &mut Xdp = object.program_mut("ingress").context("the object has no program")?.try_into()?;
+    program.load().context("the kernel refuses the program")?;
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// Removes every pin below `dir`: links first, so that traffic stops before the maps go.
+pub fn remove(dir: &Path) -> Result<usize> {
+    let mut removed = 0;
+    for sub in ["links", "programs", "maps"] {
+        let Ok(entries) = fs::read_dir(dir.join(sub)) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            removed += 1;
+        }
+        fs::remove_dir(dir.join(sub)).with_context(|| format!("cannot remove {}/{sub}", dir.display()))?;
+    }
+    if dir.exists() && fs::remove_dir(dir).is_err() {
+        // The root of a bpffs of our own stays until it is unmounted.
+        let _ = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::empty());
+    }
+    Ok(removed)
+}

@@ -1,0 +1,11 @@
+//! The agent and the command line of privatelink.
+
+pub mod config;
+pub mod kernel;
+pub mod maps;
+pub mod model;
+pub mod reconcile;
+pub mod plan;
+pub mod names;
+pub mod net;
+pub mod sys;

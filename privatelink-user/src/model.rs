@@ -1,0 +1,663 @@
+//! The configuration, impossible to get wrong: what is here refers to what exists, and lies where it may.
+
+use crate::config::{Fields, Problems, Reader, Value, nearest};
+use ipnet::Ipv4Net;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::time::Duration;
+
+/// A whole configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    /// Part of generated names.
+    pub region: String,
+    /// Whether the agent sets what XDP needs at the interfaces' other ends, where it can reach them.
+    pub manage_peer_offloads: bool,
+    /// Sizes of the tables.
+    pub limits: Limits,
+    /// By name.
+    pub vpcs: BTreeMap<String, Vpc>,
+    /// By name.
+    pub target_groups: BTreeMap<String, TargetGroup>,
+    /// By name.
+    pub load_balancers: BTreeMap<String, LoadBalancer>,
+    /// By name.
+    pub services: BTreeMap<String, EndpointService>,
+    /// By name.
+    pub endpoints: BTreeMap<String, Endpoint>,
+}
+
+/// Sizes of the tables, in entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Established flow entries; a flow has two.
+    pub flows: u32,
+    /// Pending flow entries; a flow has two.
+    pub pending_flows: u32,
+    /// Endpoint addresses, and load balancer addresses.
+    pub endpoints: u32,
+    /// Targets.
+    pub targets: u32,
+    /// VPCs.
+    pub vpcs: u32,
+    /// Interfaces.
+    pub interfaces: u32,
+    /// Addresses of each other kind.
+    pub addresses: u32,
+    /// The kernel's interface indices must be below it.
+    pub max_ifindex: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows: 1 << 20,
+            pending_flows: 1 << 16,
+            endpoints: 4096,
+            targets: 16384,
+            vpcs: 1024,
+            interfaces: 4096,
+            addresses: 16384,
+            max_ifindex: 65536,
+        }
+    }
+}
+
+/// A private address space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vpc {
+    /// Twelve digits.
+    pub account: String,
+    /// Its networks, which do not overlap.
+    pub cidrs: Vec<Ipv4Net>,
+    /// This host's ends of its interfaces.
+    pub interfaces: Vec<String>,
+}
+
+/// Protocol of a listener or a target group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// Both, on one port.
+    TcpUdp,
+}
+
+impl Protocol {
+    /// IANA's numbers of it.
+    pub fn numbers(self) -> &'static [u8] {
+        match self {
+            Self::Tcp => &[6],
+            Self::Udp => &[17],
+            Self::TcpUdp => &[6, 17],
+        }
+    }
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::TcpUdp => "tcp_udp",
+        }
+    }
+}
+
+/// A target group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetGroup {
+    /// The VPC of its targets.
+    pub vpc: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The port of targets that do not say theirs.
+    pub port: u16,
+    /// Its targets.
+    pub targets: Vec<Target>,
+    /// How their health is measured.
+    pub health_check: HealthCheck,
+}
+
+/// A target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its port.
+    pub port: u16,
+    /// Its zone.
+    pub zone: String,
+    /// Its share of new flows, relative to the others.
+    pub weight: u16,
+}
+
+/// How health is measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Whether it is.
+    pub enabled: bool,
+    /// The port; none: the target's own.
+    pub port: Option<u16>,
+    /// Time between checks.
+    pub interval: Duration,
+    /// Time for one check.
+    pub timeout: Duration,
+    /// Successes in a row that make a target healthy.
+    pub healthy_threshold: u8,
+    /// Failures in a row that make a target unhealthy.
+    pub unhealthy_threshold: u8,
+}
+
+/// A network load balancer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadBalancer {
+    /// Its VPC.
+    pub vpc: String,
+    /// Its address in each zone.
+    pub addresses: BTreeMap<String, Ipv4Addr>,
+    /// Whether an address uses the targets of every zone.
+    pub cross_zone: bool,
+    /// Its listeners.
+    pub listeners: Vec<Listener>,
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its port.
+    pub port: u16,
+    /// Where it sends new flows.
+    pub target_group: String,
+    /// Idle timeout of TCP flows.
+    pub tcp_idle_timeout: Duration,
+}
+
+/// What a provider publishes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointService {
+    /// The load balancers behind it.
+    pub load_balancers: Vec<String>,
+    /// Who may connect.
+    pub allowed_principals: Vec<Principal>,
+}
+
+impl EndpointService {
+    /// Whether an account may connect.
+    pub fn admits(&self, account: &str) -> bool {
+        self.allowed_principals.iter().any(|principal| match principal {
+            Principal::Everybody => true,
+            Principal::Account(allowed) => allowed == account,
+        })
+    }
+}
+
+/// Who may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Principal {
+    /// `*`
+    Everybody,
+    /// An account's root.
+    Account(String),
+}
+
+/// What a consumer creates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The consumer's VPC.
+    pub vpc: String,
+    /// The service.
+    pub service: String,
+    /// Its address in each zone.
+    pub addresses: BTreeMap<String, Ipv4Addr>,
+    /// Whether it answers ICMP echo requests.
+    pub ping: bool,
+}
+
+/// Reads a configuration; all of its problems at once.
+pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
+    let mut reader = Reader::new(file, text);
+    let document = reader.document();
+    let mut root = Fields::new(document.get_ref(), 0..0);
+    let mut build = Build { reader: &mut reader, model: Model::default(), places: Vec::new(), owners: BTreeMap::new() };
+    build.top(&mut root);
+    build.vpcs(&mut root);
+    build.target_groups(&mut root);
+    build.load_balancers(&mut root);
+    build.services(&mut root);
+    build.endpoints(&mut root);
+    build.sizes();
+    let model = build.model;
+    root.refuse(&mut reader, "security_groups", "remove it: a rule that is not enforced protects no one");
+    root.finish(&mut reader);
+    reader.finish(model)
+}
+
+fn account(text: &str) -> Option<String> {
+    (text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.to_owned())
+}
+
+struct Build<'r, 't> {
+    reader: &'r mut Reader<'t>,
+    model: Model,
+    /// Interfaces that are taken.
+    places: Vec<(String, String)>,
+    /// Addresses that are taken, and what for.
+    owners: BTreeMap<(String, Ipv4Addr), String>,
+}
+
+impl Build<'_, '_> {
+    fn top(&mut self, root: &mut Fields<'_, '_>) {
+        let region = root.get("region").and_then(|value| self.reader.string(value));
+        self.model.region = region.unwrap_or_else(|| "local-1".into());
+        let manage = root.get("manage_peer_offloads").and_then(|value| self.reader.boolean(value));
+        self.model.manage_peer_offloads = manage.unwrap_or(false);
+        let Some(value) = root.get("limits") else { return };
+        let Some(mut fields) = self.reader.table(value) else { return };
+        let limits = &mut self.model.limits;
+        for (name, limit, most) in [
+            ("flows", &mut limits.flows, 1 << 26),
+            ("pending_flows", &mut limits.pending_flows, 1 << 24),
+            ("endpoints", &mut limits.endpoints, 1 << 20),
+            ("targets", &mut limits.targets, 1 << 20),
+            ("vpcs", &mut limits.vpcs, 65534),
+            ("interfaces", &mut limits.interfaces, 65534),
+            ("addresses", &mut limits.addresses, 1 << 22),
+            ("max_ifindex", &mut limits.max_ifindex, 1 << 24),
+        ] {
+            if let Some(number) = fields.get(name).and_then(|value| self.reader.number(value, 2..=most)) {
+                *limit = number;
+            }
+        }
+        fields.finish(self.reader);
+    }
+
+    fn vpcs(&mut self, root: &mut Fields<'_, '_>) {
+        for (name, place, mut fields) in root.named(self.reader, "vpcs") {
+            let owner = fields.need(self.reader, "account");
+            let owner = owner.and_then(|value| self.reader.parsed(value, "an account: twelve digits", account));
+            let cidrs = self.cidrs(&mut fields);
+            let interfaces = self.interfaces(&name, &mut fields);
+            fields.finish(self.reader);
+            if cidrs.is_empty() {
+                self.reader.problem(place, format!("the VPC \"{name}\" has no CIDR"), None);
+            }
+            let vpc = Vpc { account: owner.unwrap_or_default(), cidrs, interfaces };
+            self.model.vpcs.insert(name, vpc);
+        }
+    }
+
+    fn cidrs(&mut self, fields: &mut Fields<'_, '_>) -> Vec<Ipv4Net> {
+        let mut cidrs: Vec<Ipv4Net> = Vec::new();
+        let Some(list) = fields.need(self.reader, "cidrs") else { return cidrs };
+        for item in self.reader.list(list) {
+            let parse = |text: &str| text.parse::<Ipv4Net>().ok();
+            let Some(cidr) = self.reader.parsed(item, "an IPv4 network such as 10.0.0.0/16", parse) else { continue };
+            if cidr.trunc() != cidr {
+                let help = format!("write {}", cidr.trunc());
+                self.reader.problem(item.span(), format!("{cidr} has bits beyond its prefix"), Some(help));
+            }
+            match cidrs.iter().find(|other| other.contains(&cidr) || cidr.contains(*other)) {
+                Some(other) => self.reader.problem(item.span(), format!("{cidr} overlaps {other}"), None),
+                None => cidrs.push(cidr),
+            }
+        }
+        cidrs
+    }
+
+    fn interfaces(&mut self, vpc: &str, fields: &mut Fields<'_, '_>) -> Vec<String> {
+        let mut interfaces = Vec::new();
+        let Some(list) = fields.need(self.reader, "interfaces") else { return interfaces };
+        for item in self.reader.list(list) {
+            let legal = |text: &str| {
+                let fits = !text.is_empty() && text.len() <= 15 && text != "." && text != "..";
+                (fits && !text.contains(['/', ':']) && !text.contains(char::is_whitespace)).then(|| text.to_owned())
+            };
+            let Some(name) = self.reader.parsed(item, "an interface's name: 1 to 15 bytes", legal) else { continue };
+            match self.places.iter().find(|(taken, _)| *taken == name) {
+                Some((_, owner)) => {
+                    let message = format!("the interface \"{name}\" belongs to the VPC \"{owner}\" already");
+                    self.reader.problem(item.span(), message, None);
+                }
+                None => {
+                    self.places.push((name.clone(), vpc.to_owned()));
+                    interfaces.push(name);
+                }
+            }
+        }
+        interfaces
+    }
+
+    fn protocol(&mut self, value: &Value<'_>) -> Option<Protocol> {
+        self.reader.parsed(value, "a protocol: tcp, udp or tcp_udp", |text| match text {
+            "tcp" => Some(Protocol::Tcp),
+            "udp" => Some(Protocol::Udp),
+            "tcp_udp" => Some(Protocol::TcpUdp),
+            _ => None,
+        })
+    }
+
+    fn port(&mut self, value: &Value<'_>) -> Option<u16> {
+        self.reader.number(value, 1..=65535).and_then(|port| u16::try_from(port).ok())
+    }
+
+    fn duration(&mut self, value: &Value<'_>, range: std::ops::RangeInclusive<u64>) -> Option<Duration> {
+        let parse = |text: &str| humantime::parse_duration(text).ok();
+        let duration = self.reader.parsed(value, "a duration such as 10s or 5m", parse)?;
+        if duration.subsec_nanos() != 0 || !range.contains(&duration.as_secs()) {
+            let message = format!("expected whole seconds from {}s to {}s", range.start(), range.end());
+            self.reader.problem(value.span(), message, None);
+            return None;
+        }
+        Some(duration)
+    }
+
+    /// A reference to something that exists.
+    fn reference(&mut self, value: &Value<'_>, what: &str, names: &BTreeSet<String>) -> Option<String> {
+        let name = self.reader.string(value)?;
+        if !names.contains(&name) {
+            let help = nearest(&name, names.iter().map(String::as_str));
+            self.reader.problem(value.span(), format!("there is no {what} \"{name}\""), help);
+            return None;
+        }
+        Some(name)
+    }
+
+    fn vpc_of(&mut self, fields: &mut Fields<'_, '_>) -> Option<String> {
+        let names = self.model.vpcs.keys().cloned().collect();
+        let value = fields.need(self.reader, "vpc")?;
+        self.reference(value, "VPC", &names)
+    }
+
+    /// An address that a workload of the VPC could have.
+    fn address(&mut self, value: &Value<'_>, vpc: Option<&String>) -> Option<Ipv4Addr> {
+        if let Ok(text) = value.get_ref().as_str().ok_or(()).and_then(|text| text.parse::<std::net::Ipv6Addr>().map_err(drop)) {
+            let message = format!("{text} is an IPv6 address, which this version does not have");
+            self.reader.problem(value.span(), message, Some("write an IPv4 address".into()));
+            return None;
+        }
+        let address = self.reader.parsed(value, "an IPv4 address", |text| text.parse::<Ipv4Addr>().ok())?;
+        let Some((name, vpc)) = vpc.and_then(|name| self.model.vpcs.get_key_value(name)) else { return Some(address) };
+        let Some(cidr) = vpc.cidrs.iter().find(|cidr| cidr.contains(&address)) else {
+            let cidrs: Vec<_> = vpc.cidrs.iter().map(ToString::to_string).collect();
+            let message = format!("{address} is outside the VPC \"{name}\" ({})", cidrs.join(", "));
+            self.reader.problem(value.span(), message, None);
+            return None;
+        };
+        if cidr.prefix_len() < 31 && (address == cidr.network() || address == cidr.broadcast()) {
+            let message = format!("{address} is the network's or the broadcast address of {cidr}");
+            self.reader.problem(value.span(), message, None);
+            return None;
+        }
+        Some(address)
+    }
+
+    /// Takes an address for `what`; an address of a VPC has one owner.
+    fn own(&mut self, span: Range<usize>, vpc: &str, address: Ipv4Addr, what: String) {
+        match self.owners.get(&(vpc.to_owned(), address)) {
+            Some(owner) if *owner == what && what.starts_with("a target") => {}
+            Some(owner) => {
+                let message = format!("{address} belongs to {owner} already");
+                self.reader.problem(span, message, None);
+            }
+            None => {
+                self.owners.insert((vpc.to_owned(), address), what);
+            }
+        }
+    }
+
+    fn target_groups(&mut self, root: &mut Fields<'_, '_>) {
+        for (name, _, mut fields) in root.named(self.reader, "target_groups") {
+            let vpc = self.vpc_of(&mut fields);
+            let protocol = fields.need(self.reader, "protocol").and_then(|value| self.protocol(value));
+            let port = fields.need(self.reader, "port").and_then(|value| self.port(value));
+            let health_check = self.health_check(&mut fields);
+            let mut targets: Vec<Target> = Vec::new();
+            let listed = fields.get("targets").map(|list| self.reader.list(list)).unwrap_or_default();
+            for item in listed {
+                let Some(target) = self.target(item, vpc.as_ref(), port) else { continue };
+                if targets.iter().any(|other| (other.address, other.port) == (target.address, target.port)) {
+                    let message = format!("{}:{} is in this group already", target.address, target.port);
+                    self.reader.problem(item.span(), message, None);
+                    continue;
+                }
+                targets.push(target);
+            }
+            fields.finish(self.reader);
+            let (vpc, protocol, port) = (vpc.unwrap_or_default(), protocol.unwrap_or(Protocol::Tcp), port.unwrap_or(1));
+            self.model.target_groups.insert(name, TargetGroup { vpc, protocol, port, targets, health_check });
+        }
+    }
+
+    fn target(&mut self, item: &Value<'_>, vpc: Option<&String>, default: Option<u16>) -> Option<Target> {
+        let mut fields = self.reader.table(item)?;
+        let at = fields.need(self.reader, "address");
+        let address = at.and_then(|value| self.address(value, vpc));
+        let zone = fields.need(self.reader, "zone").and_then(|value| self.zone(value));
+        let port = fields.get("port").and_then(|value| self.port(value)).or(default);
+        let weight = fields.get("weight").and_then(|value| self.reader.number(value, 1..=1000)).unwrap_or(1);
+        fields.finish(self.reader);
+        if let (Some(at), Some(address), Some(vpc)) = (at, address, vpc) {
+            self.own(at.span(), vpc, address, "a target".into());
+        }
+        Some(Target { address: address?, port: port?, zone: zone?, weight: u16::try_from(weight).ok()? })
+    }
+
+    fn zone(&mut self, value: &Value<'_>) -> Option<String> {
+        let legal = |text: &str| (!text.is_empty() && text.len() <= 32 && !text.contains('/')).then(|| text.to_owned());
+        self.reader.parsed(value, "a zone's name: 1 to 32 characters, without /", legal)
+    }
+
+    fn health_check(&mut self, fields: &mut Fields<'_, '_>) -> HealthCheck {
+        let mut check = HealthCheck {
+            enabled: true,
+            port: None,
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(10),
+            healthy_threshold: 5,
+            unhealthy_threshold: 2,
+        };
+        let Some(value) = fields.get("health_check") else { return check };
+        let Some(mut fields) = self.reader.table(value) else { return check };
+        if let Some(value) = fields.get("protocol") {
+            self.reader.parsed(value, "a health check's protocol: this version has tcp", |text| {
+                (text == "tcp").then_some(())
+            });
+        }
+        check.enabled = fields.get("enabled").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
+        check.port = fields.get("port").and_then(|value| self.port(value));
+        if let Some(interval) = fields.get("interval").and_then(|value| self.duration(value, 5..=300)) {
+            check.interval = interval;
+            check.timeout = check.timeout.min(interval);
+        }
+        if let Some(value) = fields.get("timeout")
+            && let Some(timeout) = self.duration(value, 2..=120)
+        {
+            check.timeout = timeout;
+            if timeout > check.interval {
+                self.reader.problem(value.span(), "the timeout is longer than the interval", None);
+            }
+        }
+        for (name, threshold) in [
+            ("healthy_threshold", &mut check.healthy_threshold),
+            ("unhealthy_threshold", &mut check.unhealthy_threshold),
+        ] {
+            if let Some(number) = fields.get(name).and_then(|value| self.reader.number(value, 2..=10)) {
+                *threshold = u8::try_from(number).unwrap_or(*threshold);
+            }
+        }
+        fields.finish(self.reader);
+        check
+    }
+
+    /// An address for each zone.
+    fn addresses(&mut self, fields: &mut Fields<'_, '_>, vpc: Option<&String>, what: &str) -> BTreeMap<String, Ipv4Addr> {
+        let mut addresses = BTreeMap::new();
+        let Some(value) = fields.need(self.reader, "addresses") else { return addresses };
+        let Some(pairs) = self.reader.table(value) else { return addresses };
+        if pairs.pairs().next().is_none() {
+            self.reader.problem(value.span(), "expected an address for at least one zone", None);
+        }
+        for (zone, place, value) in pairs.pairs() {
+            if zone.is_empty() || zone.len() > 32 || zone.contains('/') {
+                self.reader.problem(place, format!("\"{zone}\" is not a zone's name: 1 to 32 characters, without /"), None);
+            }
+            let Some(address) = self.address(value, vpc) else { continue };
+            if let Some(vpc) = vpc {
+                self.own(value.span(), vpc, address, format!("{what} in zone \"{zone}\""));
+            }
+            addresses.insert(zone, address);
+        }
+        addresses
+    }
+
+    fn load_balancers(&mut self, root: &mut Fields<'_, '_>) {
+        for (name, _, mut fields) in root.named(self.reader, "load_balancers") {
+            let vpc = self.vpc_of(&mut fields);
+            let addresses = self.addresses(&mut fields, vpc.as_ref(), &format!("the load balancer \"{name}\""));
+            let cross_zone = fields.get("cross_zone").and_then(|value| self.reader.boolean(value)).unwrap_or(false);
+            let mut listeners: Vec<Listener> = Vec::new();
+            let listed = fields.need(self.reader, "listeners").map(|list| self.reader.list(list)).unwrap_or_default();
+            for item in listed {
+                let Some(listener) = self.listener(item, vpc.as_ref()) else { continue };
+                let same = |other: &&Listener| {
+                    let shared = |number| listener.protocol.numbers().contains(number);
+                    other.port == listener.port && other.protocol.numbers().iter().any(shared)
+                };
+                if let Some(other) = listeners.iter().find(same) {
+                    let message = format!("port {} has a listener for {} already", other.port, other.protocol.name());
+                    self.reader.problem(item.span(), message, None);
+                }
+                listeners.push(listener);
+            }
+            fields.refuse(self.reader, "security_groups", "remove it: a rule that is not enforced protects no one");
+            fields.finish(self.reader);
+            let balancer = LoadBalancer { vpc: vpc.unwrap_or_default(), addresses, cross_zone, listeners };
+            self.model.load_balancers.insert(name, balancer);
+        }
+    }
+
+    fn listener(&mut self, item: &Value<'_>, vpc: Option<&String>) -> Option<Listener> {
+        let mut fields = self.reader.table(item)?;
+        let protocol = fields.need(self.reader, "protocol").and_then(|value| self.protocol(value));
+        let port = fields.need(self.reader, "port").and_then(|value| self.port(value));
+        let names = self.model.target_groups.keys().cloned().collect();
+        let value = fields.need(self.reader, "target_group");
+        let target_group = value.and_then(|value| self.reference(value, "target group", &names));
+        let idle = fields.get("tcp_idle_timeout").and_then(|value| self.duration(value, 60..=6000));
+        fields.finish(self.reader);
+        let (protocol, target_group) = (protocol?, target_group?);
+        let group = self.model.target_groups.get(&target_group)?;
+        let span = value.map(Value::span).unwrap_or_default();
+        if !protocol.numbers().iter().all(|number| group.protocol.numbers().contains(number)) {
+            let (has, wants) = (group.protocol.name(), protocol.name());
+            let message = format!("the target group \"{target_group}\" is {has}; a {wants} listener cannot use it");
+            self.reader.problem(span.clone(), message, None);
+        }
+        if vpc.is_some_and(|vpc| !group.vpc.is_empty() && *vpc != group.vpc) {
+            let message = format!("the target group \"{target_group}\" is in the VPC \"{}\"", group.vpc);
+            self.reader.problem(span, message, Some("a load balancer and its targets share a VPC".into()));
+        }
+        let tcp_idle_timeout = idle.unwrap_or(Duration::from_secs(350));
+        Some(Listener { protocol, port: port?, target_group, tcp_idle_timeout })
+    }
+
+    fn services(&mut self, root: &mut Fields<'_, '_>) {
+        let mut used: BTreeMap<String, String> = BTreeMap::new();
+        let names = self.model.load_balancers.keys().cloned().collect();
+        for (name, place, mut fields) in root.named(self.reader, "endpoint_services") {
+            let mut load_balancers = Vec::new();
+            let listed = fields.need(self.reader, "load_balancers").map(|list| self.reader.list(list)).unwrap_or_default();
+            for item in listed {
+                let Some(balancer) = self.reference(item, "load balancer", &names) else { continue };
+                if let Some(other) = used.insert(balancer.clone(), name.clone()) {
+                    let message = format!("the load balancer \"{balancer}\" is behind the service \"{other}\" already");
+                    self.reader.problem(item.span(), message, None);
+                }
+                load_balancers.push(balancer);
+            }
+            let required = fields.get("acceptance_required");
+            if required.and_then(|value| self.reader.boolean(value)).unwrap_or(true) {
+                let span = required.map_or(place, Value::span);
+                let message = "this version cannot hold connections for acceptance, which is what acceptance_required = true \
+                               (the default) asks for";
+                let help = "write acceptance_required = false, and name who may connect in allowed_principals";
+                self.reader.problem(span, message, Some(help.into()));
+            }
+            let allowed_principals = self.principals(&mut fields);
+            fields.refuse(self.reader, "private_dns_name", "remove it, and use the endpoint's address");
+            fields.finish(self.reader);
+            self.model.services.insert(name, EndpointService { load_balancers, allowed_principals });
+        }
+    }
+
+    fn principals(&mut self, fields: &mut Fields<'_, '_>) -> Vec<Principal> {
+        let listed = fields.get("allowed_principals").map(|list| self.reader.list(list)).unwrap_or_default();
+        let parse = |text: &str| {
+            if text == "*" {
+                return Some(Principal::Everybody);
+            }
+            let id = text.strip_prefix("arn:aws:iam::").and_then(|rest| rest.strip_suffix(":root")).unwrap_or(text);
+            account(id).map(Principal::Account)
+        };
+        let what = "a principal: *, a twelve-digit account, or arn:aws:iam::ACCOUNT:root (an endpoint has no role or user here)";
+        listed.into_iter().filter_map(|item| self.reader.parsed(item, what, parse)).collect()
+    }
+
+    fn endpoints(&mut self, root: &mut Fields<'_, '_>) {
+        let names = self.model.services.keys().cloned().collect();
+        for (name, _, mut fields) in root.named(self.reader, "endpoints") {
+            let vpc = self.vpc_of(&mut fields);
+            let service = fields.need(self.reader, "service");
+            let service = service.and_then(|value| self.reference(value, "endpoint service", &names));
+            let at = fields.get("addresses").map(Value::span).unwrap_or_default();
+            let addresses = self.addresses(&mut fields, vpc.as_ref(), &format!("the endpoint \"{name}\""));
+            let ping = fields.get("ping").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
+            fields.refuse(self.reader, "security_groups", "remove it: a rule that is not enforced protects no one");
+            fields.refuse(self.reader, "private_dns", "remove it, and use the endpoint's address");
+            fields.finish(self.reader);
+            let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
+            self.zones(&service, &addresses, at);
+            self.model.endpoints.insert(name, Endpoint { vpc, service, addresses, ping });
+        }
+    }
+
+    /// An endpoint has addresses only in zones that its service is in.
+    fn zones(&mut self, service: &str, addresses: &BTreeMap<String, Ipv4Addr>, at: Range<usize>) {
+        let Some(published) = self.model.services.get(service) else { return };
+        let balancers = published.load_balancers.iter().filter_map(|name| self.model.load_balancers.get(name));
+        let zones: BTreeSet<&str> = balancers.flat_map(|it| it.addresses.keys().map(String::as_str)).collect();
+        for zone in addresses.keys().filter(|zone| !zones.contains(zone.as_str())) {
+            let message = format!("the service \"{service}\" does not support the zone \"{zone}\"");
+            self.reader.problem(at.clone(), message, nearest(zone, zones.iter().copied()));
+        }
+    }
+
+    /// Every resource has room in its table.
+    fn sizes(&mut self) {
+        let model = &self.model;
+        let sum = |lengths: &mut dyn Iterator<Item = usize>| lengths.sum::<usize>();
+        let balancers = sum(&mut model.load_balancers.values().map(|it| it.addresses.len()));
+        let endpoints = sum(&mut model.endpoints.values().map(|it| it.addresses.len()));
+        let targets = sum(&mut model.target_groups.values().map(|it| it.targets.len()));
+        let interfaces = sum(&mut model.vpcs.values().map(|it| it.interfaces.len() + 1));
+        let limits = &model.limits;
+        let uses = [
+            ("vpcs", model.vpcs.len() + 1, limits.vpcs),
+            ("interfaces", interfaces + 1, limits.interfaces),
+            ("endpoints", endpoints.max(balancers), limits.endpoints),
+            ("targets", targets, limits.targets),
+            ("addresses", (endpoints + balancers).max(targets), limits.addresses),
+        ];
+        for (name, used, limit) in uses {
+            if used > limit as usize {
+                let message = format!("the configuration needs room for {used} in limits.{name}, which is {limit}");
+                self.reader.problem(0..0, message, Some(format!("raise limits.{name}")));
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Links and network namespaces: the VPCs' own stacks, and what XDP needs of an interface's other end.
+
+use crate::plan::hash;
+use crate::sys::{self, Feature};
+use anyhow::{Context, Result};
+use privatelink_common::path::stack::STACK_MAC;
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+
+/// Where named network namespaces are, by iproute2's convention.
+const NAMESPACES: &str = "/run/netns";
+/// The stack's end of its link.
+const INNER: &str = "pls0";
+
+/// The kernel's index of an interface in the calling thread's network namespace.
+pub fn index_of(interface: &str) -> Option<u32> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).ok()?;
+    rustix::net::netdevice::name_to_index(socket, interface).ok()
+}
+
+fn name_of(ifindex: u32) -> Option<String> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).ok()?;
+    rustix::net::netdevice::index_to_name(socket, ifindex).ok()
+}
+
+/// Runs `work` on a thread of its own, inside a network namespace, and waits for it.
+pub fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let file = File::open(namespace).with_context(|| format!("cannot open {}", namespace.display()))?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                .with_context(|| format!("cannot enter {}", namespace.display()))?;
+            work()
+        });
+        thread.join().map_err(|_| anyhow::anyhow!("a thread inside {} panicked", namespace.display()))?
+    })
+}
+
+/// Runs netlink requests in the calling thread's network namespace.
+fn netlink<T>(work: impl AsyncFnOnce(Handle) -> Result<T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = new_connection().context("cannot open a netlink socket")?;
+        let connection = tokio::spawn(connection);
+        let result = work(handle).await;
+        connection.abort();
+        result
+    })
+}
+
+/// A VPC's own stack: a network namespace whose only link leads into the dataplane.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    /// Its namespace.
+    pub namespace: PathBuf,
+    /// This host's end of its link.
+    pub link: String,
+}
+
+impl Stack {
+    /// The stack of a VPC, for the agent that has `pin_dir`.
+    pub fn of(pin_dir: &Path, vpc: &str) -> Self {
+        let id = hash(&[b"stack", pin_dir.as_os_str().as_encoded_bytes(), vpc.as_bytes()]) as u32;
+        Self { namespace: Path::new(NAMESPACES).join(format!("privatelink-{id:08x}")), link: format!("pls{id:08x}") }
+    }
+
+    /// Makes it, as far as it is not there, with `addresses` as its own.
+    pub fn ensure(&self, addresses: &[Ipv4Addr]) -> Result<()> {
+        if !self.namespace.exists() || inside(&self.namespace, || Ok(())).is_err() {
+            self.make_namespace()?;
+        }
+        if index_of(&self.link).is_none() {
+            self.make_link()?;
+        }
+        let addresses = addresses.to_vec();
+        inside(&self.namespace, move || configure(&addresses))
+    }
+
+    fn make_namespace(&self) -> Result<()> {
+        fs::create_dir_all(NAMESPACES).context("cannot make /run/netns")?;
+        File::create(&self.namespace).with_context(|| format!("cannot make {}", self.namespace.display()))?;
+        let made = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| -> Result<()> {
+                sys::new_network_namespace().context("cannot make a network namespace")?;
+                rustix::mount::mount_bind("/proc/thread-self/ns/net", &self.namespace)
+                    .with_context(|| format!("cannot mount {}", self.namespace.display()))
+            });
+            thread.join().map_err(|_| anyhow::anyhow!("the thread that makes a namespace panicked"))?
+        });
+        if made.is_err() {
+            let _ = fs::remove_file(&self.namespace);
+        }
+        made
+    }
+
+    fn make_link(&self) -> Result<()> {
+        let namespace = File::open(&self.namespace)?;
+        let inner = format!("{}i", self.link);
+        netlink(async |handle| {
+            handle.link().add(LinkVeth::new(&self.link, &inner).build()).execute().await.context("cannot make a veth")?;
+            let index = index_of(&inner).context("the veth's other end is not there")?;
+            let message = LinkUnspec::new_with_index(index)
+                .setns_by_fd(namespace.as_raw_fd())
+                .name(INNER)
+                .address(STACK_MAC.to_vec())
+                .build();
+            handle.link().set(message).execute().await.context("cannot move the veth's other end")?;
+            let message = LinkUnspec::new_with_name(&self.link).up().build();
+            handle.link().set(message).execute().await.context("cannot set the veth up")
+        })?;
+        quiet(&self.link);
+        Ok(())
+    }
+
+    /// Takes it away.
+    pub fn remove(&self) -> Result<()> {
+        if let Some(index) = index_of(&self.link) {
+            netlink(async |handle| Ok(handle.link().del(index).execute().await?)).context("cannot remove a veth")?;
+        }
+        if self.namespace.exists() {
+            let _ = rustix::mount::unmount(&self.namespace, rustix::mount::UnmountFlags::DETACH);
+            fs::remove_file(&self.namespace).with_context(|| format!("cannot remove {}", self.namespace.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's IPv6 would send router solicitations into the dataplane, which has no use for them.
+fn quiet(interface: &str) {
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1");
+}
+
+/// Gives the stack that the calling thread is in its addresses, its route and the ports that the path steers to it.
+fn configure(addresses: &[Ipv4Addr]) -> Result<()> {
+    quiet(INNER);
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 10239").context("cannot set the stack's ports")?;
+    sys::set_feature(INNER, Feature::Gro, true).context("cannot switch the stack's GRO on")?;
+    sys::set_feature(INNER, Feature::TxChecksum, false).context("cannot switch the stack's checksum offload off")?;
+    let index = index_of(INNER).context("the stack has no link")?;
+    let addresses = addresses.to_vec();
+    netlink(async |handle| {
+        for name in ["lo", INNER] {
+            let message = LinkUnspec::new_with_name(name).up().build();
+            handle.link().set(message).execute().await.context("cannot set the stack's link up")?;
+        }
+        for address in addresses {
+            let request = handle.address().add(index, address.into(), 32).replace();
+            request.execute().await.with_context(|| format!("cannot give the stack {address}"))?;
+        }
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .output_interface(index)
+            .scope(rtnetlink::packet_route::route::RouteScope::Link)
+            .build();
+        handle.route().add(route).replace().execute().await.context("cannot give the stack its route")
+    })?;
+    let _ = AddressMessageBuilder::<Ipv4Addr>::new();
+    Ok(())
+}
+
+/// What was found out about a veth's other end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// The namespace's path, and the interface in it.
+    pub place: Option<(PathBuf, String)>,
+    /// What XDP lacks there; empty: nothing, or nothing that can be seen.
+    pub lacks: Vec<&'static str>,
+}
+
+impl Peer {
+    /// The command that mends it.
+    pub fn remedy(&self) -> Option<String> {
+        let (namespace, name) = self.place.as_ref()?;
+        if self.lacks.is_empty() {
+            return None;
+        }
+        let enter = format!("nsenter --net={} ", namespace.display());
+        Some(format!("{enter}ethtool -K {name} {}", self.lacks.join(" ")))
+    }
+}
+
+/// Looks at an interface's other end, and sets what it lacks if `mend`.
+pub fn peer(interface: &str, mend: bool) -> Result<Peer> {
+    let Some((peer_index, namespace_id)) = veth(interface)? else { return Ok(Peer::default()) };
+    let Some(namespace) = find(namespace_id)? else { return Ok(Peer::default()) };
+    let path = namespace.clone();
+    inside(&namespace, move || {
+        let Some(name) = name_of(peer_index) else { return Ok(Peer::default()) };
+        let mut lacks = Vec::new();
+        if !sys::feature(&name, Feature::Gro)? && !has_xdp(&name)? {
+            lacks.push("gro on");
+            if mend && sys::set_feature(&name, Feature::Gro, true).is_ok() {
+                lacks.pop();
+            }
+        }
+        if sys::feature(&name, Feature::TxChecksum)? {
+            lacks.push("tx off");
+            if mend && sys::set_feature(&name, Feature::TxChecksum, false).is_ok() {
+                lacks.pop();
+            }
+        }
+        Ok(Peer { place: Some((path, name)), lacks })
+    })
+}
+
+fn attributes(interface: &str) -> Result<Vec<LinkAttribute>> {
+    netlink(async |handle| {
+        use futures_util::TryStreamExt;
+        let mut links = handle.link().get().match_name(interface.to_owned()).execute();
+        Ok(links.try_next().await?.context("no such link")?.attributes)
+    })
+}
+
+/// The index of a veth's other end and the identifier of its namespace (none: this one); nothing for other kinds of link.
+fn veth(interface: &str) -> Result<Option<(u32, Option<i32>)>> {
+    let attributes = attributes(interface)?;
+    let index = attributes.iter().find_map(|it| if let LinkAttribute::Link(index) = it { Some(*index) } else { None });
+    let namespace =
+        attributes.iter().find_map(|it| if let LinkAttribute::LinkNetNsId(id) = it { Some(*id) } else { None });
+    let is_veth = format!("{attributes:?}").contains("Veth");
+    Ok(index.filter(|_| is_veth).map(|index| (index, namespace)))
+}
+
+fn has_xdp(interface: &str) -> Result<bool> {
+    use rtnetlink::packet_route::link::{LinkXdp, XdpAttached};
+    Ok(attributes(interface)?.iter().any(|it| match it {
+        LinkAttribute::Xdp(xdp) => xdp.iter().any(|it| matches!(it, LinkXdp::Attached(how) if *how != XdpAttached::None)),
+        _ => false,
+    }))
+}
+
+/// The path of the namespace with this identifier, among those that have names, and this one.
+fn find(id: Option<i32>) -> Result<Option<PathBuf>> {
+    let Some(id) = id else { return Ok(Some("/proc/thread-self/ns/net".into())) };
+    let entries = fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
+    let names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    netlink(async |handle| {
+        for name in names {
+            if handle.link().get_netns_id(name.clone()).execute().await.ok().flatten() == Some(id as u32 as _) {
+                return Ok(Some(Path::new(NAMESPACES).join(name)));
+            }
+        }
+        Ok(None)
+    })
+}

@@ -1,0 +1,109 @@
+//! Makes the maps agree with an image: the differences, in an order in which no packet meets a reference to nothing.
+//!
+//! What is new goes in from the far end (targets, tables, balancers, listeners, endpoints, addresses), so that whatever a packet
+//! finds leads somewhere; what is old goes out the other way.
+
+use crate::maps::{Map, Maps, Plain};
+use crate::plan::Image;
+use anyhow::Result;
+use privatelink_common::tables::{Address, Endpoint, EndpointCounters};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+/// Reads what the kernel has of an image. Interfaces are not part of it: the kernel's own list of links is.
+pub fn actual(maps: &Maps) -> Result<Image> {
+    let mut image = Image::default();
+    image.prefixes = maps.prefixes.entries()?.into_iter().collect();
+    image.addresses = maps.addresses.entries()?.into_iter().collect();
+    image.listeners = maps.listeners.entries()?.into_iter().collect();
+    image.names = maps.names.entries()?.into_iter().collect();
+    image.targets = array(&maps.targets)?;
+    image.balancers = array(&maps.balancers)?;
+    image.endpoints = array(&maps.endpoints)?.into_iter().filter(|(_, it)| it.open != 0).map(|(id, _)| (id, true)).collect();
+    for index in 0..maps.tables.info()?.max_entries {
+        if let Some(table) = maps.tables.get(index)? {
+            image.tables.insert(index, table.read()?);
+        }
+    }
+    Ok(image)
+}
+
+/// The entries of an array that are not all zeros.
+fn array<V: Plain + Default + PartialEq>(map: &Map<u32, V>) -> Result<BTreeMap<u32, V>> {
+    let mut entries = BTreeMap::new();
+    map.walk(4096, |keys, values| {
+        let set = keys.iter().zip(values).filter(|(_, value)| **value != V::default());
+        entries.extend(set.map(|(key, value)| (*key, *value)));
+    })?;
+    Ok(entries)
+}
+
+/// Writes the difference between `from`, which the kernel has, and `to`. Returns how many entries changed.
+pub fn apply(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
+    let mut changes = 0;
+    changes += put(&maps.names, &from.names, &to.names)?;
+    changes += put(&maps.prefixes, &from.prefixes, &to.prefixes)?;
+    changes += put(&maps.targets, &from.targets, &to.targets)?;
+    let swapped = to.tables.iter().filter(|(id, table)| from.tables.get(id) != Some(table));
+    let swapped: Vec<_> = swapped.map(|(id, table)| (*id, table.clone())).collect();
+    maps.tables.set(&swapped)?;
+    changes += swapped.len();
+    changes += put(&maps.balancers, &from.balancers, &to.balancers)?;
+    changes += put(&maps.listeners, &from.listeners, &to.listeners)?;
+    changes += endpoints(maps, from, to)?;
+    changes += put(&maps.addresses, &from.addresses, &to.addresses)?;
+
+    changes += drop_old(&from.addresses, &to.addresses, |key| maps.addresses.delete(key))?;
+    changes += drop_old(&from.listeners, &to.listeners, |key| maps.listeners.delete(key))?;
+    changes += drop_old(&from.balancers, &to.balancers, |key| maps.balancers.set(key, &Default::default()))?;
+    changes += drop_old(&from.tables, &to.tables, |key| maps.tables.delete(*key))?;
+    changes += drop_old(&from.targets, &to.targets, |key| maps.targets.set(key, &Default::default()))?;
+    changes += drop_old(&from.prefixes, &to.prefixes, |key| maps.prefixes.delete(key))?;
+    changes += drop_old(&from.names, &to.names, |key| maps.names.delete(key))?;
+    Ok(changes)
+}
+
+fn put<K: Plain + Ord + Debug, V: Plain + PartialEq>(map: &Map<K, V>, from: &BTreeMap<K, V>, to: &BTreeMap<K, V>) -> Result<usize> {
+    let mut changes = 0;
+    for (key, value) in to.iter().filter(|(key, value)| from.get(key) != Some(value)) {
+        map.set(key, value)?;
+        changes += 1;
+    }
+    Ok(changes)
+}
+
+fn drop_old<K: Ord, V>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>, mut drop: impl FnMut(&K) -> Result<()>) -> Result<usize> {
+    let mut changes = 0;
+    for key in from.keys().filter(|key| !to.contains_key(key)) {
+        drop(key)?;
+        changes += 1;
+    }
+    Ok(changes)
+}
+
+/// Opens and closes endpoints. Whatever ends an endpoint's flows (it closes, it is another's now, it leads elsewhere) moves its
+/// generation on, and every flow is judged anew by its next packet.
+fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
+    let balancer = |image: &Image| -> BTreeMap<u32, Address> {
+        image.addresses.values().filter(|it| it.endpoint != 0).map(|it| (it.endpoint, *it)).collect()
+    };
+    let (before, after) = (balancer(from), balancer(to));
+    let mut changes = 0;
+    for id in from.endpoints.keys().chain(to.endpoints.keys()).copied().collect::<std::collections::BTreeSet<_>>() {
+        let (was, is) = (from.endpoints.get(&id).copied(), to.endpoints.get(&id).copied());
+        let moved = match (before.get(&id), after.get(&id)) {
+            (Some(before), Some(after)) => before.balancer != after.balancer,
+            _ => false,
+        };
+        if was.unwrap_or(false) == is.unwrap_or(false) && !moved {
+            continue;
+        }
+        let generation = maps.endpoints.get(&id)?.unwrap_or_default().generation.wrapping_add(1).max(1);
+        if was.is_none() {
+            maps.counters.set_all(id, &EndpointCounters::default())?;
+        }
+        maps.endpoints.set(&id, &Endpoint { generation, open: is.unwrap_or(false).into() })?;
+        changes += 1;
+    }
+    Ok(changes)
+}

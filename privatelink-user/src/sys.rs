@@ -1,0 +1,335 @@
+//! The system calls that no library offers as safe functions, each behind one that is. All of this crate's `unsafe` is here.
+
+use std::ffi::CString;
+use std::io::{Error, Result};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Commands of bpf(2), from the kernel's `enum bpf_cmd`.
+#[derive(Clone, Copy, Debug)]
+#[repr(i64)]
+pub enum Command {
+    /// BPF_MAP_CREATE
+    Create = 0,
+    /// BPF_MAP_LOOKUP_ELEM
+    Lookup = 1,
+    /// BPF_MAP_UPDATE_ELEM
+    Update = 2,
+    /// BPF_MAP_DELETE_ELEM
+    Delete = 3,
+    /// BPF_MAP_GET_NEXT_KEY
+    NextKey = 4,
+    /// BPF_OBJ_PIN
+    Pin = 6,
+    /// BPF_OBJ_GET
+    Get = 7,
+    /// BPF_MAP_GET_FD_BY_ID
+    MapById = 14,
+    /// BPF_OBJ_GET_INFO_BY_FD
+    Info = 15,
+    /// BPF_MAP_LOOKUP_AND_DELETE_ELEM
+    LookupAndDelete = 21,
+    /// BPF_MAP_LOOKUP_BATCH
+    LookupBatch = 24,
+    /// BPF_MAP_UPDATE_BATCH
+    UpdateBatch = 26,
+    /// BPF_LINK_CREATE
+    LinkCreate = 28,
+    /// BPF_LINK_UPDATE
+    LinkUpdate = 29,
+}
+
+/// The attributes of bpf(2), as 64-bit words: every member used here is at a multiple of four bytes.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(8))]
+struct Attributes([u32; 32]);
+
+impl Attributes {
+    fn set(mut self, index: usize, value: u32) -> Self {
+        self.0[index] = value;
+        self
+    }
+
+    fn set_long(mut self, index: usize, value: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = value.to_ne_bytes();
+        self.0[index] = u32::from_ne_bytes([a, b, c, d]);
+        self.0[index + 1] = u32::from_ne_bytes([e, f, g, h]);
+        self
+    }
+
+    fn pointer<T>(self, index: usize, pointer: *const T) -> Self {
+        self.set_long(index, pointer as usize as u64)
+    }
+}
+
+fn fd_word(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn bpf(command: Command, attributes: &mut Attributes) -> Result<i32> {
+    // SAFETY: the attributes are initialised and as long as stated; every pointer in them was put there by a function below, from a
+    // slice that it holds for the call, and whose length it checked against the map's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as i64, attributes, size_of::<Attributes>()) };
+    if result < 0 { Err(Error::last_os_error()) } else { i32::try_from(result).map_err(Error::other) }
+}
+
+fn owned(result: i32) -> OwnedFd {
+    // SAFETY: the kernel just returned it as a new descriptor.
+    unsafe { OwnedFd::from_raw_fd(result) }
+}
+
+fn path(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(Error::other)
+}
+
+/// Opens what is pinned at `at`.
+pub fn open_pin(at: &Path) -> Result<OwnedFd> {
+    let at = path(at)?;
+    bpf(Command::Get, &mut Attributes::default().pointer(0, at.as_ptr())).map(owned)
+}
+
+/// Pins a BPF object at `at`.
+pub fn pin(fd: BorrowedFd<'_>, at: &Path) -> Result<()> {
+    let at = path(at)?;
+    bpf(Command::Pin, &mut Attributes::default().pointer(0, at.as_ptr()).set(2, fd_word(fd))).map(drop)
+}
+
+/// Creates an array of 32-bit numbers that may stand inside a map of maps beside arrays of other sizes (`BPF_F_INNER_MAP`).
+pub fn create_table(size: u32) -> Result<OwnedFd> {
+    const ARRAY: u32 = 2;
+    const INNER_MAP: u32 = 1 << 12;
+    let attributes = Attributes::default().set(0, ARRAY).set(1, 4).set(2, 4).set(3, size).set(4, INNER_MAP);
+    bpf(Command::Create, &mut { attributes }).map(owned)
+}
+
+/// Opens a map by its kernel-wide identifier.
+pub fn map_by_id(id: u32) -> Result<OwnedFd> {
+    bpf(Command::MapById, &mut Attributes::default().set(0, id)).map(owned)
+}
+
+/// What the kernel says of a map: `struct bpf_map_info`, as far as it is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct MapInfo {
+    /// `enum bpf_map_type`.
+    pub kind: u32,
+    /// Kernel-wide identifier.
+    pub id: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Capacity.
+    pub max_entries: u32,
+    /// Creation flags.
+    pub flags: u32,
+}
+
+/// Asks what a map is.
+pub fn map_info(map: BorrowedFd<'_>) -> Result<MapInfo> {
+    let mut info = MapInfo::default();
+    let length = u32::try_from(size_of::<MapInfo>()).map_err(Error::other)?;
+    bpf(Command::Info, &mut Attributes::default().set(0, fd_word(map)).set(1, length).pointer(2, &raw mut info))?;
+    Ok(info)
+}
+
+/// One of the commands on one element; no key stands for the beginning of a walk. `value` must be as long as the map's values are for user space.
+pub fn element(command: Command, map: BorrowedFd<'_>, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
+    let key = if key.is_empty() { std::ptr::null() } else { key.as_ptr() };
+    let mut attributes = Attributes::default()
+        .set(0, fd_word(map))
+        .pointer(2, key)
+        .pointer(4, value.as_mut_ptr())
+        .set_long(6, flags);
+    bpf(command, &mut attributes).map(drop)
+}
+
+/// Reads up to as many elements as the slices have room for, from where `cursor` points on; `None` is the beginning. Returns how
+/// many were read, and whether that was the last of them.
+pub fn lookup_batch(
+    map: BorrowedFd<'_>,
+    cursor: &mut Option<u64>,
+    keys: &mut [u8],
+    values: &mut [u8],
+    room: u32,
+) -> Result<(u32, bool)> {
+    let from = *cursor;
+    let mut to = 0u64;
+    let start = from.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let mut attributes = Attributes::default()
+        .pointer(0, start)
+        .pointer(2, &raw mut to)
+        .pointer(4, keys.as_mut_ptr())
+        .pointer(6, values.as_mut_ptr())
+        .set(8, room)
+        .set(9, fd_word(map));
+    let result = bpf(Command::LookupBatch, &mut attributes);
+    *cursor = Some(to);
+    match result {
+        Ok(_) => Ok((attributes.0[8], false)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attributes.0[8], true)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes `count` elements at once. For maps of maps this is also what makes the kernel wait only once for running programs.
+pub fn update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32) -> Result<()> {
+    let mut attributes = Attributes::default()
+        .pointer(4, keys.as_ptr())
+        .pointer(6, values.as_ptr())
+        .set(8, count)
+        .set(9, fd_word(map));
+    bpf(Command::UpdateBatch, &mut attributes).map(drop)
+}
+
+/// How an XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum XdpMode {
+    /// By the driver (XDP_FLAGS_DRV_MODE).
+    Native = 1 << 2,
+    /// Behind the driver, for those without XDP of their own (XDP_FLAGS_SKB_MODE).
+    Generic = 1 << 1,
+}
+
+/// `BPF_XDP` of `enum bpf_attach_type`.
+const ATTACH_XDP: u32 = 37;
+
+/// Attaches a program to an interface of the caller's network namespace; dropping the link, unless it is pinned, detaches it.
+pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32, mode: XdpMode) -> Result<OwnedFd> {
+    let attributes = Attributes::default().set(0, fd_word(program)).set(1, ifindex).set(2, ATTACH_XDP);
+    bpf(Command::LinkCreate, &mut attributes.set(3, mode as u32)).map(owned)
+}
+
+/// Puts another program in the place of a link's, without a packet in between that meets neither.
+pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+    bpf(Command::LinkUpdate, &mut Attributes::default().set(0, fd_word(link)).set(1, fd_word(program))).map(drop)
+}
+
+/// The interface that an XDP link is attached to; 0 where the interface is gone. `struct bpf_link_info`.
+pub fn link_ifindex(link: BorrowedFd<'_>) -> Result<u32> {
+    let mut info = [0u32; 16];
+    let length = u32::try_from(size_of_val(&info)).map_err(Error::other)?;
+    bpf(Command::Info, &mut Attributes::default().set(0, fd_word(link)).set(1, length).pointer(2, info.as_mut_ptr()))?;
+    Ok(info[4])
+}
+
+/// Device features that one ioctl reads and one sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// Generic receive offload, which gives a veth the NAPI that XDP redirects into.
+    Gro,
+    /// Transmit checksum offload, which leaves packets with checksums that XDP cannot complete.
+    TxChecksum,
+}
+
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    data: u32,
+}
+
+#[repr(C)]
+struct EthtoolRequest {
+    name: [u8; libc::IFNAMSIZ],
+    value: *mut EthtoolValue,
+    unused: [u8; 16],
+}
+
+fn ethtool(interface: &str, command: u32, data: u32) -> Result<u32> {
+    let mut value = EthtoolValue { command, data };
+    let mut request = EthtoolRequest { name: [0; libc::IFNAMSIZ], value: &raw mut value, unused: [0; 16] };
+    if interface.len() >= libc::IFNAMSIZ {
+        return Err(Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    request.name[..interface.len()].copy_from_slice(interface.as_bytes());
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: the request is laid out as `struct ifreq`, the name ends with a zero, and `value` lives until after the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), 0x8946, &raw mut request) };
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(value.data) }
+}
+
+/// Whether a feature is on, for an interface of the calling thread's network namespace (`ETHTOOL_GGRO`, `ETHTOOL_GTXCSUM`).
+pub fn feature(interface: &str, feature: Feature) -> Result<bool> {
+    let command = match feature {
+        Feature::Gro => 0x2b,
+        Feature::TxChecksum => 0x16,
+    };
+    ethtool(interface, command, 0).map(|value| value != 0)
+}
+
+/// Switches a feature (`ETHTOOL_SGRO`, `ETHTOOL_STXCSUM`).
+pub fn set_feature(interface: &str, feature: Feature, on: bool) -> Result<()> {
+    let command = match feature {
+        Feature::Gro => 0x2c,
+        Feature::TxChecksum => 0x17,
+    };
+    ethtool(interface, command, on.into()).map(drop)
+}
+
+/// `ETH_P_ARP`, as sockets want it.
+const ARP: u16 = 0x0806_u16.to_be();
+
+/// A socket that hears every ARP message of every interface in the calling thread's network namespace.
+pub fn arp_socket() -> Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(ARP)) };
+    if fd < 0 { Err(Error::last_os_error()) } else { Ok(owned(fd)) }
+}
+
+fn link_address(ifindex: u32) -> libc::sockaddr_ll {
+    libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: ARP,
+        sll_ifindex: ifindex.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    }
+}
+
+/// Waits for a frame; returns its length and the interface that it came by. Frames that this host sends are not reported.
+pub fn receive_frame(socket: BorrowedFd<'_>, frame: &mut [u8]) -> Result<(usize, u32)> {
+    loop {
+        let mut from = link_address(0);
+        let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        // SAFETY: the buffer and the address are as long as stated.
+        let result = unsafe {
+            let (buffer, room) = (frame.as_mut_ptr().cast(), frame.len());
+            libc::recvfrom(socket.as_raw_fd(), buffer, room, 0, (&raw mut from).cast(), &raw mut length)
+        };
+        let received = usize::try_from(result).map_err(|_| Error::last_os_error())?;
+        if from.sll_pkttype != libc::PACKET_OUTGOING {
+            return Ok((received, from.sll_ifindex.cast_unsigned()));
+        }
+    }
+}
+
+/// Sends a frame by an interface.
+pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> Result<()> {
+    let to = link_address(ifindex);
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the buffer and the address are as long as stated.
+    let result = unsafe {
+        libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), length)
+    };
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
+/// How many CPUs the kernel may ever have: the number of values that a per-CPU map returns for a key.
+pub fn possible_cpus() -> Result<usize> {
+    aya::util::nr_cpus().map_err(|(_, error)| error)
+}
+
+/// For callers that keep a descriptor as a number (netlink attributes).
+pub fn raw(fd: &impl AsFd) -> RawFd {
+    fd.as_fd().as_raw_fd()
+}
+
+/// Moves the calling thread into a new network namespace.
+pub fn new_network_namespace() -> Result<()> {
+    // SAFETY: only the network namespace is unshared, not the table of descriptors.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.map_err(Error::from)
+}
