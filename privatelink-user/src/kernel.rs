@@ -123,7 +123,7 @@ impl Kernel {
             if sys::link_ifindex(link.as_fd()).is_ok_and(|attached| attached == ifindex) {
                 sys::replace_program(link.as_fd(), self.program.as_fd())
                     .with_context(|| format!("cannot replace the program on {interface}"))?;
-                return Ok(mode_of(interface));
+                return Ok(crate::net::xdp_mode(interface));
             }
             fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
         }
@@ -159,12 +159,6 @@ impl Kernel {
         }
         Ok(names)
     }
-}
-
-/// How the program is attached, as the kernel's own list of links has it.
-fn mode_of(interface: &str) -> XdpMode {
-    let _ = interface;
-    XdpMode::Native
 }
 
 /// Whether maps are pinned that this version and these limits can use. None at all is fine; others are refused, not guessed at.

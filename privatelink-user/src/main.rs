@@ -1,1 +1,5 @@
-fn main(){}
+//! `privatelink`: the agent and the command line.
+
+fn main() -> std::process::ExitCode {
+    privatelink::cli::main().into()
+}

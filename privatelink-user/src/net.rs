@@ -1,11 +1,11 @@
 //! Links and network namespaces: the VPCs' own stacks, and what XDP needs of an interface's other end.
 
 use crate::plan::hash;
-use crate::sys::{self, Feature};
+use crate::sys::{self, Feature, XdpMode};
 use anyhow::{Context, Result};
 use privatelink_common::path::stack::STACK_MAC;
-use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
@@ -158,7 +158,6 @@ fn configure(addresses: &[Ipv4Addr]) -> Result<()> {
             .build();
         handle.route().add(route).replace().execute().await.context("cannot give the stack its route")
     })?;
-    let _ = AddressMessageBuilder::<Ipv4Addr>::new();
     Ok(())
 }
 
@@ -225,12 +224,23 @@ fn veth(interface: &str) -> Result<Option<(u32, Option<i32>)>> {
     Ok(index.filter(|_| is_veth).map(|index| (index, namespace)))
 }
 
+fn attached(interface: &str) -> Result<XdpAttached> {
+    let attributes = attributes(interface)?;
+    let xdp = attributes.into_iter().find_map(|it| if let LinkAttribute::Xdp(xdp) = it { Some(xdp) } else { None });
+    let how = xdp.into_iter().flatten().find_map(|it| if let LinkXdp::Attached(how) = it { Some(how) } else { None });
+    Ok(how.unwrap_or(XdpAttached::None))
+}
+
 fn has_xdp(interface: &str) -> Result<bool> {
-    use rtnetlink::packet_route::link::{LinkXdp, XdpAttached};
-    Ok(attributes(interface)?.iter().any(|it| match it {
-        LinkAttribute::Xdp(xdp) => xdp.iter().any(|it| matches!(it, LinkXdp::Attached(how) if *how != XdpAttached::None)),
-        _ => false,
-    }))
+    Ok(attached(interface)? != XdpAttached::None)
+}
+
+/// How the program on an interface is attached.
+pub fn xdp_mode(interface: &str) -> XdpMode {
+    match attached(interface) {
+        Ok(XdpAttached::SocketBuffer) => XdpMode::Generic,
+        _ => XdpMode::Native,
+    }
 }
 
 /// The path of the namespace with this identifier, among those that have names, and this one.

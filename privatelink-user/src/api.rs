@@ -1,0 +1,146 @@
+//! The control socket: a line of JSON each way. Whatever comes in that is not a request is answered with an error, and nothing more.
+
+use crate::agent::Event;
+use crate::config::Problems;
+use crate::explain;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+
+/// The longest request, in bytes.
+const LONGEST: u64 = 32 << 20;
+
+/// What the command line asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+#[allow(missing_docs, reason = "named as the commands are; described in the command line's help")]
+pub enum Request {
+    Status,
+    Services,
+    Endpoints,
+    Targets,
+    Flows { limit: usize },
+    Drops,
+    Plan { path: PathBuf, text: String },
+    Apply { path: PathBuf, text: String },
+    Explain(Asked),
+}
+
+/// What is to be explained, as text.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Asked {
+    /// The VPC.
+    pub vpc: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Source.
+    pub from: std::net::SocketAddrV4,
+    /// Destination.
+    pub to: std::net::SocketAddrV4,
+}
+
+impl From<&Asked> for explain::Question {
+    fn from(asked: &Asked) -> Self {
+        let (vpc, protocol) = (asked.vpc.clone(), asked.protocol.clone());
+        Self { vpc, protocol, from: asked.from, to: asked.to }
+    }
+}
+
+/// What went wrong, and the exit status that says so.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// 64 usage, 65 configuration, 69 kernel or agent, 77 privilege.
+    pub code: u8,
+    /// In words.
+    pub message: String,
+}
+
+impl Failure {
+    /// The configuration is wrong.
+    #[must_use]
+    pub fn config(problems: Problems) -> Self {
+        Self { code: 65, message: problems.report(false) }
+    }
+
+    /// The kernel or the agent cannot do it.
+    #[must_use]
+    pub fn kernel(error: anyhow::Error) -> Self {
+        Self { code: 69, message: format!("{error:#}") }
+    }
+}
+
+/// An answer: a JSON value, an array for listings.
+pub type Reply = Result<Value, Failure>;
+
+/// Listens at `path`, readable and writable by root alone.
+pub fn listen(path: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers whoever connects.
+pub async fn serve(listener: UnixListener, events: Sender<Event>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(converse(stream, events.clone()))),
+            // Out of descriptors, most likely: those who are here will go.
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, events: Sender<Event>) {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    loop {
+        let mut line = Vec::new();
+        match (&mut reader).take(LONGEST).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let reply = answer(&line, &events).await;
+        let mut text = serde_json::to_vec(&reply).unwrap_or_default();
+        text.push(b'\n');
+        if writer.write_all(&text).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer(line: &[u8], events: &Sender<Event>) -> Reply {
+    let request = serde_json::from_slice(line)
+        .map_err(|error| Failure { code: 64, message: format!("this is not a request: {error}") })?;
+    let (reply, answer) = oneshot::channel();
+    let stopping = || Failure { code: 69, message: "the agent is stopping".into() };
+    events.send(Event::Request(request, reply)).map_err(|_| stopping())?;
+    answer.await.map_err(|_| stopping())?
+}
+
+/// Asks the agent whose runtime directory this is.
+pub fn ask(runtime_dir: &Path, request: &Request) -> Reply {
+    use std::io::{BufRead, Write};
+    let path = runtime_dir.join("control.sock");
+    let talk = || -> Result<Reply> {
+        let mut stream = std::os::unix::net::UnixStream::connect(&path)
+            .with_context(|| format!("no agent answers at {} (what it loaded goes on without it)", path.display()))?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line).context("cannot ask the agent")?;
+        let mut reply = String::new();
+        std::io::BufReader::new(stream).read_line(&mut reply).context("the agent does not answer")?;
+        Ok(serde_json::from_str(&reply).context("the agent answers something else")?)
+    };
+    talk().map_err(Failure::kernel)?
+}

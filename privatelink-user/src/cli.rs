@@ -1,0 +1,351 @@
+//! The command line: what is typed, and what is printed.
+
+use crate::agent::{Agent, Event, Parts, read};
+use crate::api::{self, Asked, Failure, Request};
+use crate::kernel::{self, Kernel};
+use crate::maps::Maps;
+use crate::names::{Kind, Names};
+use crate::net::Stack;
+use crate::{flows, model};
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+/// AWS PrivateLink for any Linux host, on eBPF/XDP.
+#[derive(Debug, Parser)]
+#[command(name = "privatelink", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    places: Places,
+}
+
+#[derive(Args, Debug)]
+struct Places {
+    /// Where the agent's control socket is.
+    #[arg(long, global = true, default_value = "/run/privatelink")]
+    runtime_dir: PathBuf,
+    /// Where programs, links and maps are pinned.
+    #[arg(long, global = true, default_value = "/sys/fs/bpf/privatelink")]
+    pin_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Format {
+    /// Print JSON: an array of objects.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent, in the network namespace that holds the interfaces.
+    Run {
+        /// The configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// Take everything away on SIGTERM, instead of leaving forwarding in place.
+        #[arg(long)]
+        detach_on_exit: bool,
+    },
+    /// Validate a configuration: all of its problems, with line, column and the nearest spelling.
+    Check {
+        /// The configuration.
+        file: PathBuf,
+    },
+    /// Show what `apply` would change.
+    Plan {
+        /// The configuration.
+        file: PathBuf,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Make the kernel agree with a configuration.
+    Apply {
+        /// The configuration.
+        file: PathBuf,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show the agent, the program, the interfaces, the maps and the counters.
+    Status(Format),
+    /// List endpoint services.
+    Services(Format),
+    /// List endpoints, an address a row, with their counters.
+    Endpoints(Format),
+    /// List targets, with their health and where they are.
+    Targets(Format),
+    /// List flows.
+    Flows {
+        /// At most so many.
+        #[arg(long, default_value_t = 100_000)]
+        limit: usize,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// List dropped packets, by VPC and reason.
+    Drops(Format),
+    /// Run the packet path over the live tables, without a packet, and tell what each stage asks and decides.
+    Explain {
+        /// The VPC that the packet would come from.
+        #[arg(long = "from")]
+        vpc: String,
+        /// tcp or udp.
+        protocol: String,
+        /// Source address and port.
+        source: SocketAddrV4,
+        /// Destination address and port.
+        destination: SocketAddrV4,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Remove every program, link, map and stack of this pin directory.
+    Detach,
+}
+
+/// Runs the command line; returns the exit status.
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe is not an error of ours.
+            let _ = error.print();
+            return if error.use_stderr() { 64 } else { 0 };
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => 0,
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "{}", failure.message.trim_end());
+            failure.code
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let places = cli.places;
+    let ask = |request| api::ask(&places.runtime_dir, &request);
+    match cli.command {
+        Command::Run { config, detach_on_exit } => run(&places, &config, detach_on_exit),
+        Command::Check { file } => check(&file),
+        Command::Plan { file, format } => {
+            print(ask(Request::Plan { text: text(&file)?, path: absolute(&file) })?, &["change", "kind", "what"], &format)
+        }
+        Command::Apply { file, format } => {
+            print(ask(Request::Apply { text: text(&file)?, path: absolute(&file) })?, &["change", "kind", "what"], &format)
+        }
+        Command::Status(format) => status(ask(Request::Status)?, &format),
+        Command::Services(format) => {
+            print(ask(Request::Services)?, &["service", "load_balancers", "zones", "endpoints"], &format)
+        }
+        Command::Endpoints(format) => print(ask(Request::Endpoints)?, ENDPOINTS, &format),
+        Command::Targets(format) => print(ask(Request::Targets)?, TARGETS, &format),
+        Command::Flows { limit, format } => print(ask(Request::Flows { limit })?, FLOWS, &format),
+        Command::Drops(format) => print(ask(Request::Drops)?, &["vpc", "reason", "packets", "bytes", "meaning"], &format),
+        Command::Explain { vpc, protocol, source, destination, format } => {
+            let asked = Asked { vpc, protocol, from: source, to: destination };
+            print(ask(Request::Explain(asked))?, &["step", "says"], &format)
+        }
+        Command::Detach => detach(&places.pin_dir),
+    }
+}
+
+const ENDPOINTS: &[&str] =
+    &["endpoint", "vpc", "service", "zone", "address", "state", "active_flows", "new_flows", "to_provider_bytes", "to_consumer_bytes", "resets"];
+const TARGETS: &[&str] = &["target_group", "vpc", "zone", "address", "port", "weight", "state", "mac", "interface", "reason"];
+const FLOWS: &[&str] = &["vpc", "protocol", "client", "endpoint_address", "nat", "target", "endpoint", "state", "idle_seconds", "age_seconds"];
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// A file's text; what is larger than any configuration is not read.
+fn text(path: &Path) -> Result<String, Failure> {
+    let wrong = |message: String| Failure { code: 65, message: format!("cannot read {}: {message}", path.display()) };
+    let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+    if size > 16 << 20 {
+        return Err(wrong(format!("{size} bytes is more than any configuration")));
+    }
+    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    String::from_utf8(bytes).map_err(|error| wrong(format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to())))
+}
+
+fn check(file: &Path) -> Result<(), Failure> {
+    let colour = std::io::stderr().is_terminal();
+    let report = |problems: crate::config::Problems| Failure { code: 65, message: problems.report(colour) };
+    let model = model::parse(&text(file)?, &file.to_string_lossy()).map_err(report)?;
+    let (vpcs, services) = (model.vpcs.len(), model.services.len());
+    let endpoints: usize = model.endpoints.values().map(|it| it.addresses.len()).sum();
+    say(&format!("{}: good: {vpcs} VPCs, {services} endpoint services, {endpoints} endpoint addresses\n", file.display()))
+}
+
+/// Prints; a closed pipe is a clean exit.
+fn say(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure { code: 69, message: format!("cannot print: {error}") })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn cell(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(items)) => items.iter().map(|it| cell(Some(it))).collect::<Vec<_>>().join(" "),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn table(rows: &Value, columns: &[&str]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table.set_header(columns.iter().map(|name| name.replace('_', " ").to_uppercase()));
+    for row in rows.as_array().into_iter().flatten() {
+        table.add_row(columns.iter().map(|name| cell(row.get(name))));
+    }
+    format!("{table}\n")
+}
+
+fn print(rows: Value, columns: &[&str], format: &Format) -> Result<(), Failure> {
+    if format.json {
+        return say(&format!("{rows:#}\n"));
+    }
+    if rows.as_array().is_some_and(Vec::is_empty) {
+        return say("none\n");
+    }
+    say(&table(&rows, columns))
+}
+
+fn status(rows: Value, format: &Format) -> Result<(), Failure> {
+    if format.json {
+        return say(&format!("{rows:#}\n"));
+    }
+    let status = &rows[0];
+    let mut text = String::new();
+    for part in ["agent", "program"] {
+        for (name, value) in status[part].as_object().into_iter().flatten() {
+            text += &format!("{part} {}: {}\n", name.replace('_', " "), cell(Some(value)));
+        }
+    }
+    text += "\n";
+    text += &table(&status["interfaces"], &["interface", "vpc", "state", "hook", "mode", "problem"]);
+    text += "\n";
+    text += &table(&status["maps"], &["map", "id", "used", "size"]);
+    text += "\n";
+    text += &table(&status["outcomes"], &["vpc", "outcome", "packets", "bytes"]);
+    say(&text)
+}
+
+fn privileged() -> Result<(), Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure { code: 77, message: "this needs root: it loads programs and attaches them to interfaces".into() })
+}
+
+fn run(places: &Places, config: &Path, detach_on_exit: bool) -> Result<(), Failure> {
+    let model = model::parse(&text(config)?, &config.to_string_lossy()).map_err(Failure::config)?;
+    privileged()?;
+    let kernel = Kernel::open(&places.pin_dir, &model.limits).map_err(Failure::kernel)?;
+    serve(places, config, model, kernel).map_err(Failure::kernel)?;
+    if detach_on_exit { detach(&places.pin_dir) } else { Ok(()) }
+}
+
+fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel) -> Result<()> {
+    std::fs::create_dir_all(&places.runtime_dir).with_context(|| format!("cannot make {}", places.runtime_dir.display()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let (events, received) = channel();
+    let (results, mut observed) = tokio::sync::mpsc::channel(1024);
+    let (heard_sender, mut heard) = tokio::sync::mpsc::channel(1024);
+    let (to_agent, also_to_agent) = (events.clone(), events.clone());
+    runtime.spawn(async move {
+        while let Some(it) = observed.recv().await {
+            let _ = to_agent.send(Event::Observed(it));
+        }
+    });
+    runtime.spawn(async move {
+        while let Some(it) = heard.recv().await {
+            let _ = also_to_agent.send(Event::Heard(it));
+        }
+    });
+    let (pin_dir, config) = (places.pin_dir.clone(), absolute(config));
+    let handle = runtime.handle().clone();
+    let parts = Parts { kernel, pin_dir, config, model, runtime: handle, results, heard: heard_sender };
+    let mut agent = Agent::start(parts)?;
+    let socket = places.runtime_dir.join("control.sock");
+    let listener = runtime.block_on(async { api::listen(&socket) })?;
+    runtime.spawn(api::serve(listener, events.clone()));
+    runtime.block_on(async { signals(events) })?;
+    let maps = Arc::clone(&agent.maps);
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(5));
+            if let Err(error) = flows::sweep(&maps) {
+                eprintln!("privatelink: cannot sweep the flows: {error:#}");
+            }
+        }
+    });
+    eprintln!("privatelink: ready");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    agent.run(&received);
+    let _ = std::fs::remove_file(&socket);
+    eprintln!("privatelink: stopped; what it loaded goes on");
+    Ok(())
+}
+
+/// Turns signals into events.
+fn signals(events: Sender<Event>) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut hangup, mut terminate, mut interrupt) =
+        (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        loop {
+            let event = tokio::select! {
+                _ = hangup.recv() => Event::Reload,
+                _ = terminate.recv() => Event::Stop,
+                _ = interrupt.recv() => Event::Stop,
+            };
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+fn detach(pin_dir: &Path) -> Result<(), Failure> {
+    privileged()?;
+    let work = || -> Result<usize> {
+        if let Ok(dir) = std::fs::File::open(pin_dir) {
+            anyhow::ensure!(dir.try_lock().is_ok(), "an agent uses {}: stop it first", pin_dir.display());
+        }
+        let entries = Maps::open(&pin_dir.join("maps")).and_then(|maps| maps.names.entries()).unwrap_or_default();
+        let _ = Names::read(&entries);
+        let removed = kernel::remove(pin_dir)?;
+        for (key, name) in entries {
+            let name = String::from_utf8_lossy(&name);
+            if key.kind == Kind::Interface as u32
+                && let Some(vpc) = name.trim_end_matches('\0').strip_prefix("stack/")
+            {
+                Stack::of(pin_dir, vpc).remove()?;
+            }
+        }
+        Ok(removed)
+    };
+    let removed = work().map_err(Failure::kernel)?;
+    say(&format!("removed {removed} pins from {}\n", pin_dir.display()))
+}
+
+/// Reads a configuration for those who need no more of it.
+pub fn model_of(path: &Path) -> Result<model::Model, Failure> {
+    read(path)
+}

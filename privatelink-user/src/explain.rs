@@ -1,0 +1,223 @@
+//! Runs the real packet path over the live tables, without a packet, and tells every question that it asks and the answer it gets.
+//! Nothing is written: what the path would install is only told.
+
+use crate::maps::{Maps, PrefixKey};
+use crate::names::{Kind, Names};
+use anyhow::{Context, Result, bail};
+use etherparse::PacketBuilder;
+use privatelink_common::frame::SliceFrame;
+use privatelink_common::path;
+use privatelink_common::tables::{
+    Address, Balancer, ENDPOINT, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey, Neighbour,
+    Prefix, Tables, Target, VpcAddress,
+};
+use privatelink_common::verdict::Action;
+use privatelink_common::wire::{Ipv4, Mac};
+use std::cell::RefCell;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use zerocopy::big_endian::U32;
+
+/// What is to be explained.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The VPC that the packet would come from.
+    pub vpc: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Source.
+    pub from: SocketAddrV4,
+    /// Destination.
+    pub to: SocketAddrV4,
+}
+
+/// The live tables, which only answer.
+struct Narrator<'a> {
+    maps: &'a Maps,
+    names: &'a Names,
+    interface: Interface,
+    told: RefCell<Vec<String>>,
+}
+
+/// An entry that is a copy, so that nothing reaches the map.
+struct Copied(Flow);
+
+impl Entry for Copied {
+    fn flow(&self) -> Flow {
+        self.0
+    }
+    fn set_last_seen(&self, _: u32) {}
+    fn set_state(&self, _: u8, _: u16) {}
+    fn set_seen(&self, _: Mac, _: u16) {}
+    fn set_next_hop(&self, _: Mac, _: u16) {}
+}
+
+fn ip(address: Ipv4) -> Ipv4Addr {
+    address.into()
+}
+
+impl Narrator<'_> {
+    fn tell<T>(&self, what: String, answer: Option<T>, describe: impl FnOnce(&T) -> String) -> Option<T> {
+        let told = answer.as_ref().map_or_else(|| "no".to_owned(), describe);
+        self.told.borrow_mut().push(format!("{what}: {told}"));
+        answer
+    }
+
+    fn flow(&self, kind: &str, key: &FlowKey, flow: Option<Flow>) -> Option<Copied> {
+        let what = format!(
+            "{kind} flow {}:{} -> {}:{} in {}",
+            ip(key.source), key.source_port, ip(key.destination), key.destination_port,
+            self.names.name(Kind::Vpc, key.vpc.into())
+        );
+        self.tell(what, flow, |flow| {
+            let endpoint = self.names.name(Kind::Endpoint, flow.endpoint);
+            let target = self.names.name(Kind::Target, flow.target);
+            format!("yes, {}, of endpoint {endpoint} to target {target}", path::state::State::from_number(flow.state).name())
+        })
+        .map(Copied)
+    }
+}
+
+impl Tables for Narrator<'_> {
+    type Entry = Copied;
+
+    fn interface(&self, _: u32) -> Option<Interface> {
+        Some(self.interface)
+    }
+
+    fn established(&self, key: &FlowKey) -> Option<Copied> {
+        self.flow("established", key, self.maps.established.get(key).ok().flatten())
+    }
+
+    fn pending(&self, key: &FlowKey) -> Option<Copied> {
+        self.flow("pending", key, self.maps.pending.get(key).ok().flatten())
+    }
+
+    fn establish(&self, _: &FlowKey, _: &Flow) -> Result<(), InsertError> {
+        self.told.borrow_mut().push("would establish the flow".into());
+        Ok(())
+    }
+
+    fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        if flow.direction != 0 {
+            let (port, target) = (key.destination_port, ip(key.source));
+            self.told.borrow_mut().push(format!("would claim NAT port {port} of {} towards {target}", ip(key.destination)));
+        }
+        Ok(())
+    }
+
+    fn remove_established(&self, _: &FlowKey) {
+        self.told.borrow_mut().push("would forget that flow: it has ended".into());
+    }
+
+    fn remove_pending(&self, _: &FlowKey) {}
+
+    fn endpoint(&self, endpoint: u32) -> Endpoint {
+        let found = self.maps.endpoints.get(&endpoint).ok().flatten().unwrap_or_default();
+        let name = self.names.name(Kind::Endpoint, endpoint);
+        let word = if found.open == 0 { "closed" } else { "open" };
+        self.told.borrow_mut().push(format!("endpoint {name}: {word}, generation {}", found.generation));
+        found
+    }
+
+    fn address(&self, address: &VpcAddress) -> Option<Address> {
+        let what = format!("{} is ours in {}", ip(address.address), self.names.name(Kind::Vpc, address.vpc.into()));
+        self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| {
+            if found.kind == ENDPOINT {
+                format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint))
+            } else {
+                format!("yes, load balancer {}", self.names.name(Kind::Balancer, found.balancer))
+            }
+        })
+    }
+
+    fn in_vpc(&self, address: &VpcAddress) -> bool {
+        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address };
+        let found = self.maps.prefixes.get(&PrefixKey { bits: 64, prefix }).ok().flatten();
+        let what = format!("{} is within the CIDRs of {}", ip(address.address), self.names.name(Kind::Vpc, address.vpc.into()));
+        self.tell(what, found, |_| "yes".into()).is_some()
+    }
+
+    fn balancer(&self, balancer: u32) -> Option<Balancer> {
+        let what = format!("load balancer {}", self.names.name(Kind::Balancer, balancer));
+        self.tell(what, self.maps.balancers.get(&balancer).ok().flatten(), |found| {
+            format!("targets see {}", ip(found.address))
+        })
+    }
+
+    fn listener(&self, key: &ListenerKey) -> Option<Listener> {
+        let protocol = if key.protocol == 6 { "tcp" } else { "udp" };
+        let what = format!("listener {protocol}/{} of {}", key.port, self.names.name(Kind::Balancer, key.balancer));
+        self.tell(what, self.maps.listeners.get(key).ok().flatten(), |found| {
+            format!("yes, Maglev table {} of {} slots", self.names.name(Kind::Table, found.table), found.slots)
+        })
+    }
+
+    fn slot(&self, table: u32, slot: u32) -> Option<u32> {
+        let found = self.maps.tables.get(table).ok().flatten().and_then(|table| table.get(slot).ok().flatten());
+        self.tell(format!("slot {slot}"), found, |target| format!("target {}", self.names.name(Kind::Target, *target)))
+    }
+
+    fn target(&self, target: u32) -> Option<Target> {
+        self.maps.targets.get(&target).ok().flatten()
+    }
+
+    fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour> {
+        let what = format!("next hop of {}", ip(address.address));
+        self.tell(what, self.maps.neighbours.get(address).ok().flatten(), |found| {
+            format!("{} by {}", mac(found.mac), self.names.name(Kind::Interface, found.interface.into()))
+        })
+    }
+
+    fn egress(&self, interface: u16) -> bool {
+        let found = self.maps.egress.get(&interface.into()).ok().flatten();
+        let what = format!("interface {}", self.names.name(Kind::Interface, interface.into()));
+        self.tell(what, found, |_| "is there".into()).is_some()
+    }
+}
+
+/// A link-layer address, as people write it.
+pub fn mac(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Explains what would become of a first packet (a SYN, for TCP).
+pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<String>> {
+    let vpc = names.id(Kind::Vpc, &question.vpc).with_context(|| format!("there is no VPC \"{}\"", question.vpc))?;
+    let interface = Interface { vpc: u16::try_from(vpc)?, slot: 0, stack: 0, reserved: 0 };
+    let narrator = Narrator { maps, names, interface, told: RefCell::default() };
+    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(
+        question.from.ip().octets(),
+        question.to.ip().octets(),
+        64,
+    );
+    let mut bytes = Vec::new();
+    match question.protocol.as_str() {
+        "tcp" => builder.tcp(question.from.port(), question.to.port(), 1, 64240).syn().write(&mut bytes, &[])?,
+        "udp" => builder.udp(question.from.port(), question.to.port()).write(&mut bytes, &[])?,
+        other => bail!("the protocol is tcp or udp, not {other}"),
+    }
+    let mut frame = SliceFrame::new(&mut bytes);
+    let result = path::forward(&mut frame, &narrator, 0, crate::flows::now());
+    let mut told = narrator.told.into_inner();
+    told.push(match result {
+        Err(reason) => format!("dropped: {}: {}", reason.name(), reason.meaning().trim()),
+        Ok(verdict) => match verdict.action() {
+            Action::Pass => "passed to this host's stack, untouched: the address is not ours".into(),
+            Action::Steer { .. } => "handed to the VPC's own stack".into(),
+            Action::Answer(code) => match privatelink_common::verdict::Answer::from_code(code) {
+                Some(answer) => format!("answered: {}: {}", answer.name(), answer.meaning().trim()),
+                None => "answered".into(),
+            },
+            Action::Forward { interface, .. } => sent(&frame, names, interface),
+        },
+    });
+    Ok(told)
+}
+
+fn sent(frame: &SliceFrame<'_>, names: &Names, interface: u16) -> String {
+    let bytes = frame.as_bytes();
+    let part = |at: usize| ip([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    let (from, to) = (SocketAddrV4::new(part(26), port(34)), SocketAddrV4::new(part(30), port(36)));
+    format!("forwarded: {from} -> {to} by {}", names.name(Kind::Interface, interface.into()))
+}

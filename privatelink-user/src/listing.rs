@@ -1,0 +1,267 @@
+//! What the agent tells: every listing is an array of objects.
+
+use crate::agent::Agent;
+use crate::api::Asked;
+use crate::explain::mac;
+use crate::maps::Maps;
+use crate::names::{Kind, Names};
+use crate::plan::Image;
+use crate::sys::XdpMode;
+use crate::{explain, flows, health};
+use anyhow::Result;
+use privatelink_common::limits::OUTCOMES;
+use privatelink_common::path::state::State;
+use privatelink_common::tables::{Address, Counter, EndpointCounters, VpcAddress};
+use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+fn ip(address: [u8; 4]) -> String {
+    Ipv4Addr::from(address).to_string()
+}
+
+/// The name of an outcome's counter.
+fn outcome(code: u32) -> Option<&'static str> {
+    match code {
+        PASSED => Some("passed"),
+        STEERED => Some("steered"),
+        _ => Answer::from_code(code).map(Answer::name).or_else(|| DropReason::from_code(code).map(DropReason::name)),
+    }
+}
+
+/// Every counter of every VPC that is not zero; VPC 0 is what came by no VPC's interface.
+fn outcomes(agent: &Agent) -> Result<Vec<(String, u32, Counter)>> {
+    let mut rows = Vec::new();
+    let vpcs = agent.image.names.keys().filter(|key| key.kind == Kind::Vpc as u32).map(|key| key.id);
+    for vpc in std::iter::once(0).chain(vpcs) {
+        let name = if vpc == 0 { "-".into() } else { agent.names.name(Kind::Vpc, vpc) };
+        for code in (0..OUTCOMES).filter(|code| outcome(*code).is_some()) {
+            let values = agent.maps.outcomes.get(vpc * OUTCOMES + code)?;
+            let sum = values.iter().fold(Counter::default(), |sum, it| Counter {
+                packets: sum.packets + it.packets,
+                bytes: sum.bytes + it.bytes,
+            });
+            if sum.packets > 0 {
+                rows.push((name.clone(), code, sum));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// Drops, by VPC and reason.
+pub fn drops(agent: &Agent) -> Result<Value> {
+    let rows = outcomes(agent)?.into_iter().filter_map(|(vpc, code, counter)| {
+        let reason = DropReason::from_code(code)?;
+        let (packets, bytes, meaning) = (counter.packets, counter.bytes, reason.meaning().trim());
+        Some(json!({ "vpc": vpc, "reason": reason.name(), "packets": packets, "bytes": bytes, "meaning": meaning }))
+    });
+    Ok(rows.collect())
+}
+
+/// The agent, the program, the interfaces, the maps, the counters.
+pub fn status(agent: &Agent) -> Result<Value> {
+    let program = agent.kernel.program_info()?;
+    let interfaces: Vec<_> = agent.image.interfaces.iter().map(|(name, place)| interface(agent, name, place.vpc)).collect();
+    let outcomes = outcomes(agent)?.into_iter().map(|(vpc, code, counter)| {
+        json!({ "vpc": vpc, "outcome": outcome(code), "packets": counter.packets, "bytes": counter.bytes })
+    });
+    let runs = program.run_count();
+    let average = if runs == 0 { Value::Null } else { json!(program.run_time().as_nanos() / u128::from(runs)) };
+    Ok(json!([{
+        "agent": {
+            "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "config": agent.config,
+            "pin_dir": agent.pin_dir, "adopted": agent.kernel.adopted,
+            "uptime_seconds": agent.started.elapsed().as_secs(),
+        },
+        "interfaces": interfaces,
+        "program": {
+            "name": "ingress", "id": program.id(), "tag": format!("{:016x}", program.tag()),
+            "verified_instructions": program.verified_instruction_count(),
+            "runs": runs, "nanoseconds_a_packet": average,
+        },
+        "maps": maps(agent)?,
+        "outcomes": outcomes.collect::<Vec<_>>(),
+    }]))
+}
+
+fn interface(agent: &Agent, name: &str, vpc: u16) -> Value {
+    let attached = agent.links.get(name);
+    let state = match attached {
+        None => "waiting",
+        Some(attached) if attached.problem.is_some() => "failed",
+        Some(_) => "attached",
+    };
+    let mode = attached.and_then(|it| it.mode).map(|mode| match mode {
+        XdpMode::Native => "native",
+        XdpMode::Generic => "generic",
+    });
+    let problem = attached.and_then(|it| it.problem.clone().or_else(|| it.peer.remedy().map(|run| format!("run: {run}"))));
+    json!({
+        "interface": name, "vpc": agent.names.name(Kind::Vpc, vpc.into()), "state": state, "hook": "xdp", "mode": mode,
+        "ifindex": attached.map(|it| it.ifindex), "peer_lacks": attached.map(|it| it.peer.lacks.clone()), "problem": problem,
+    })
+}
+
+fn maps(agent: &Agent) -> Result<Vec<Value>> {
+    let (image, maps) = (&agent.image, &agent.maps);
+    let mut count = BTreeMap::from([("established", 0), ("pending", 0)]);
+    maps.established.walk(4096, |keys, _| *count.entry("established").or_default() += keys.len())?;
+    maps.pending.walk(4096, |keys, _| *count.entry("pending").or_default() += keys.len())?;
+    let rows = [
+        ("prefixes", image.prefixes.len(), maps.prefixes.info()?),
+        ("addresses", image.addresses.len(), maps.addresses.info()?),
+        ("endpoints", image.endpoints.len(), maps.endpoints.info()?),
+        ("balancers", image.balancers.len(), maps.balancers.info()?),
+        ("listeners", image.listeners.len(), maps.listeners.info()?),
+        ("tables", image.tables.len(), maps.tables.info()?),
+        ("targets", image.targets.len(), maps.targets.info()?),
+        ("neighbours", maps.neighbours.keys()?.len(), maps.neighbours.info()?),
+        ("established", count["established"], maps.established.info()?),
+        ("pending", count["pending"], maps.pending.info()?),
+        ("names", image.names.len(), maps.names.info()?),
+    ];
+    Ok(rows.into_iter().map(|(name, used, info)| json!({ "map": name, "id": info.id, "used": used, "size": info.max_entries })).collect())
+}
+
+/// What is published.
+pub fn services(agent: &Agent) -> Value {
+    let model = &agent.model;
+    let row = |(name, service): (&String, &crate::model::EndpointService)| {
+        let endpoints = model.endpoints.values().filter(|endpoint| endpoint.service == *name).count();
+        let balancers = service.load_balancers.iter().filter_map(|it| model.load_balancers.get(it));
+        let zones: std::collections::BTreeSet<_> = balancers.flat_map(|it| it.addresses.keys()).collect();
+        json!({ "service": name, "load_balancers": service.load_balancers, "zones": zones, "endpoints": endpoints })
+    };
+    model.services.iter().map(row).collect()
+}
+
+/// Every address of every endpoint, with its counters.
+pub fn endpoints(agent: &Agent) -> Result<Value> {
+    let mut active = BTreeMap::<u32, u64>::new();
+    agent.maps.established.walk(4096, |_, values| {
+        values.iter().filter(|flow| flow.direction == 0).for_each(|flow| *active.entry(flow.endpoint).or_default() += 1);
+    })?;
+    let mut rows = Vec::new();
+    for (name, endpoint) in &agent.model.endpoints {
+        for (zone, address) in &endpoint.addresses {
+            let Some(id) = agent.names.id(Kind::Endpoint, &format!("{name}/{zone}")) else { continue };
+            let sum = agent.maps.counters.get(id)?.iter().fold(EndpointCounters::default(), |sum, it| EndpointCounters {
+                to_provider_packets: sum.to_provider_packets + it.to_provider_packets,
+                to_provider_bytes: sum.to_provider_bytes + it.to_provider_bytes,
+                to_consumer_packets: sum.to_consumer_packets + it.to_consumer_packets,
+                to_consumer_bytes: sum.to_consumer_bytes + it.to_consumer_bytes,
+                new_flows: sum.new_flows + it.new_flows,
+                resets: sum.resets + it.resets,
+            });
+            let open = agent.image.endpoints.get(&id).copied().unwrap_or(false);
+            rows.push(json!({
+                "endpoint": name, "vpc": endpoint.vpc, "service": endpoint.service, "zone": zone,
+                "address": address.to_string(), "state": if open { "available" } else { "rejected" },
+                "active_flows": active.get(&id).unwrap_or(&0),
+                "to_provider_packets": sum.to_provider_packets, "to_provider_bytes": sum.to_provider_bytes,
+                "to_consumer_packets": sum.to_consumer_packets, "to_consumer_bytes": sum.to_consumer_bytes,
+                "new_flows": sum.new_flows, "resets": sum.resets,
+            }));
+        }
+    }
+    Ok(Value::Array(rows))
+}
+
+/// Every target, with its health and where it is.
+pub fn targets(agent: &Agent) -> Result<Value> {
+    let mut rows = Vec::new();
+    for (name, group) in &agent.model.target_groups {
+        for target in &group.targets {
+            let Some(id) = agent.names.id(Kind::Target, &crate::plan::target_name(name, target)) else { continue };
+            let Some(entry) = agent.image.targets.get(&id) else { continue };
+            let hop = agent.maps.neighbours.get(&VpcAddress::new(entry.vpc, entry.address))?;
+            let checked = agent.is_watched(id) || !group.health_check.enabled;
+            let state = if checked { health::name(entry.state) } else { "unused" };
+            let reason = match (checked, agent.reasons.get(&id)) {
+                (false, _) => Some("Target group is not configured to receive traffic from the load balancer".to_owned()),
+                (true, reason) => reason.cloned(),
+            };
+            rows.push(json!({
+                "target_group": name, "vpc": group.vpc, "zone": target.zone, "address": target.address.to_string(),
+                "port": target.port, "weight": target.weight, "state": state, "reason": reason,
+                "mac": hop.map(|hop| mac(hop.mac)),
+                "interface": hop.map(|hop| agent.names.name(Kind::Interface, hop.interface.into())),
+            }));
+        }
+    }
+    Ok(Value::Array(rows))
+}
+
+/// Flows, each once.
+pub fn flows(maps: &Maps, names: &Names, limit: usize) -> Result<Value> {
+    let now = flows::now();
+    let rows = flows::list(maps, limit)?.into_iter().map(|(key, flow, _)| {
+        json!({
+            "vpc": names.name(Kind::Vpc, key.vpc.into()),
+            "protocol": if key.protocol == 6 { "tcp" } else { "udp" },
+            "client": format!("{}:{}", ip(key.source), key.source_port),
+            "endpoint_address": format!("{}:{}", ip(key.destination), key.destination_port),
+            "nat": format!("{}:{}", ip(flow.source), flow.source_port),
+            "target": format!("{}:{}", ip(flow.destination), flow.destination_port),
+            "endpoint": names.name(Kind::Endpoint, flow.endpoint),
+            "state": State::from_number(flow.state).name(),
+            "idle_seconds": flows::idle(&flow, now), "age_seconds": now.saturating_sub(flow.opened),
+        })
+    });
+    Ok(rows.collect())
+}
+
+/// What the path would do.
+pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
+    let steps = explain::explain(&agent.maps, &agent.names, &asked.into())?;
+    Ok(steps.into_iter().enumerate().map(|(index, step)| json!({ "step": index + 1, "says": step })).collect())
+}
+
+/// The difference between two images, an entry a row.
+pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
+    let mut rows = Vec::new();
+    let own = |it: &Address| if it.endpoint == 0 { "load balancer" } else { "endpoint" };
+    let at = |key: &VpcAddress| format!("{} in {}", ip(key.address), names.name(Kind::Vpc, key.vpc.into()));
+    changes(&mut rows, "interface", &from.interfaces, &to.interfaces, |name, place| {
+        format!("{name} in {}", names.name(Kind::Vpc, place.vpc.into()))
+    });
+    changes(&mut rows, "address", &from.addresses, &to.addresses, |key, it| format!("{} {}", own(it), at(key)));
+    changes(&mut rows, "endpoint", &from.endpoints, &to.endpoints, |id, open| {
+        format!("{} {}", names.name(Kind::Endpoint, *id), if *open { "available" } else { "rejected" })
+    });
+    changes(&mut rows, "listener", &from.listeners, &to.listeners, |key, _| {
+        let protocol = if key.protocol == 6 { "tcp" } else { "udp" };
+        format!("{protocol}/{} of {}", key.port, names.name(Kind::Balancer, key.balancer))
+    });
+    changes(&mut rows, "target", &from.targets, &to.targets, |_, it| {
+        format!("{}:{} in {}", ip(it.address), it.port, names.name(Kind::Vpc, it.vpc.into()))
+    });
+    changes(&mut rows, "table", &from.tables, &to.tables, |id, table| {
+        format!("{} of {} slots", names.name(Kind::Table, *id), table.len())
+    });
+    changes(&mut rows, "prefix", &from.prefixes, &to.prefixes, |key, _| {
+        let vpc = names.name(Kind::Vpc, key.prefix.vpc.get());
+        format!("{}/{} of {vpc}", ip(key.prefix.address), key.bits.saturating_sub(32))
+    });
+    Value::Array(rows)
+}
+
+fn changes<K: Ord, V: PartialEq>(
+    rows: &mut Vec<Value>,
+    kind: &str,
+    from: &BTreeMap<K, V>,
+    to: &BTreeMap<K, V>,
+    what: impl Fn(&K, &V) -> String,
+) {
+    let mut row = |change: &str, key: &K, value: &V| rows.push(json!({ "change": change, "kind": kind, "what": what(key, value) }));
+    for (key, value) in to {
+        match from.get(key) {
+            None => row("add", key, value),
+            Some(old) if old != value => row("change", key, value),
+            Some(_) => {}
+        }
+    }
+    from.iter().filter(|(key, _)| !to.contains_key(key)).for_each(|(key, value)| row("remove", key, value));
+}
