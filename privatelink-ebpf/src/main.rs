@@ -51,8 +51,16 @@ fn act(verdict: Result<Verdict, DropReason>, ifindex: u32, length: u64) -> u32 {
         }
         Action::Steer { .. } => count(ifindex, STEERED, length, xdp_action::XDP_REDIRECT),
         Action::Pass => count(ifindex, PASSED, length, xdp_action::XDP_PASS),
-        Action::Answer(answer) => count(ifindex, answer, length, xdp_action::XDP_TX),
+        Action::Answer(answer) => count(ifindex, answer, length, back(ifindex)),
     }
+}
+
+/// Sends the frame back where it came from. By a redirect, since a veth wakes its other end after XDP_TX only if that end has an XDP
+/// program of its own, but after a redirect also where it has GRO; XDP_TX for an interface that is not in `egress` yet.
+#[inline(always)]
+fn back(ifindex: u32) -> u32 {
+    let slot = KernelTables.interface(ifindex).unwrap_or(Interface::default()).slot;
+    if KernelTables.egress(slot) { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
 }
 
 #[inline(always)]
