@@ -30,7 +30,8 @@ fn main() {
     build(&workspace, &target_dir);
     for object in objects {
         let built = target_dir.join(TARGET).join("release").join(object);
-        let bytes = fs::read(&built).unwrap_or_else(|error| fail(&format!("cannot read {}: {error}", built.display())));
+        let bytes = fs::read(&built)
+            .unwrap_or_else(|error| fail(&format!("cannot read {}: {error}", built.display())));
         write(&out.join(format!("{object}.bpf.o")), &bytes);
     }
 }
@@ -48,7 +49,10 @@ fn build(workspace: &Path, target_dir: &Path) {
     let mut cargo = toolchain();
     let linker = workspace.join("target/tools/bin/bpf-linker");
     let linker = if linker.exists() { linker.into_os_string() } else { OsString::from("bpf-linker") };
-    let flags = format!("-Ctarget-cpu=v3\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clinker={}", linker.to_string_lossy());
+    let flags = format!(
+        "-Ctarget-cpu=v3\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clinker={}",
+        linker.to_string_lossy()
+    );
     cargo
         .current_dir(workspace)
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
@@ -57,8 +61,12 @@ fn build(workspace: &Path, target_dir: &Path) {
         .arg(target_dir);
     match cargo.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => fail(&format!("building the eBPF object failed ({status}); `cargo xtask setup` installs what it needs")),
-        Err(error) => fail(&format!("cannot run {cargo:?}: {error}; `cargo xtask setup` installs what it needs")),
+        Ok(status) => fail(&format!(
+            "building the eBPF object failed ({status}); `cargo xtask setup` installs what it needs"
+        )),
+        Err(error) => {
+            fail(&format!("cannot run {cargo:?}: {error}; `cargo xtask setup` installs what it needs"))
+        }
     }
 }
 
@@ -94,7 +102,9 @@ fn clean(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        let ours = ["CARGO_HOME", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_HTTP_"].iter().any(|kept| text.starts_with(kept));
+        let ours = ["CARGO_HOME", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_HTTP_"]
+            .iter()
+            .any(|kept| text.starts_with(kept));
         let theirs = text.starts_with("CARGO") || text.starts_with("RUSTC") || text.starts_with("RUSTDOC");
         if theirs && !ours || text == "RUSTFLAGS" || text == "RUSTUP_TOOLCHAIN" {
             command.env_remove(&name);

@@ -6,7 +6,10 @@
 
 use crate::wire::{Ipv4, Mac};
 use core::mem::size_of;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, big_endian::{U16, U32}};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout,
+    big_endian::{U16, U32},
+};
 
 macro_rules! table {
     ($(#[$meta:meta])* $name:ident, $size:expr, align $align:literal, { $($(#[$field_meta:meta])* $field:ident: $type:ty,)+ }) => {

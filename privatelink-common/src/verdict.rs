@@ -194,7 +194,8 @@ impl Verdict {
         let (interface, upper) = ((self.0 >> 16) as u16, (self.0 >> 32) as u32);
         match self.0 & 0xff {
             Self::FORWARD => {
-                let direction = if self.0 >> 8 & 1 == 0 { Direction::ToProvider } else { Direction::ToConsumer };
+                let direction =
+                    if self.0 >> 8 & 1 == 0 { Direction::ToProvider } else { Direction::ToConsumer };
                 let event = match self.0 >> 9 & 3 {
                     0 => FlowEvent::None,
                     1 => FlowEvent::Opened,
@@ -233,7 +234,10 @@ mod tests {
         let answers = Answer::ALL.iter().map(|a| (a.code(), a.name()));
         let drops = DropReason::ALL.iter().map(|r| (r.code(), r.name()));
         for (code, name) in answers.chain(drops) {
-            assert!(codes.insert(code) && code < OUTCOMES, "{name} shares or exceeds the counters with {code}");
+            assert!(
+                codes.insert(code) && code < OUTCOMES,
+                "{name} shares or exceeds the counters with {code}"
+            );
             assert!(names.insert(name), "{name} is used twice");
         }
     }

@@ -2,7 +2,10 @@
 
 use core::mem::size_of;
 use network_types::{arp::ArpHdr, eth::EthHdr, ip::Ipv4Hdr, udp::UdpHdr};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::{U16, U32}};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    big_endian::{U16, U32},
+};
 
 /// An IPv4 address in network byte order, as people read it.
 pub type Ipv4 = [u8; 4];

@@ -9,15 +9,17 @@ mod frame;
 mod maps;
 mod tables;
 
-use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_ktime_get_coarse_ns, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_action, helpers::generated::bpf_ktime_get_coarse_ns, macros::xdp, programs::XdpContext,
+};
 use frame::XdpFrame;
+use privatelink_common::frame::Frame;
 use privatelink_common::{
     limits::OUTCOMES,
     path,
     tables::{Interface, Tables},
     verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
 };
-use privatelink_common::frame::Frame;
 use tables::KernelTables;
 
 /// Runs for every frame that comes by an interface of ours.

@@ -8,8 +8,8 @@ use aya_ebpf::{
 use privatelink_common::{
     limits::OUTCOMES,
     tables::{
-        Address, Balancer, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener, ListenerKey, Name,
-        NameKey, Neighbour, Prefix, Target, VpcAddress,
+        Address, Balancer, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
+        ListenerKey, Name, NameKey, Neighbour, Prefix, Target, VpcAddress,
     },
 };
 

@@ -1,8 +1,8 @@
 //! [`Tables`] over the kernel's maps.
 
 use crate::maps::{
-    ADDRESSES, BALANCERS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, NEIGHBOURS, PENDING, PREFIXES,
-    TABLES, TARGETS,
+    ADDRESSES, BALANCERS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, NEIGHBOURS, PENDING,
+    PREFIXES, TABLES, TARGETS,
 };
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, xdp_action},
@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use privatelink_common::{
     tables::{
-        Address, Balancer, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey, Neighbour,
-        Prefix, Tables, Target, VpcAddress,
+        Address, Balancer, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey,
+        Neighbour, Prefix, Tables, Target, VpcAddress,
     },
     wire::Mac,
 };

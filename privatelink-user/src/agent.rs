@@ -175,7 +175,9 @@ impl Agent {
                 let path = self.config.clone();
                 match read(&path).and_then(|model| self.apply(model).map_err(Failure::kernel)) {
                     Ok(changes) => eprintln!("privatelink: applied {}: {changes} changes", path.display()),
-                    Err(failure) => eprintln!("privatelink: {} is not applied: {}", path.display(), failure.message),
+                    Err(failure) => {
+                        eprintln!("privatelink: {} is not applied: {}", path.display(), failure.message)
+                    }
                 }
             }
             Event::Stop => {}
@@ -249,12 +251,15 @@ impl Agent {
     fn make_stacks(&mut self, model: &Model) -> Result<()> {
         for vpc in model.vpcs.keys() {
             let balancers = model.load_balancers.values().filter(|balancer| balancer.vpc == *vpc);
-            let addresses: Vec<_> = balancers.flat_map(|balancer| balancer.addresses.values().copied()).collect();
+            let addresses: Vec<_> =
+                balancers.flat_map(|balancer| balancer.addresses.values().copied()).collect();
             if addresses.is_empty() {
                 continue;
             }
             let stack = Stack::of(&self.pin_dir, vpc);
-            stack.ensure(&addresses).with_context(|| format!("cannot make the stack of the VPC \"{vpc}\""))?;
+            stack
+                .ensure(&addresses)
+                .with_context(|| format!("cannot make the stack of the VPC \"{vpc}\""))?;
             if !self.stacks.contains_key(vpc) {
                 let sockets = Sockets::new(stack.namespace.clone());
                 self.stacks.insert(vpc.clone(), (stack, sockets));
@@ -278,11 +283,15 @@ impl Agent {
             }
         }
         let slots = |names: &BTreeMap<_, _>| -> BTreeSet<u16> {
-            let of_kind = names.keys().filter(|key: &&privatelink_common::tables::NameKey| key.kind == Kind::Interface as u32);
+            let of_kind = names
+                .keys()
+                .filter(|key: &&privatelink_common::tables::NameKey| key.kind == Kind::Interface as u32);
             of_kind.filter_map(|key| u16::try_from(key.id).ok()).collect()
         };
-        let moved = was.iter().filter(|(name, place)| image.interfaces.get(*name).is_some_and(|now| now != *place));
-        let mut gone: BTreeSet<u16> = slots(&self.image.names).difference(&slots(&image.names)).copied().collect();
+        let moved =
+            was.iter().filter(|(name, place)| image.interfaces.get(*name).is_some_and(|now| now != *place));
+        let mut gone: BTreeSet<u16> =
+            slots(&self.image.names).difference(&slots(&image.names)).copied().collect();
         gone.extend(moved.map(|(_, place)| place.slot));
         for slot in &gone {
             self.maps.egress.delete(&(*slot).into())?;
@@ -303,7 +312,8 @@ impl Agent {
 
     /// Attaches the program to interfaces that have come, and notices those that have gone.
     fn enter(&mut self) -> Result<()> {
-        let wanted: Vec<_> = self.image.interfaces.iter().map(|(name, place)| (name.clone(), *place)).collect();
+        let wanted: Vec<_> =
+            self.image.interfaces.iter().map(|(name, place)| (name.clone(), *place)).collect();
         for (name, place) in wanted {
             let index = net::index_of(&name);
             if index == self.links.get(&name).map(|attached| attached.ifindex) {
@@ -327,8 +337,12 @@ impl Agent {
     fn attach(&self, name: &str, place: Place, ifindex: u32) -> Attached {
         let attach = || -> Result<XdpMode> {
             let limit = self.model.limits.max_ifindex;
-            anyhow::ensure!(ifindex < limit, "its index {ifindex} is not below limits.max_ifindex, {limit}: raise it");
-            let entry = Interface { vpc: place.vpc, slot: place.slot, stack: place.stack.into(), reserved: 0 };
+            anyhow::ensure!(
+                ifindex < limit,
+                "its index {ifindex} is not below limits.max_ifindex, {limit}: raise it"
+            );
+            let entry =
+                Interface { vpc: place.vpc, slot: place.slot, stack: place.stack.into(), reserved: 0 };
             self.maps.egress.set(&place.slot.into(), &[ifindex, 0])?;
             self.maps.interfaces.set(&ifindex, &entry)?;
             self.kernel.attach(name, ifindex)
@@ -387,13 +401,17 @@ impl Agent {
         let now = Instant::now();
         for (wanted, asker) in self.wanted_neighbours() {
             let fresh = self.confirmed.get(&wanted).is_some_and(|at| now.duration_since(*at) < FRESH);
-            let asked = self.asked.get(&wanted).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(1));
+            let asked =
+                self.asked.get(&wanted).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(1));
             if fresh || asked {
                 continue;
             }
             self.asked.insert(wanted, now);
             for (name, place) in &self.image.interfaces {
-                let Some(attached) = self.links.get(name).filter(|_| place.vpc == wanted.vpc && !place.stack) else { continue };
+                let Some(attached) = self.links.get(name).filter(|_| place.vpc == wanted.vpc && !place.stack)
+                else {
+                    continue;
+                };
                 // An interface that is down or just going cannot be asked; the next tick tries again.
                 let _ = self.neighbours.ask(attached.ifindex, asker.address, asker.mac, wanted.address);
             }
@@ -402,7 +420,9 @@ impl Agent {
 
     fn hear(&mut self, heard: Heard) -> Result<()> {
         let by = self.links.iter().find(|(_, attached)| attached.ifindex == heard.ifindex);
-        let Some(place) = by.and_then(|(name, _)| self.image.interfaces.get(name)).filter(|place| !place.stack) else {
+        let Some(place) =
+            by.and_then(|(name, _)| self.image.interfaces.get(name)).filter(|place| !place.stack)
+        else {
             return Ok(());
         };
         let key = VpcAddress::new(place.vpc, heard.address);
@@ -418,7 +438,8 @@ impl Agent {
     }
 
     fn forget_neighbours(&mut self, image: &Image) -> Result<()> {
-        let wanted: BTreeSet<_> = image.targets.values().map(|it| VpcAddress::new(it.vpc, it.address)).collect();
+        let wanted: BTreeSet<_> =
+            image.targets.values().map(|it| VpcAddress::new(it.vpc, it.address)).collect();
         for key in self.maps.neighbours.keys()?.into_iter().filter(|key| !wanted.contains(key)) {
             self.maps.neighbours.delete(&key)?;
         }
@@ -438,8 +459,12 @@ impl Agent {
             stays
         });
         for (id, check) in wanted {
-            let Some((_, sockets)) = self.stacks.get(&check.vpc).filter(|_| !self.watched.contains_key(&id)) else { continue };
-            let task = self.runtime.spawn(health::watch(id, check.clone(), sockets.clone(), self.results.clone()));
+            let Some((_, sockets)) = self.stacks.get(&check.vpc).filter(|_| !self.watched.contains_key(&id))
+            else {
+                continue;
+            };
+            let task =
+                self.runtime.spawn(health::watch(id, check.clone(), sockets.clone(), self.results.clone()));
             self.watched.insert(id, (check, task));
         }
     }

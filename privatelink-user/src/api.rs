@@ -85,7 +85,8 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(listener)
 }
@@ -133,8 +134,9 @@ pub fn ask(runtime_dir: &Path, request: &Request) -> Reply {
     use std::io::{BufRead, Write};
     let path = runtime_dir.join("control.sock");
     let talk = || -> Result<Reply> {
-        let mut stream = std::os::unix::net::UnixStream::connect(&path)
-            .with_context(|| format!("no agent answers at {} (what it loaded goes on without it)", path.display()))?;
+        let mut stream = std::os::unix::net::UnixStream::connect(&path).with_context(|| {
+            format!("no agent answers at {} (what it loaded goes on without it)", path.display())
+        })?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         stream.write_all(&line).context("cannot ask the agent")?;

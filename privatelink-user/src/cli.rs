@@ -135,12 +135,16 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Run { config, detach_on_exit } => run(&places, &config, detach_on_exit),
         Command::Check { file } => check(&file),
-        Command::Plan { file, format } => {
-            print(ask(Request::Plan { text: text(&file)?, path: absolute(&file) })?, &["change", "kind", "what"], &format)
-        }
-        Command::Apply { file, format } => {
-            print(ask(Request::Apply { text: text(&file)?, path: absolute(&file) })?, &["change", "kind", "what"], &format)
-        }
+        Command::Plan { file, format } => print(
+            ask(Request::Plan { text: text(&file)?, path: absolute(&file) })?,
+            &["change", "kind", "what"],
+            &format,
+        ),
+        Command::Apply { file, format } => print(
+            ask(Request::Apply { text: text(&file)?, path: absolute(&file) })?,
+            &["change", "kind", "what"],
+            &format,
+        ),
         Command::Status(format) => status(ask(Request::Status)?, &format),
         Command::Services(format) => {
             print(ask(Request::Services)?, &["service", "load_balancers", "zones", "endpoints"], &format)
@@ -148,7 +152,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Endpoints(format) => print(ask(Request::Endpoints)?, ENDPOINTS, &format),
         Command::Targets(format) => print(ask(Request::Targets)?, TARGETS, &format),
         Command::Flows { limit, format } => print(ask(Request::Flows { limit })?, FLOWS, &format),
-        Command::Drops(format) => print(ask(Request::Drops)?, &["vpc", "reason", "packets", "bytes", "meaning"], &format),
+        Command::Drops(format) => {
+            print(ask(Request::Drops)?, &["vpc", "reason", "packets", "bytes", "meaning"], &format)
+        }
         Command::Explain { vpc, protocol, source, destination, format } => {
             let asked = Asked { vpc, protocol, from: source, to: destination };
             print(ask(Request::Explain(asked))?, &["step", "says"], &format)
@@ -157,10 +163,33 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-const ENDPOINTS: &[&str] =
-    &["endpoint", "vpc", "service", "zone", "address", "state", "active_flows", "new_flows", "to_provider_bytes", "to_consumer_bytes", "resets"];
-const TARGETS: &[&str] = &["target_group", "vpc", "zone", "address", "port", "weight", "state", "mac", "interface", "reason"];
-const FLOWS: &[&str] = &["vpc", "protocol", "client", "endpoint_address", "nat", "target", "endpoint", "state", "idle_seconds", "age_seconds"];
+const ENDPOINTS: &[&str] = &[
+    "endpoint",
+    "vpc",
+    "service",
+    "zone",
+    "address",
+    "state",
+    "active_flows",
+    "new_flows",
+    "to_provider_bytes",
+    "to_consumer_bytes",
+    "resets",
+];
+const TARGETS: &[&str] =
+    &["target_group", "vpc", "zone", "address", "port", "weight", "state", "mac", "interface", "reason"];
+const FLOWS: &[&str] = &[
+    "vpc",
+    "protocol",
+    "client",
+    "endpoint_address",
+    "nat",
+    "target",
+    "endpoint",
+    "state",
+    "idle_seconds",
+    "age_seconds",
+];
 
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
@@ -168,13 +197,15 @@ fn absolute(path: &Path) -> PathBuf {
 
 /// A file's text; what is larger than any configuration is not read.
 fn text(path: &Path) -> Result<String, Failure> {
-    let wrong = |message: String| Failure { code: 65, message: format!("cannot read {}: {message}", path.display()) };
+    let wrong =
+        |message: String| Failure { code: 65, message: format!("cannot read {}: {message}", path.display()) };
     let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
     if size > 16 << 20 {
         return Err(wrong(format!("{size} bytes is more than any configuration")));
     }
     let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-    String::from_utf8(bytes).map_err(|error| wrong(format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to())))
+    String::from_utf8(bytes)
+        .map_err(|error| wrong(format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to())))
 }
 
 fn check(file: &Path) -> Result<(), Failure> {
@@ -183,7 +214,10 @@ fn check(file: &Path) -> Result<(), Failure> {
     let model = model::parse(&text(file)?, &file.to_string_lossy()).map_err(report)?;
     let (vpcs, services) = (model.vpcs.len(), model.services.len());
     let endpoints: usize = model.endpoints.values().map(|it| it.addresses.len()).sum();
-    say(&format!("{}: good: {vpcs} VPCs, {services} endpoint services, {endpoints} endpoint addresses\n", file.display()))
+    say(&format!(
+        "{}: good: {vpcs} VPCs, {services} endpoint services, {endpoints} endpoint addresses\n",
+        file.display()
+    ))
 }
 
 /// Prints; a closed pipe is a clean exit.
@@ -207,7 +241,9 @@ fn cell(value: Option<&Value>) -> String {
 
 fn table(rows: &Value, columns: &[&str]) -> String {
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
     table.set_header(columns.iter().map(|name| name.replace('_', " ").to_uppercase()));
     for row in rows.as_array().into_iter().flatten() {
         table.add_row(columns.iter().map(|name| cell(row.get(name))));
@@ -249,7 +285,10 @@ fn privileged() -> Result<(), Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    Err(Failure { code: 77, message: "this needs root: it loads programs and attaches them to interfaces".into() })
+    Err(Failure {
+        code: 77,
+        message: "this needs root: it loads programs and attaches them to interfaces".into(),
+    })
 }
 
 fn run(places: &Places, config: &Path, detach_on_exit: bool) -> Result<(), Failure> {
@@ -261,7 +300,8 @@ fn run(places: &Places, config: &Path, detach_on_exit: bool) -> Result<(), Failu
 }
 
 fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel) -> Result<()> {
-    std::fs::create_dir_all(&places.runtime_dir).with_context(|| format!("cannot make {}", places.runtime_dir.display()))?;
+    std::fs::create_dir_all(&places.runtime_dir)
+        .with_context(|| format!("cannot make {}", places.runtime_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (events, received) = channel();
     let (results, mut observed) = tokio::sync::mpsc::channel(1024);
@@ -328,7 +368,8 @@ fn detach(pin_dir: &Path) -> Result<(), Failure> {
         if let Ok(dir) = std::fs::File::open(pin_dir) {
             anyhow::ensure!(dir.try_lock().is_ok(), "an agent uses {}: stop it first", pin_dir.display());
         }
-        let entries = Maps::open(&pin_dir.join("maps")).and_then(|maps| maps.names.entries()).unwrap_or_default();
+        let entries =
+            Maps::open(&pin_dir.join("maps")).and_then(|maps| maps.names.entries()).unwrap_or_default();
         let _ = Names::read(&entries);
         let removed = kernel::remove(pin_dir)?;
         for (key, name) in entries {

@@ -65,8 +65,7 @@ impl Problems {
 
     /// The report for a person, with the lines concerned.
     pub fn report(&self, colour: bool) -> String {
-        let theme =
-            if colour { miette::GraphicalTheme::unicode() } else { miette::GraphicalTheme::none() };
+        let theme = if colour { miette::GraphicalTheme::unicode() } else { miette::GraphicalTheme::none() };
         let handler = miette::GraphicalReportHandler::new_themed(theme).with_width(110);
         let mut report = String::new();
         for problem in &self.problems {
@@ -195,8 +194,11 @@ impl Reader<'_> {
 
     /// A whole number within a range.
     pub fn number(&mut self, value: &Value<'_>, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
-        let DeValue::Integer(integer) = value.get_ref() else { return self.expected(value, "a whole number") };
-        let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok().and_then(|it| u32::try_from(it).ok());
+        let DeValue::Integer(integer) = value.get_ref() else {
+            return self.expected(value, "a whole number");
+        };
+        let number =
+            i64::from_str_radix(integer.as_str(), integer.radix()).ok().and_then(|it| u32::try_from(it).ok());
         match number.filter(|number| range.contains(number)) {
             Some(number) => Some(number),
             None => {
@@ -208,7 +210,12 @@ impl Reader<'_> {
     }
 
     /// Something that is written as a string and parsed.
-    pub fn parsed<T>(&mut self, value: &Value<'_>, what: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+    pub fn parsed<T>(
+        &mut self,
+        value: &Value<'_>,
+        what: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
         let text = self.string(value)?;
         let parsed = parse(&text);
         if parsed.is_none() {
@@ -272,7 +279,11 @@ impl<'v, 'a> Fields<'v, 'a> {
     }
 
     /// The named tables below a field.
-    pub fn named(&mut self, reader: &mut Reader<'_>, name: &'static str) -> Vec<(String, Range<usize>, Fields<'v, 'a>)> {
+    pub fn named(
+        &mut self,
+        reader: &mut Reader<'_>,
+        name: &'static str,
+    ) -> Vec<(String, Range<usize>, Fields<'v, 'a>)> {
         let Some(value) = self.get(name) else { return Vec::new() };
         let Some(below) = reader.table(value) else { return Vec::new() };
         let mut named = Vec::new();

@@ -8,8 +8,8 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path;
 use privatelink_common::tables::{
-    Address, Balancer, ENDPOINT, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey, Neighbour,
-    Prefix, Tables, Target, VpcAddress,
+    Address, Balancer, ENDPOINT, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener,
+    ListenerKey, Neighbour, Prefix, Tables, Target, VpcAddress,
 };
 use privatelink_common::verdict::Action;
 use privatelink_common::wire::{Ipv4, Mac};
@@ -65,13 +65,19 @@ impl Narrator<'_> {
     fn flow(&self, kind: &str, key: &FlowKey, flow: Option<Flow>) -> Option<Copied> {
         let what = format!(
             "{kind} flow {}:{} -> {}:{} in {}",
-            ip(key.source), key.source_port, ip(key.destination), key.destination_port,
+            ip(key.source),
+            key.source_port,
+            ip(key.destination),
+            key.destination_port,
             self.names.name(Kind::Vpc, key.vpc.into())
         );
         self.tell(what, flow, |flow| {
             let endpoint = self.names.name(Kind::Endpoint, flow.endpoint);
             let target = self.names.name(Kind::Target, flow.target);
-            format!("yes, {}, of endpoint {endpoint} to target {target}", path::state::State::from_number(flow.state).name())
+            format!(
+                "yes, {}, of endpoint {endpoint} to target {target}",
+                path::state::State::from_number(flow.state).name()
+            )
         })
         .map(Copied)
     }
@@ -100,7 +106,9 @@ impl Tables for Narrator<'_> {
     fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
         if flow.direction != 0 {
             let (port, target) = (key.destination_port, ip(key.source));
-            self.told.borrow_mut().push(format!("would claim NAT port {port} of {} towards {target}", ip(key.destination)));
+            self.told
+                .borrow_mut()
+                .push(format!("would claim NAT port {port} of {} towards {target}", ip(key.destination)));
         }
         Ok(())
     }
@@ -120,7 +128,8 @@ impl Tables for Narrator<'_> {
     }
 
     fn address(&self, address: &VpcAddress) -> Option<Address> {
-        let what = format!("{} is ours in {}", ip(address.address), self.names.name(Kind::Vpc, address.vpc.into()));
+        let what =
+            format!("{} is ours in {}", ip(address.address), self.names.name(Kind::Vpc, address.vpc.into()));
         self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| {
             if found.kind == ENDPOINT {
                 format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint))
@@ -133,7 +142,11 @@ impl Tables for Narrator<'_> {
     fn in_vpc(&self, address: &VpcAddress) -> bool {
         let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address };
         let found = self.maps.prefixes.get(&PrefixKey { bits: 64, prefix }).ok().flatten();
-        let what = format!("{} is within the CIDRs of {}", ip(address.address), self.names.name(Kind::Vpc, address.vpc.into()));
+        let what = format!(
+            "{} is within the CIDRs of {}",
+            ip(address.address),
+            self.names.name(Kind::Vpc, address.vpc.into())
+        );
         self.tell(what, found, |_| "yes".into()).is_some()
     }
 
@@ -146,15 +159,23 @@ impl Tables for Narrator<'_> {
 
     fn listener(&self, key: &ListenerKey) -> Option<Listener> {
         let protocol = if key.protocol == 6 { "tcp" } else { "udp" };
-        let what = format!("listener {protocol}/{} of {}", key.port, self.names.name(Kind::Balancer, key.balancer));
+        let what =
+            format!("listener {protocol}/{} of {}", key.port, self.names.name(Kind::Balancer, key.balancer));
         self.tell(what, self.maps.listeners.get(key).ok().flatten(), |found| {
-            format!("yes, Maglev table {} of {} slots", self.names.name(Kind::Table, found.table), found.slots)
+            format!(
+                "yes, Maglev table {} of {} slots",
+                self.names.name(Kind::Table, found.table),
+                found.slots
+            )
         })
     }
 
     fn slot(&self, table: u32, slot: u32) -> Option<u32> {
-        let found = self.maps.tables.get(table).ok().flatten().and_then(|table| table.get(slot).ok().flatten());
-        self.tell(format!("slot {slot}"), found, |target| format!("target {}", self.names.name(Kind::Target, *target)))
+        let found =
+            self.maps.tables.get(table).ok().flatten().and_then(|table| table.get(slot).ok().flatten());
+        self.tell(format!("slot {slot}"), found, |target| {
+            format!("target {}", self.names.name(Kind::Target, *target))
+        })
     }
 
     fn target(&self, target: u32) -> Option<Target> {
@@ -182,7 +203,9 @@ pub fn mac(mac: Mac) -> String {
 
 /// Explains what would become of a first packet (a SYN, for TCP).
 pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<String>> {
-    let vpc = names.id(Kind::Vpc, &question.vpc).with_context(|| format!("there is no VPC \"{}\"", question.vpc))?;
+    let vpc = names
+        .id(Kind::Vpc, &question.vpc)
+        .with_context(|| format!("there is no VPC \"{}\"", question.vpc))?;
     let interface = Interface { vpc: u16::try_from(vpc)?, slot: 0, stack: 0, reserved: 0 };
     let narrator = Narrator { maps, names, interface, told: RefCell::default() };
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(
@@ -192,7 +215,9 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
     );
     let mut bytes = Vec::new();
     match question.protocol.as_str() {
-        "tcp" => builder.tcp(question.from.port(), question.to.port(), 1, 64240).syn().write(&mut bytes, &[])?,
+        "tcp" => {
+            builder.tcp(question.from.port(), question.to.port(), 1, 64240).syn().write(&mut bytes, &[])?
+        }
         "udp" => builder.udp(question.from.port(), question.to.port()).write(&mut bytes, &[])?,
         other => bail!("the protocol is tcp or udp, not {other}"),
     }

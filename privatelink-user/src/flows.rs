@@ -74,7 +74,8 @@ fn looks_over(flow: &Flow, now: u32, generations: &[u32]) -> bool {
 
 fn generations(maps: &Maps) -> Result<Vec<u32>> {
     let mut generations = Vec::new();
-    maps.endpoints.walk(CHUNK, |_, values| generations.extend(values.iter().map(|endpoint| endpoint.generation)))?;
+    maps.endpoints
+        .walk(CHUNK, |_, values| generations.extend(values.iter().map(|endpoint| endpoint.generation)))?;
     Ok(generations)
 }
 

@@ -74,7 +74,8 @@ pub struct Sockets(mpsc::UnboundedSender<(Ipv4Addr, oneshot::Sender<Result<socke
 impl Sockets {
     /// The sockets of the stack in this namespace.
     pub fn new(namespace: PathBuf) -> Self {
-        let (sender, mut receiver) = mpsc::unbounded_channel::<(Ipv4Addr, oneshot::Sender<Result<socket2::Socket>>)>();
+        let (sender, mut receiver) =
+            mpsc::unbounded_channel::<(Ipv4Addr, oneshot::Sender<Result<socket2::Socket>>)>();
         std::thread::spawn(move || {
             let entered = std::fs::File::open(&namespace).map_err(anyhow::Error::from).and_then(|file| {
                 let kind = Some(rustix::thread::LinkNameSpaceType::Network);

@@ -62,7 +62,9 @@ pub fn prepare_dir(dir: &Path) -> Result<()> {
     let root = Path::new("/sys/fs/bpf");
     let mount_at = if dir.starts_with(root) { root } else { dir };
     fs::create_dir_all(mount_at).with_context(|| format!("cannot make {}", mount_at.display()))?;
-    let kind = rustix::fs::statfs(mount_at).with_context(|| format!("cannot look at {}", mount_at.display()))?.f_type;
+    let kind = rustix::fs::statfs(mount_at)
+        .with_context(|| format!("cannot look at {}", mount_at.display()))?
+        .f_type;
     if kind as u64 != 0xcafe_4a11 {
         let none = rustix::mount::MountFlags::empty();
         rustix::mount::mount("bpf", mount_at, "bpf", none, None)
@@ -81,7 +83,8 @@ impl Kernel {
         }
         let maps = dir.join("maps");
         for sub in ["maps", "programs", "links"] {
-            fs::create_dir_all(dir.join(sub)).with_context(|| format!("cannot make {}/{sub}", dir.display()))?;
+            fs::create_dir_all(dir.join(sub))
+                .with_context(|| format!("cannot make {}/{sub}", dir.display()))?;
         }
         let adopted = check(&maps, limits)?;
         let program = load(&maps, limits)?;
@@ -130,12 +133,16 @@ impl Kernel {
         let (link, mode) = match sys::attach_xdp(self.program.as_fd(), ifindex, XdpMode::Native) {
             Ok(link) => (link, XdpMode::Native),
             Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-                bail!("another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it");
+                bail!(
+                    "another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it"
+                );
             }
             Err(native) => {
                 let link = sys::attach_xdp(self.program.as_fd(), ifindex, XdpMode::Generic)
                     .with_context(|| format!("cannot attach to {interface} (native: {native})"))?;
-                eprintln!("privatelink: {interface}: attached in generic mode, which is slower: {native} in native mode");
+                eprintln!(
+                    "privatelink: {interface}: attached in generic mode, which is slower: {native} in native mode"
+                );
                 (link, XdpMode::Generic)
             }
         };
@@ -146,7 +153,9 @@ impl Kernel {
     /// Takes the program off an interface.
     pub fn detach(&self, interface: &str) -> Result<()> {
         match fs::remove_file(self.link_pin(interface)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("cannot remove a link's pin"),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).context("cannot remove a link's pin")
+            }
             _ => Ok(()),
         }
     }
@@ -171,7 +180,8 @@ fn check(maps: &Path, limits: &Limits) -> Result<bool> {
     if let Some(missing) = Maps::NAMES.into_iter().find(|name| !present.contains(name)) {
         bail!("the maps pinned in {} are not all there ({missing} is missing): {advice}", maps.display());
     }
-    let opened = Maps::open(maps).with_context(|| format!("the pinned maps are of another version: {advice}"))?;
+    let opened =
+        Maps::open(maps).with_context(|| format!("the pinned maps are of another version: {advice}"))?;
     let layout = opened.layout.get(&0)?.unwrap_or(0);
     ensure!(
         layout == LAYOUT,

@@ -26,7 +26,9 @@ fn outcome(code: u32) -> Option<&'static str> {
     match code {
         PASSED => Some("passed"),
         STEERED => Some("steered"),
-        _ => Answer::from_code(code).map(Answer::name).or_else(|| DropReason::from_code(code).map(DropReason::name)),
+        _ => Answer::from_code(code)
+            .map(Answer::name)
+            .or_else(|| DropReason::from_code(code).map(DropReason::name)),
     }
 }
 
@@ -63,12 +65,14 @@ pub fn drops(agent: &Agent) -> Result<Value> {
 /// The agent, the program, the interfaces, the maps, the counters.
 pub fn status(agent: &Agent) -> Result<Value> {
     let program = agent.kernel.program_info()?;
-    let interfaces: Vec<_> = agent.image.interfaces.iter().map(|(name, place)| interface(agent, name, place.vpc)).collect();
+    let interfaces: Vec<_> =
+        agent.image.interfaces.iter().map(|(name, place)| interface(agent, name, place.vpc)).collect();
     let outcomes = outcomes(agent)?.into_iter().map(|(vpc, code, counter)| {
         json!({ "vpc": vpc, "outcome": outcome(code), "packets": counter.packets, "bytes": counter.bytes })
     });
     let runs = program.run_count();
-    let average = if runs == 0 { Value::Null } else { json!(program.run_time().as_nanos() / u128::from(runs)) };
+    let average =
+        if runs == 0 { Value::Null } else { json!(program.run_time().as_nanos() / u128::from(runs)) };
     Ok(json!([{
         "agent": {
             "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "config": agent.config,
@@ -97,7 +101,8 @@ fn interface(agent: &Agent, name: &str, vpc: u16) -> Value {
         XdpMode::Native => "native",
         XdpMode::Generic => "generic",
     });
-    let problem = attached.and_then(|it| it.problem.clone().or_else(|| it.peer.remedy().map(|run| format!("run: {run}"))));
+    let problem = attached
+        .and_then(|it| it.problem.clone().or_else(|| it.peer.remedy().map(|run| format!("run: {run}"))));
     json!({
         "interface": name, "vpc": agent.names.name(Kind::Vpc, vpc.into()), "state": state, "hook": "xdp", "mode": mode,
         "ifindex": attached.map(|it| it.ifindex), "peer_lacks": attached.map(|it| it.peer.lacks.clone()), "problem": problem,
@@ -141,19 +146,24 @@ pub fn services(agent: &Agent) -> Value {
 pub fn endpoints(agent: &Agent) -> Result<Value> {
     let mut active = BTreeMap::<u32, u64>::new();
     agent.maps.established.walk(4096, |_, values| {
-        values.iter().filter(|flow| flow.direction == 0).for_each(|flow| *active.entry(flow.endpoint).or_default() += 1);
+        values
+            .iter()
+            .filter(|flow| flow.direction == 0)
+            .for_each(|flow| *active.entry(flow.endpoint).or_default() += 1);
     })?;
     let mut rows = Vec::new();
     for (name, endpoint) in &agent.model.endpoints {
         for (zone, address) in &endpoint.addresses {
             let Some(id) = agent.names.id(Kind::Endpoint, &format!("{name}/{zone}")) else { continue };
-            let sum = agent.maps.counters.get(id)?.iter().fold(EndpointCounters::default(), |sum, it| EndpointCounters {
-                to_provider_packets: sum.to_provider_packets + it.to_provider_packets,
-                to_provider_bytes: sum.to_provider_bytes + it.to_provider_bytes,
-                to_consumer_packets: sum.to_consumer_packets + it.to_consumer_packets,
-                to_consumer_bytes: sum.to_consumer_bytes + it.to_consumer_bytes,
-                new_flows: sum.new_flows + it.new_flows,
-                resets: sum.resets + it.resets,
+            let sum = agent.maps.counters.get(id)?.iter().fold(EndpointCounters::default(), |sum, it| {
+                EndpointCounters {
+                    to_provider_packets: sum.to_provider_packets + it.to_provider_packets,
+                    to_provider_bytes: sum.to_provider_bytes + it.to_provider_bytes,
+                    to_consumer_packets: sum.to_consumer_packets + it.to_consumer_packets,
+                    to_consumer_bytes: sum.to_consumer_bytes + it.to_consumer_bytes,
+                    new_flows: sum.new_flows + it.new_flows,
+                    resets: sum.resets + it.resets,
+                }
             });
             let open = agent.image.endpoints.get(&id).copied().unwrap_or(false);
             rows.push(json!({
@@ -174,13 +184,17 @@ pub fn targets(agent: &Agent) -> Result<Value> {
     let mut rows = Vec::new();
     for (name, group) in &agent.model.target_groups {
         for target in &group.targets {
-            let Some(id) = agent.names.id(Kind::Target, &crate::plan::target_name(name, target)) else { continue };
+            let Some(id) = agent.names.id(Kind::Target, &crate::plan::target_name(name, target)) else {
+                continue;
+            };
             let Some(entry) = agent.image.targets.get(&id) else { continue };
             let hop = agent.maps.neighbours.get(&VpcAddress::new(entry.vpc, entry.address))?;
             let checked = agent.is_watched(id) || !group.health_check.enabled;
             let state = if checked { health::name(entry.state) } else { "unused" };
             let reason = match (checked, agent.reasons.get(&id)) {
-                (false, _) => Some("Target group is not configured to receive traffic from the load balancer".to_owned()),
+                (false, _) => Some(
+                    "Target group is not configured to receive traffic from the load balancer".to_owned(),
+                ),
                 (true, reason) => reason.cloned(),
             };
             rows.push(json!({
@@ -216,7 +230,11 @@ pub fn flows(maps: &Maps, names: &Names, limit: usize) -> Result<Value> {
 /// What the path would do.
 pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
     let steps = explain::explain(&agent.maps, &agent.names, &asked.into())?;
-    Ok(steps.into_iter().enumerate().map(|(index, step)| json!({ "step": index + 1, "says": step })).collect())
+    Ok(steps
+        .into_iter()
+        .enumerate()
+        .map(|(index, step)| json!({ "step": index + 1, "says": step }))
+        .collect())
 }
 
 /// The difference between two images, an entry a row.
@@ -227,7 +245,9 @@ pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
     changes(&mut rows, "interface", &from.interfaces, &to.interfaces, |name, place| {
         format!("{name} in {}", names.name(Kind::Vpc, place.vpc.into()))
     });
-    changes(&mut rows, "address", &from.addresses, &to.addresses, |key, it| format!("{} {}", own(it), at(key)));
+    changes(&mut rows, "address", &from.addresses, &to.addresses, |key, it| {
+        format!("{} {}", own(it), at(key))
+    });
     changes(&mut rows, "endpoint", &from.endpoints, &to.endpoints, |id, open| {
         format!("{} {}", names.name(Kind::Endpoint, *id), if *open { "available" } else { "rejected" })
     });
@@ -255,7 +275,9 @@ fn changes<K: Ord, V: PartialEq>(
     to: &BTreeMap<K, V>,
     what: impl Fn(&K, &V) -> String,
 ) {
-    let mut row = |change: &str, key: &K, value: &V| rows.push(json!({ "change": change, "kind": kind, "what": what(key, value) }));
+    let mut row = |change: &str, key: &K, value: &V| {
+        rows.push(json!({ "change": change, "kind": kind, "what": what(key, value) }))
+    };
     for (key, value) in to {
         match from.get(key) {
             None => row("add", key, value),

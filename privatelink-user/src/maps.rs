@@ -6,8 +6,8 @@
 use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
-    Address, Balancer, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener, ListenerKey, Name,
-    NameKey, Neighbour, Prefix, Target, VpcAddress,
+    Address, Balancer, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener, ListenerKey,
+    Name, NameKey, Neighbour, Prefix, Target, VpcAddress,
 };
 use std::fmt::Debug;
 use std::io;
@@ -115,7 +115,9 @@ impl<K: Plain, V: Plain> Map<K, V> {
             match sys::element(Command::NextKey, self.fd.as_fd(), &last, &mut next, 0) {
                 Ok(()) => {}
                 Err(error) if is_missing(&error) => break,
-                Err(error) => return Err(error).with_context(|| format!("cannot walk the map {}", self.name)),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot walk the map {}", self.name));
+                }
             }
             last.clone_from(&next);
             keys.extend(K::read_from_bytes(&next));
@@ -126,14 +128,17 @@ impl<K: Plain, V: Plain> Map<K, V> {
     /// Every entry. For maps that are small, or change little.
     pub fn entries(&self) -> Result<Vec<(K, V)>> {
         let keys = self.keys()?;
-        keys.into_iter().filter_map(|key| self.get(&key).map(|value| Some((key, value?))).transpose()).collect()
+        keys.into_iter()
+            .filter_map(|key| self.get(&key).map(|value| Some((key, value?))).transpose())
+            .collect()
     }
 
     /// Hands every entry to `each`, `chunk` at a time, without stopping those who write.
     pub fn walk(&self, chunk: u32, mut each: impl FnMut(&[K], &[V])) -> Result<()> {
         let room = chunk as usize;
         let (mut keys, mut values) = (vec![K::new_zeroed(); room], vec![V::new_zeroed(); room]);
-        let (mut key_bytes, mut value_bytes) = (vec![0u8; room * size_of::<K>()], vec![0u8; room * size_of::<V>()]);
+        let (mut key_bytes, mut value_bytes) =
+            (vec![0u8; room * size_of::<K>()], vec![0u8; room * size_of::<V>()]);
         let mut cursor = None;
         let limit = self.info()?.max_entries / chunk.max(1) * 4 + 64;
         for _ in 0..limit {
@@ -177,7 +182,11 @@ impl<V: Plain> PerCpu<V> {
         let mut bytes = vec![0; stride * self.cpus];
         sys::element(Command::Lookup, self.map.fd.as_fd(), index.as_bytes(), &mut bytes, 0)
             .with_context(|| format!("cannot read the map {}", self.map.name))?;
-        Ok(bytes.chunks(stride).filter_map(|chunk| V::read_from_prefix(chunk).ok()).map(|(value, _)| value).collect())
+        Ok(bytes
+            .chunks(stride)
+            .filter_map(|chunk| V::read_from_prefix(chunk).ok())
+            .map(|(value, _)| value)
+            .collect())
     }
 
     /// Sets every CPU's value.
@@ -271,7 +280,9 @@ impl Tables {
 }
 
 /// The key of a longest-prefix-match trie: how many bits count, and the bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct PrefixKey {
     /// Bits that count, the VPC's 32 included.
@@ -305,8 +316,22 @@ pub struct Maps {
 impl Maps {
     /// The names of them all.
     pub const NAMES: [&str; 16] = [
-        "interfaces", "egress", "prefixes", "addresses", "endpoints", "balancers", "listeners", "tables", "targets",
-        "neighbours", "established", "pending", "counters", "outcomes", "names", "layout",
+        "interfaces",
+        "egress",
+        "prefixes",
+        "addresses",
+        "endpoints",
+        "balancers",
+        "listeners",
+        "tables",
+        "targets",
+        "neighbours",
+        "established",
+        "pending",
+        "counters",
+        "outcomes",
+        "names",
+        "layout",
     ];
 
     /// Opens what is pinned in `dir`.

@@ -223,7 +223,8 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
     let mut reader = Reader::new(file, text);
     let document = reader.document();
     let mut root = Fields::new(document.get_ref(), 0..0);
-    let mut build = Build { reader: &mut reader, model: Model::default(), places: Vec::new(), owners: BTreeMap::new() };
+    let mut build =
+        Build { reader: &mut reader, model: Model::default(), places: Vec::new(), owners: BTreeMap::new() };
     build.top(&mut root);
     build.vpcs(&mut root);
     build.target_groups(&mut root);
@@ -279,7 +280,8 @@ impl Build<'_, '_> {
     fn vpcs(&mut self, root: &mut Fields<'_, '_>) {
         for (name, place, mut fields) in root.named(self.reader, "vpcs") {
             let owner = fields.need(self.reader, "account");
-            let owner = owner.and_then(|value| self.reader.parsed(value, "an account: twelve digits", account));
+            let owner =
+                owner.and_then(|value| self.reader.parsed(value, "an account: twelve digits", account));
             let cidrs = self.cidrs(&mut fields);
             let interfaces = self.interfaces(&name, &mut fields);
             fields.finish(self.reader);
@@ -296,7 +298,9 @@ impl Build<'_, '_> {
         let Some(list) = fields.need(self.reader, "cidrs") else { return cidrs };
         for item in self.reader.list(list) {
             let parse = |text: &str| text.parse::<Ipv4Net>().ok();
-            let Some(cidr) = self.reader.parsed(item, "an IPv4 network such as 10.0.0.0/16", parse) else { continue };
+            let Some(cidr) = self.reader.parsed(item, "an IPv4 network such as 10.0.0.0/16", parse) else {
+                continue;
+            };
             if cidr.trunc() != cidr {
                 let help = format!("write {}", cidr.trunc());
                 self.reader.problem(item.span(), format!("{cidr} has bits beyond its prefix"), Some(help));
@@ -315,9 +319,12 @@ impl Build<'_, '_> {
         for item in self.reader.list(list) {
             let legal = |text: &str| {
                 let fits = !text.is_empty() && text.len() <= 15 && text != "." && text != "..";
-                (fits && !text.contains(['/', ':']) && !text.contains(char::is_whitespace)).then(|| text.to_owned())
+                (fits && !text.contains(['/', ':']) && !text.contains(char::is_whitespace))
+                    .then(|| text.to_owned())
             };
-            let Some(name) = self.reader.parsed(item, "an interface's name: 1 to 15 bytes", legal) else { continue };
+            let Some(name) = self.reader.parsed(item, "an interface's name: 1 to 15 bytes", legal) else {
+                continue;
+            };
             match self.places.iter().find(|(taken, _)| *taken == name) {
                 Some((_, owner)) => {
                     let message = format!("the interface \"{name}\" belongs to the VPC \"{owner}\" already");
@@ -375,13 +382,20 @@ impl Build<'_, '_> {
 
     /// An address that a workload of the VPC could have.
     fn address(&mut self, value: &Value<'_>, vpc: Option<&String>) -> Option<Ipv4Addr> {
-        if let Ok(text) = value.get_ref().as_str().ok_or(()).and_then(|text| text.parse::<std::net::Ipv6Addr>().map_err(drop)) {
+        if let Ok(text) = value
+            .get_ref()
+            .as_str()
+            .ok_or(())
+            .and_then(|text| text.parse::<std::net::Ipv6Addr>().map_err(drop))
+        {
             let message = format!("{text} is an IPv6 address, which this version does not have");
             self.reader.problem(value.span(), message, Some("write an IPv4 address".into()));
             return None;
         }
         let address = self.reader.parsed(value, "an IPv4 address", |text| text.parse::<Ipv4Addr>().ok())?;
-        let Some((name, vpc)) = vpc.and_then(|name| self.model.vpcs.get_key_value(name)) else { return Some(address) };
+        let Some((name, vpc)) = vpc.and_then(|name| self.model.vpcs.get_key_value(name)) else {
+            return Some(address);
+        };
         let Some(cidr) = vpc.cidrs.iter().find(|cidr| cidr.contains(&address)) else {
             let cidrs: Vec<_> = vpc.cidrs.iter().map(ToString::to_string).collect();
             let message = format!("{address} is outside the VPC \"{name}\" ({})", cidrs.join(", "));
@@ -428,7 +442,8 @@ impl Build<'_, '_> {
                 targets.push(target);
             }
             fields.finish(self.reader);
-            let (vpc, protocol, port) = (vpc.unwrap_or_default(), protocol.unwrap_or(Protocol::Tcp), port.unwrap_or(1));
+            let (vpc, protocol, port) =
+                (vpc.unwrap_or_default(), protocol.unwrap_or(Protocol::Tcp), port.unwrap_or(1));
             self.model.target_groups.insert(name, TargetGroup { vpc, protocol, port, targets, health_check });
         }
     }
@@ -448,7 +463,9 @@ impl Build<'_, '_> {
     }
 
     fn zone(&mut self, value: &Value<'_>) -> Option<String> {
-        let legal = |text: &str| (!text.is_empty() && text.len() <= 32 && !text.contains('/')).then(|| text.to_owned());
+        let legal = |text: &str| {
+            (!text.is_empty() && text.len() <= 32 && !text.contains('/')).then(|| text.to_owned())
+        };
         self.reader.parsed(value, "a zone's name: 1 to 32 characters, without /", legal)
     }
 
@@ -495,7 +512,12 @@ impl Build<'_, '_> {
     }
 
     /// An address for each zone.
-    fn addresses(&mut self, fields: &mut Fields<'_, '_>, vpc: Option<&String>, what: &str) -> BTreeMap<String, Ipv4Addr> {
+    fn addresses(
+        &mut self,
+        fields: &mut Fields<'_, '_>,
+        vpc: Option<&String>,
+        what: &str,
+    ) -> BTreeMap<String, Ipv4Addr> {
         let mut addresses = BTreeMap::new();
         let Some(value) = fields.need(self.reader, "addresses") else { return addresses };
         let Some(pairs) = self.reader.table(value) else { return addresses };
@@ -504,7 +526,11 @@ impl Build<'_, '_> {
         }
         for (zone, place, value) in pairs.pairs() {
             if zone.is_empty() || zone.len() > 32 || zone.contains('/') {
-                self.reader.problem(place, format!("\"{zone}\" is not a zone's name: 1 to 32 characters, without /"), None);
+                self.reader.problem(
+                    place,
+                    format!("\"{zone}\" is not a zone's name: 1 to 32 characters, without /"),
+                    None,
+                );
             }
             let Some(address) = self.address(value, vpc) else { continue };
             if let Some(vpc) = vpc {
@@ -518,10 +544,13 @@ impl Build<'_, '_> {
     fn load_balancers(&mut self, root: &mut Fields<'_, '_>) {
         for (name, _, mut fields) in root.named(self.reader, "load_balancers") {
             let vpc = self.vpc_of(&mut fields);
-            let addresses = self.addresses(&mut fields, vpc.as_ref(), &format!("the load balancer \"{name}\""));
-            let cross_zone = fields.get("cross_zone").and_then(|value| self.reader.boolean(value)).unwrap_or(false);
+            let addresses =
+                self.addresses(&mut fields, vpc.as_ref(), &format!("the load balancer \"{name}\""));
+            let cross_zone =
+                fields.get("cross_zone").and_then(|value| self.reader.boolean(value)).unwrap_or(false);
             let mut listeners: Vec<Listener> = Vec::new();
-            let listed = fields.need(self.reader, "listeners").map(|list| self.reader.list(list)).unwrap_or_default();
+            let listed =
+                fields.need(self.reader, "listeners").map(|list| self.reader.list(list)).unwrap_or_default();
             for item in listed {
                 let Some(listener) = self.listener(item, vpc.as_ref()) else { continue };
                 let same = |other: &&Listener| {
@@ -529,12 +558,17 @@ impl Build<'_, '_> {
                     other.port == listener.port && other.protocol.numbers().iter().any(shared)
                 };
                 if let Some(other) = listeners.iter().find(same) {
-                    let message = format!("port {} has a listener for {} already", other.port, other.protocol.name());
+                    let message =
+                        format!("port {} has a listener for {} already", other.port, other.protocol.name());
                     self.reader.problem(item.span(), message, None);
                 }
                 listeners.push(listener);
             }
-            fields.refuse(self.reader, "security_groups", "remove it: a rule that is not enforced protects no one");
+            fields.refuse(
+                self.reader,
+                "security_groups",
+                "remove it: a rule that is not enforced protects no one",
+            );
             fields.finish(self.reader);
             let balancer = LoadBalancer { vpc: vpc.unwrap_or_default(), addresses, cross_zone, listeners };
             self.model.load_balancers.insert(name, balancer);
@@ -555,7 +589,8 @@ impl Build<'_, '_> {
         let span = value.map(Value::span).unwrap_or_default();
         if !protocol.numbers().iter().all(|number| group.protocol.numbers().contains(number)) {
             let (has, wants) = (group.protocol.name(), protocol.name());
-            let message = format!("the target group \"{target_group}\" is {has}; a {wants} listener cannot use it");
+            let message =
+                format!("the target group \"{target_group}\" is {has}; a {wants} listener cannot use it");
             self.reader.problem(span.clone(), message, None);
         }
         if vpc.is_some_and(|vpc| !group.vpc.is_empty() && *vpc != group.vpc) {
@@ -571,11 +606,15 @@ impl Build<'_, '_> {
         let names = self.model.load_balancers.keys().cloned().collect();
         for (name, place, mut fields) in root.named(self.reader, "endpoint_services") {
             let mut load_balancers = Vec::new();
-            let listed = fields.need(self.reader, "load_balancers").map(|list| self.reader.list(list)).unwrap_or_default();
+            let listed = fields
+                .need(self.reader, "load_balancers")
+                .map(|list| self.reader.list(list))
+                .unwrap_or_default();
             for item in listed {
                 let Some(balancer) = self.reference(item, "load balancer", &names) else { continue };
                 if let Some(other) = used.insert(balancer.clone(), name.clone()) {
-                    let message = format!("the load balancer \"{balancer}\" is behind the service \"{other}\" already");
+                    let message =
+                        format!("the load balancer \"{balancer}\" is behind the service \"{other}\" already");
                     self.reader.problem(item.span(), message, None);
                 }
                 load_balancers.push(balancer);
@@ -585,7 +624,8 @@ impl Build<'_, '_> {
                 let span = required.map_or(place, Value::span);
                 let message = "this version cannot hold connections for acceptance, which is what acceptance_required = true \
                                (the default) asks for";
-                let help = "write acceptance_required = false, and name who may connect in allowed_principals";
+                let help =
+                    "write acceptance_required = false, and name who may connect in allowed_principals";
                 self.reader.problem(span, message, Some(help.into()));
             }
             let allowed_principals = self.principals(&mut fields);
@@ -601,7 +641,10 @@ impl Build<'_, '_> {
             if text == "*" {
                 return Some(Principal::Everybody);
             }
-            let id = text.strip_prefix("arn:aws:iam::").and_then(|rest| rest.strip_suffix(":root")).unwrap_or(text);
+            let id = text
+                .strip_prefix("arn:aws:iam::")
+                .and_then(|rest| rest.strip_suffix(":root"))
+                .unwrap_or(text);
             account(id).map(Principal::Account)
         };
         let what = "a principal: *, a twelve-digit account, or arn:aws:iam::ACCOUNT:root (an endpoint has no role or user here)";
@@ -617,7 +660,11 @@ impl Build<'_, '_> {
             let at = fields.get("addresses").map(Value::span).unwrap_or_default();
             let addresses = self.addresses(&mut fields, vpc.as_ref(), &format!("the endpoint \"{name}\""));
             let ping = fields.get("ping").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
-            fields.refuse(self.reader, "security_groups", "remove it: a rule that is not enforced protects no one");
+            fields.refuse(
+                self.reader,
+                "security_groups",
+                "remove it: a rule that is not enforced protects no one",
+            );
             fields.refuse(self.reader, "private_dns", "remove it, and use the endpoint's address");
             fields.finish(self.reader);
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
@@ -629,8 +676,10 @@ impl Build<'_, '_> {
     /// An endpoint has addresses only in zones that its service is in.
     fn zones(&mut self, service: &str, addresses: &BTreeMap<String, Ipv4Addr>, at: Range<usize>) {
         let Some(published) = self.model.services.get(service) else { return };
-        let balancers = published.load_balancers.iter().filter_map(|name| self.model.load_balancers.get(name));
-        let zones: BTreeSet<&str> = balancers.flat_map(|it| it.addresses.keys().map(String::as_str)).collect();
+        let balancers =
+            published.load_balancers.iter().filter_map(|name| self.model.load_balancers.get(name));
+        let zones: BTreeSet<&str> =
+            balancers.flat_map(|it| it.addresses.keys().map(String::as_str)).collect();
         for zone in addresses.keys().filter(|zone| !zones.contains(zone.as_str())) {
             let message = format!("the service \"{service}\" does not support the zone \"{zone}\"");
             self.reader.problem(at.clone(), message, nearest(zone, zones.iter().copied()));
@@ -655,7 +704,8 @@ impl Build<'_, '_> {
         ];
         for (name, used, limit) in uses {
             if used > limit as usize {
-                let message = format!("the configuration needs room for {used} in limits.{name}, which is {limit}");
+                let message =
+                    format!("the configuration needs room for {used} in limits.{name}, which is {limit}");
                 self.reader.problem(0..0, message, Some(format!("raise limits.{name}")));
             }
         }

@@ -89,7 +89,11 @@ mod tests {
         for (name, id) in [("a", 1), ("b", 2), ("a", 1), ("c", 3)] {
             assert_eq!(names.assign(Kind::Vpc, name, 10).expect("there is room"), id);
         }
-        assert_eq!(names.assign(Kind::Target, "a", 10).expect("there is room"), 1, "each kind counts by itself");
+        assert_eq!(
+            names.assign(Kind::Target, "a", 10).expect("there is room"),
+            1,
+            "each kind counts by itself"
+        );
         let entries: Vec<_> = names.entries().expect("short names").into_iter().collect();
         let kept: Vec<_> = entries.into_iter().filter(|(key, _)| (key.kind, key.id) != (1, 2)).collect();
         let mut names = Names::read(&kept);

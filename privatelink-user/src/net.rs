@@ -66,7 +66,10 @@ impl Stack {
     /// The stack of a VPC, for the agent that has `pin_dir`.
     pub fn of(pin_dir: &Path, vpc: &str) -> Self {
         let id = hash(&[b"stack", pin_dir.as_os_str().as_encoded_bytes(), vpc.as_bytes()]) as u32;
-        Self { namespace: Path::new(NAMESPACES).join(format!("privatelink-{id:08x}")), link: format!("pls{id:08x}") }
+        Self {
+            namespace: Path::new(NAMESPACES).join(format!("privatelink-{id:08x}")),
+            link: format!("pls{id:08x}"),
+        }
     }
 
     /// Makes it, as far as it is not there, with `addresses` as its own.
@@ -102,7 +105,12 @@ impl Stack {
         let namespace = File::open(&self.namespace)?;
         let inner = format!("{}i", self.link);
         netlink(async |handle| {
-            handle.link().add(LinkVeth::new(&self.link, &inner).build()).execute().await.context("cannot make a veth")?;
+            handle
+                .link()
+                .add(LinkVeth::new(&self.link, &inner).build())
+                .execute()
+                .await
+                .context("cannot make a veth")?;
             let index = index_of(&inner).context("the veth's other end is not there")?;
             let message = LinkUnspec::new_with_index(index)
                 .setns_by_fd(namespace.as_raw_fd())
@@ -120,11 +128,13 @@ impl Stack {
     /// Takes it away.
     pub fn remove(&self) -> Result<()> {
         if let Some(index) = index_of(&self.link) {
-            netlink(async |handle| Ok(handle.link().del(index).execute().await?)).context("cannot remove a veth")?;
+            netlink(async |handle| Ok(handle.link().del(index).execute().await?))
+                .context("cannot remove a veth")?;
         }
         if self.namespace.exists() {
             let _ = rustix::mount::unmount(&self.namespace, rustix::mount::UnmountFlags::DETACH);
-            fs::remove_file(&self.namespace).with_context(|| format!("cannot remove {}", self.namespace.display()))?;
+            fs::remove_file(&self.namespace)
+                .with_context(|| format!("cannot remove {}", self.namespace.display()))?;
         }
         Ok(())
     }
@@ -138,9 +148,8 @@ fn quiet(interface: &str) {
 /// Gives the stack that the calling thread is in its addresses, its route and the ports that the path steers to it.
 fn configure(addresses: &[Ipv4Addr]) -> Result<()> {
     quiet(INNER);
-    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 10239").context("cannot set the stack's ports")?;
-    sys::set_feature(INNER, Feature::Gro, true).context("cannot switch the stack's GRO on")?;
-    sys::set_feature(INNER, Feature::TxChecksum, false).context("cannot switch the stack's checksum offload off")?;
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 10239")
+        .context("cannot set the stack's ports")?;
     let index = index_of(INNER).context("the stack has no link")?;
     let addresses = addresses.to_vec();
     netlink(async |handle| {
@@ -158,7 +167,11 @@ fn configure(addresses: &[Ipv4Addr]) -> Result<()> {
             .build();
         handle.route().add(route).replace().execute().await.context("cannot give the stack its route")
     })?;
-    Ok(())
+    sys::set_feature(INNER, Feature::TxChecksum, false)
+        .context("cannot switch the stack's checksum offload off")?;
+    // A veth that was given GRO while it was down has no NAPI after it came up, and drops what is redirected to it: so off, then on.
+    sys::set_feature(INNER, Feature::Gro, false).context("cannot switch the stack's GRO off")?;
+    sys::set_feature(INNER, Feature::Gro, true).context("cannot switch the stack's GRO on")
 }
 
 /// What was found out about a veth's other end.
@@ -217,17 +230,24 @@ fn attributes(interface: &str) -> Result<Vec<LinkAttribute>> {
 /// The index of a veth's other end and the identifier of its namespace (none: this one); nothing for other kinds of link.
 fn veth(interface: &str) -> Result<Option<(u32, Option<i32>)>> {
     let attributes = attributes(interface)?;
-    let index = attributes.iter().find_map(|it| if let LinkAttribute::Link(index) = it { Some(*index) } else { None });
-    let namespace =
-        attributes.iter().find_map(|it| if let LinkAttribute::LinkNetNsId(id) = it { Some(*id) } else { None });
+    let index = attributes
+        .iter()
+        .find_map(|it| if let LinkAttribute::Link(index) = it { Some(*index) } else { None });
+    let namespace = attributes
+        .iter()
+        .find_map(|it| if let LinkAttribute::LinkNetNsId(id) = it { Some(*id) } else { None });
     let is_veth = format!("{attributes:?}").contains("Veth");
     Ok(index.filter(|_| is_veth).map(|index| (index, namespace)))
 }
 
 fn attached(interface: &str) -> Result<XdpAttached> {
     let attributes = attributes(interface)?;
-    let xdp = attributes.into_iter().find_map(|it| if let LinkAttribute::Xdp(xdp) = it { Some(xdp) } else { None });
-    let how = xdp.into_iter().flatten().find_map(|it| if let LinkXdp::Attached(how) = it { Some(how) } else { None });
+    let xdp =
+        attributes.into_iter().find_map(|it| if let LinkAttribute::Xdp(xdp) = it { Some(xdp) } else { None });
+    let how = xdp
+        .into_iter()
+        .flatten()
+        .find_map(|it| if let LinkXdp::Attached(how) = it { Some(how) } else { None });
     Ok(how.unwrap_or(XdpAttached::None))
 }
 
@@ -250,7 +270,8 @@ fn find(id: Option<i32>) -> Result<Option<PathBuf>> {
     let names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     netlink(async |handle| {
         for name in names {
-            if handle.link().get_netns_id(name.clone()).execute().await.ok().flatten() == Some(id as u32 as _) {
+            if handle.link().get_netns_id(name.clone()).execute().await.ok().flatten() == Some(id as u32 as _)
+            {
                 return Ok(Some(Path::new(NAMESPACES).join(name)));
             }
         }

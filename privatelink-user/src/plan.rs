@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use privatelink_common::limits::UDP_IDLE;
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
-    Address, BALANCER, Balancer, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target, UNCHECKED, VpcAddress,
+    Address, BALANCER, Balancer, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target, UNCHECKED,
+    VpcAddress,
 };
 use privatelink_common::tables::{Listener as ListenerEntry, Name};
 use privatelink_common::wire::{Mac, UDP};
@@ -87,7 +88,12 @@ pub fn stack_name(vpc: &str) -> String {
 }
 
 /// Computes the image. `names` gains numbers for what is new; `health` holds the measured states by target.
-pub fn compile(model: &Model, names: &mut Names, health: &BTreeMap<u32, u16>, stack_link: impl Fn(&str) -> String) -> Result<Image> {
+pub fn compile(
+    model: &Model,
+    names: &mut Names,
+    health: &BTreeMap<u32, u16>,
+    stack_link: impl Fn(&str) -> String,
+) -> Result<Image> {
     let mut plan = Plan { model, names, used: BTreeSet::new(), image: Image::default(), health };
     plan.vpcs(stack_link)?;
     plan.targets()?;
@@ -95,7 +101,8 @@ pub fn compile(model: &Model, names: &mut Names, health: &BTreeMap<u32, u16>, st
     plan.endpoints()?;
     let used = plan.used;
     let mut image = plan.image;
-    image.names = names.entries()?.into_iter().filter(|(key, _)| used.contains(&(key.kind, key.id))).collect();
+    image.names =
+        names.entries()?.into_iter().filter(|(key, _)| used.contains(&(key.kind, key.id))).collect();
     Ok(image)
 }
 
@@ -171,7 +178,8 @@ impl Plan<'_> {
                 let id = self.id(Kind::Balancer, &format!("{name}/{zone}"))?;
                 let mac = mac(&balancer.vpc, *address);
                 self.image.balancers.insert(id, Balancer { address: address.octets(), vpc, mac });
-                let entry = Address { endpoint: 0, balancer: id, stack, mac, kind: BALANCER, ping: 0, reserved: 0 };
+                let entry =
+                    Address { endpoint: 0, balancer: id, stack, mac, kind: BALANCER, ping: 0, reserved: 0 };
                 self.image.addresses.insert(VpcAddress::new(vpc, address.octets()), entry);
                 for listener in &balancer.listeners {
                     self.listener(id, zone, balancer, listener)?;
@@ -195,7 +203,8 @@ impl Plan<'_> {
 
     /// The Maglev table of a group's targets in a zone, and its size; 0 where there is no target.
     fn table(&mut self, name: &str, zone: &str) -> Result<(u32, u32)> {
-        let group = self.model.target_groups.get(name).context("a target group that the model does not have")?;
+        let group =
+            self.model.target_groups.get(name).context("a target group that the model does not have")?;
         let mut shares = self.shares(name, group, zone)?;
         let slots = size(shares.iter().map(|share| u64::from(share.weight)).sum());
         if shares.is_empty() {
@@ -229,21 +238,32 @@ impl Plan<'_> {
     fn endpoints(&mut self) -> Result<()> {
         for (name, endpoint) in &self.model.endpoints {
             let vpc = self.small(Kind::Vpc, &endpoint.vpc)?;
-            let service = self.model.services.get(&endpoint.service).context("a service that the model does not have")?;
-            let account = self.model.vpcs.get(&endpoint.vpc).map(|vpc| vpc.account.as_str()).unwrap_or_default();
+            let service = self
+                .model
+                .services
+                .get(&endpoint.service)
+                .context("a service that the model does not have")?;
+            let account =
+                self.model.vpcs.get(&endpoint.vpc).map(|vpc| vpc.account.as_str()).unwrap_or_default();
             for (zone, address) in &endpoint.addresses {
                 let full = format!("{name}/{zone}");
                 let id = self.id(Kind::Endpoint, &full)?;
                 let in_zone = |it: &&String| {
-                    self.model.load_balancers.get(*it).is_some_and(|balancer| balancer.addresses.contains_key(zone))
+                    self.model
+                        .load_balancers
+                        .get(*it)
+                        .is_some_and(|balancer| balancer.addresses.contains_key(zone))
                 };
                 let balancers: Vec<_> = service.load_balancers.iter().filter(in_zone).cloned().collect();
                 // One load balancer for each of an endpoint's addresses, the same one for good (AWS: create-endpoint-service).
                 let chosen = hash(&[b"balancer", full.as_bytes()]) % balancers.len().max(1) as u64;
-                let balancer = balancers.get(usize::try_from(chosen)?).context("a zone that the service does not have")?;
+                let balancer = balancers
+                    .get(usize::try_from(chosen)?)
+                    .context("a zone that the service does not have")?;
                 let balancer = self.id(Kind::Balancer, &format!("{balancer}/{zone}"))?;
                 let (mac, ping) = (mac(&endpoint.vpc, *address), endpoint.ping.into());
-                let entry = Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, reserved: 0 };
+                let entry =
+                    Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, reserved: 0 };
                 self.image.addresses.insert(VpcAddress::new(vpc, address.octets()), entry);
                 self.image.endpoints.insert(id, service.admits(account));
             }
@@ -260,7 +280,10 @@ pub fn checks(model: &Model, names: &Names) -> BTreeMap<u32, Check> {
         let Some(balancer) = model.load_balancers.values().find(uses) else { continue };
         for target in &group.targets {
             let source = balancer.addresses.get(&target.zone).or_else(|| balancer.addresses.values().next());
-            let (Some(&source), Some(id)) = (source, names.id(Kind::Target, &target_name(name, target))) else { continue };
+            let (Some(&source), Some(id)) = (source, names.id(Kind::Target, &target_name(name, target)))
+            else {
+                continue;
+            };
             let (vpc, how) = (group.vpc.clone(), group.health_check.clone());
             let port = how.port.unwrap_or(target.port);
             checks.insert(id, Check { vpc, source, address: target.address, port, how });

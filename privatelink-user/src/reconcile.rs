@@ -19,7 +19,11 @@ pub fn actual(maps: &Maps) -> Result<Image> {
     image.names = maps.names.entries()?.into_iter().collect();
     image.targets = array(&maps.targets)?;
     image.balancers = array(&maps.balancers)?;
-    image.endpoints = array(&maps.endpoints)?.into_iter().filter(|(_, it)| it.open != 0).map(|(id, _)| (id, true)).collect();
+    image.endpoints = array(&maps.endpoints)?
+        .into_iter()
+        .filter(|(_, it)| it.open != 0)
+        .map(|(id, _)| (id, true))
+        .collect();
     for index in 0..maps.tables.info()?.max_entries {
         if let Some(table) = maps.tables.get(index)? {
             image.tables.insert(index, table.read()?);
@@ -63,7 +67,11 @@ pub fn apply(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
     Ok(changes)
 }
 
-fn put<K: Plain + Ord + Debug, V: Plain + PartialEq>(map: &Map<K, V>, from: &BTreeMap<K, V>, to: &BTreeMap<K, V>) -> Result<usize> {
+fn put<K: Plain + Ord + Debug, V: Plain + PartialEq>(
+    map: &Map<K, V>,
+    from: &BTreeMap<K, V>,
+    to: &BTreeMap<K, V>,
+) -> Result<usize> {
     let mut changes = 0;
     for (key, value) in to.iter().filter(|(key, value)| from.get(key) != Some(value)) {
         map.set(key, value)?;
@@ -72,7 +80,11 @@ fn put<K: Plain + Ord + Debug, V: Plain + PartialEq>(map: &Map<K, V>, from: &BTr
     Ok(changes)
 }
 
-fn drop_old<K: Ord, V>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>, mut drop: impl FnMut(&K) -> Result<()>) -> Result<usize> {
+fn drop_old<K: Ord, V>(
+    from: &BTreeMap<K, V>,
+    to: &BTreeMap<K, V>,
+    mut drop: impl FnMut(&K) -> Result<()>,
+) -> Result<usize> {
     let mut changes = 0;
     for key in from.keys().filter(|key| !to.contains_key(key)) {
         drop(key)?;
@@ -89,7 +101,9 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
     };
     let (before, after) = (balancer(from), balancer(to));
     let mut changes = 0;
-    for id in from.endpoints.keys().chain(to.endpoints.keys()).copied().collect::<std::collections::BTreeSet<_>>() {
+    for id in
+        from.endpoints.keys().chain(to.endpoints.keys()).copied().collect::<std::collections::BTreeSet<_>>()
+    {
         let (was, is) = (from.endpoints.get(&id).copied(), to.endpoints.get(&id).copied());
         let moved = match (before.get(&id), after.get(&id)) {
             (Some(before), Some(after)) => before.balancer != after.balancer,

@@ -130,12 +130,21 @@ pub struct MapInfo {
 pub fn map_info(map: BorrowedFd<'_>) -> Result<MapInfo> {
     let mut info = MapInfo::default();
     let length = u32::try_from(size_of::<MapInfo>()).map_err(Error::other)?;
-    bpf(Command::Info, &mut Attributes::default().set(0, fd_word(map)).set(1, length).pointer(2, &raw mut info))?;
+    bpf(
+        Command::Info,
+        &mut Attributes::default().set(0, fd_word(map)).set(1, length).pointer(2, &raw mut info),
+    )?;
     Ok(info)
 }
 
 /// One of the commands on one element; no key stands for the beginning of a walk. `value` must be as long as the map's values are for user space.
-pub fn element(command: Command, map: BorrowedFd<'_>, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
+pub fn element(
+    command: Command,
+    map: BorrowedFd<'_>,
+    key: &[u8],
+    value: &mut [u8],
+    flags: u64,
+) -> Result<()> {
     let key = if key.is_empty() { std::ptr::null() } else { key.as_ptr() };
     let mut attributes = Attributes::default()
         .set(0, fd_word(map))
@@ -204,14 +213,18 @@ pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32, mode: XdpMode) -> Resul
 
 /// Puts another program in the place of a link's, without a packet in between that meets neither.
 pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
-    bpf(Command::LinkUpdate, &mut Attributes::default().set(0, fd_word(link)).set(1, fd_word(program))).map(drop)
+    bpf(Command::LinkUpdate, &mut Attributes::default().set(0, fd_word(link)).set(1, fd_word(program)))
+        .map(drop)
 }
 
 /// The interface that an XDP link is attached to; 0 where the interface is gone. `struct bpf_link_info`.
 pub fn link_ifindex(link: BorrowedFd<'_>) -> Result<u32> {
     let mut info = [0u32; 16];
     let length = u32::try_from(size_of_val(&info)).map_err(Error::other)?;
-    bpf(Command::Info, &mut Attributes::default().set(0, fd_word(link)).set(1, length).pointer(2, info.as_mut_ptr()))?;
+    bpf(
+        Command::Info,
+        &mut Attributes::default().set(0, fd_word(link)).set(1, length).pointer(2, info.as_mut_ptr()),
+    )?;
     Ok(info[4])
 }
 
@@ -313,7 +326,14 @@ pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> Result<
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the buffer and the address are as long as stated.
     let result = unsafe {
-        libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), length)
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const to).cast(),
+            length,
+        )
     };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }

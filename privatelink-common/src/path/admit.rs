@@ -1,14 +1,14 @@
 //! Who may open a flow, and to what: the door that a first packet stands before.
 
 use super::parse::Packet;
-use crate::tables::{Address, BALANCER, Listener, ListenerKey, Tables, VpcAddress};
 use crate::limits::STACK_PORTS;
+use crate::tables::{Address, BALANCER, Listener, ListenerKey, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason};
 use crate::wire::{ACK, FIN, RST, SYN};
 
 /// What a first packet is to become.
 #[derive(Clone, Copy, Debug)]
-pub enum Admission {
+pub(super) enum Admission {
     /// A flow through this door.
     Open(Door),
     /// Not addressed to us.
@@ -21,7 +21,7 @@ pub enum Admission {
 
 /// An endpoint's listener, open for the packet at hand.
 #[derive(Clone, Copy, Debug)]
-pub struct Door {
+pub(super) struct Door {
     /// The endpoint's address.
     pub address: Address,
     /// The listener behind it.
@@ -32,7 +32,7 @@ pub struct Door {
 
 /// Judges a packet that belongs to no flow.
 #[inline(always)]
-pub fn admit<T: Tables>(tables: &T, packet: &Packet) -> Result<Admission, DropReason> {
+pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet) -> Result<Admission, DropReason> {
     let key = &packet.key;
     let Some(address) = tables.address(&VpcAddress::new(key.vpc, key.destination)) else {
         return Ok(Admission::NotOurs);

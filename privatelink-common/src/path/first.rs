@@ -9,7 +9,7 @@ use crate::verdict::{Answer, DropReason, FlowEvent};
 
 /// What is to be done with the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(super) enum Next {
     /// It is not ours.
     Pass,
     /// Send it as the flow says.
@@ -24,7 +24,7 @@ pub enum Next {
 
 /// A [`Next`] in one register: kind in the lower half, what it holds in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step(u64);
+pub(super) struct Step(u64);
 
 impl Step {
     const PASS: Self = Self(0);
@@ -48,7 +48,7 @@ impl Step {
     /// What it says.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "each part is cut out at its own width")]
-    pub const fn next(self) -> Next {
+    pub(super) const fn next(self) -> Next {
         let held = (self.0 >> 32) as u32;
         match self.0 as u32 {
             1 if held == FlowEvent::None as u32 => Next::Send(FlowEvent::None),
@@ -67,7 +67,7 @@ impl Step {
 /// Not inlined, since the kernel bounds the stack of a function; it returns one register and writes into the caller's memory, since
 /// the kernel does not let a function return a pointer to its own.
 #[inline(never)]
-pub fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Step {
+pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Step {
     match flow::pending(tables, packet, now, flow) {
         Pending::Hit => return Step::send(super::event(packet)),
         Pending::Full => return table_full(packet),

@@ -15,7 +15,7 @@ const TO_PROVIDER: u8 = Direction::ToProvider as u8;
 
 /// Puts the established flow of a packet into `flow`. Nearly every packet changes nothing about its flow, and is done here.
 #[inline(always)]
-pub fn established<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> bool {
+pub(super) fn established<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> bool {
     let Some(entry) = tables.established(&packet.key) else { return false };
     *flow = entry.flow();
     let current = tables.endpoint(flow.endpoint).generation == flow.generation;
@@ -35,7 +35,8 @@ pub fn established<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut 
 fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) -> bool {
     let flow = entry.flow();
     if flow.last_seen != now {
-        if now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) && idle(tables, packet, &flow, now) {
+        if now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) && idle(tables, packet, &flow, now)
+        {
             return false;
         }
         entry.set_last_seen(now);
@@ -114,7 +115,7 @@ fn advance<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow
 /// What the pending flows say about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Pending {
+pub(super) enum Pending {
     /// It belongs to none.
     Miss = 0,
     /// It belongs to one, which may just have become established.
@@ -125,7 +126,7 @@ pub enum Pending {
 
 /// Puts the pending flow of a packet, brought up to date by it, into `flow`.
 #[inline(always)]
-pub fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Pending {
+pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Pending {
     let Some(entry) = tables.pending(&packet.key) else { return Pending::Miss };
     *flow = entry.flow();
     let peer_key = packet.key.mirror(flow);
@@ -206,6 +207,6 @@ fn establish<T: Tables>(
 
 /// Which way packets of this entry go.
 #[inline(always)]
-pub fn direction_of(flow: &Flow) -> Direction {
+pub(super) fn direction_of(flow: &Flow) -> Direction {
     if flow.direction == TO_PROVIDER { Direction::ToProvider } else { Direction::ToConsumer }
 }

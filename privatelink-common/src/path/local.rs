@@ -7,7 +7,7 @@ use crate::tables::{ENDPOINT, Interface, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{Arp, Ethernet, ICMP, Icmp, Ipv4Header, Mac, NETWORK, TRANSPORT};
 use core::mem::offset_of;
-use zerocopy::{IntoBytes, Immutable, big_endian::U16};
+use zerocopy::{Immutable, IntoBytes, big_endian::U16};
 
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
@@ -16,7 +16,7 @@ const ECHO_REPLY: u8 = 0;
 
 /// Answers an ARP request for one of our addresses (RFC 826).
 #[inline(always)]
-pub fn arp<F: Frame, T: Tables>(
+pub(super) fn arp<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     from: &Interface,
@@ -31,14 +31,16 @@ pub fn arp<F: Frame, T: Tables>(
     if arp.operation.get() != REQUEST {
         return Ok(Verdict::PASS);
     }
-    let Some(address) = tables.address(&VpcAddress::new(from.vpc, arp.target)) else { return Ok(Verdict::PASS) };
+    let Some(address) = tables.address(&VpcAddress::new(from.vpc, arp.target)) else {
+        return Ok(Verdict::PASS);
+    };
     arp_reply(frame, &arp, address.mac).ok_or(DropReason::Malformed)?;
     Ok(Verdict::answer(Answer::ArpReply.code()))
 }
 
 /// Turns the request into the reply that says `mac`.
 #[inline(always)]
-pub fn arp_reply<F: Frame>(frame: &mut F, request: &Arp, mac: Mac) -> Option<()> {
+pub(super) fn arp_reply<F: Frame>(frame: &mut F, request: &Arp, mac: Mac) -> Option<()> {
     let ethernet = frame.read::<Ethernet>(0)?;
     frame.write(0, &Ethernet { destination: ethernet.source, source: mac, ..ethernet })?;
     let reply = Arp {
@@ -54,7 +56,7 @@ pub fn arp_reply<F: Frame>(frame: &mut F, request: &Arp, mac: Mac) -> Option<()>
 
 /// Answers an ICMP echo request (RFC 792), and refuses whatever else is for us.
 #[inline(always)]
-pub fn answer<F: Frame, T: Tables>(
+pub(super) fn answer<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     from: &Interface,

@@ -15,7 +15,7 @@ use zerocopy::big_endian::U16;
 /// Why a flow was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Refusal {
+pub(super) enum Refusal {
     /// The listener's target group is empty.
     NoTarget,
     /// The target's link-layer address is not known.
@@ -37,7 +37,8 @@ const fn mix(mut hash: u64) -> u64 {
 /// Hash of a flow: addresses, ports and protocol as AWS has it, and the VPC, since addresses alone do not tell tenants apart.
 #[inline(always)]
 fn flow_hash(key: &FlowKey) -> u64 {
-    let addresses = (u64::from(u32::from_ne_bytes(key.source)) << 32) | u64::from(u32::from_ne_bytes(key.destination));
+    let addresses =
+        (u64::from(u32::from_ne_bytes(key.source)) << 32) | u64::from(u32::from_ne_bytes(key.destination));
     let ports = (u64::from(key.source_port.get()) << 16) | u64::from(key.destination_port.get());
     let rest = (ports << 24) | (u64::from(key.vpc) << 8) | u64::from(key.protocol);
     mix(mix(addresses) ^ rest)
@@ -45,7 +46,7 @@ fn flow_hash(key: &FlowKey) -> u64 {
 
 /// Opens the flow of `packet` through `door`, and puts the entry of the packet's own direction into `forward`.
 #[inline(always)]
-pub fn open<T: Tables>(
+pub(super) fn open<T: Tables>(
     tables: &T,
     packet: &Packet,
     door: &Door,
@@ -56,7 +57,10 @@ pub fn open<T: Tables>(
     if door.listener.slots == 0 {
         return Err(Refusal::NoTarget);
     }
-    #[allow(clippy::cast_possible_truncation, reason = "the upper half is taken on purpose: the lower chooses the port")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "the upper half is taken on purpose: the lower chooses the port"
+    )]
     let slot = (hash >> 32) as u32 % door.listener.slots;
     let id = tables.slot(door.listener.table, slot).ok_or(Refusal::NoTarget)?;
     let target = tables.target(id).filter(|target| target.vpc != 0).ok_or(Refusal::NoTarget)?;
@@ -130,13 +134,7 @@ fn port_delta(packet: &Packet, flow: &Flow) -> u16 {
 }
 
 #[inline(always)]
-fn to_provider(
-    packet: &Packet,
-    door: &Door,
-    balancer: &Balancer,
-    target: &Target,
-    hop: &Neighbour,
-) -> Flow {
+fn to_provider(packet: &Packet, door: &Door, balancer: &Balancer, target: &Target, hop: &Neighbour) -> Flow {
     let key = &packet.key;
     Flow {
         source: balancer.address,

@@ -9,7 +9,7 @@ use crate::wire::{
 
 /// A frame, as far as the path knows frames.
 #[derive(Clone, Copy, Debug)]
-pub enum Parsed {
+pub(super) enum Parsed {
     /// A TCP segment or UDP datagram whose headers are whole and agree with each other.
     Flow(Packet),
     /// Any other IPv4 packet with at least 20 bytes of header.
@@ -22,7 +22,7 @@ pub enum Parsed {
 
 /// A TCP segment or UDP datagram.
 #[derive(Clone, Copy, Debug)]
-pub struct Packet {
+pub(super) struct Packet {
     /// Its flow's key in this direction.
     pub key: FlowKey,
     /// Who sent the frame.
@@ -41,7 +41,7 @@ pub struct Packet {
 
 /// An IPv4 packet that belongs to no flow, whatever it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Local {
+pub(super) struct Local {
     /// Source address.
     pub source: Ipv4,
     /// Destination address.
@@ -59,7 +59,7 @@ const FRAGMENT: u16 = 0x3fff;
 
 /// Reads the headers of a frame that came by `from`.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &F, from: &Interface) -> Parsed {
+pub(super) fn parse<F: Frame>(frame: &F, from: &Interface) -> Parsed {
     let Some(ethernet) = frame.read::<Ethernet>(0) else { return Parsed::Foreign };
     match ethernet.ethertype.get() {
         ETHERTYPE_IPV4 => {}

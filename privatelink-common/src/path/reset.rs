@@ -5,7 +5,10 @@ use crate::checksum::{address, finish, sum, word};
 use crate::frame::Frame;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{ACK, Ethernet, FIN, Ipv4Header, NETWORK, RST, SYN, TCP, TRANSPORT, Tcp};
-use zerocopy::{IntoBytes, big_endian::{U16, U32}};
+use zerocopy::{
+    IntoBytes,
+    big_endian::{U16, U32},
+};
 
 const LENGTH: u16 = 40;
 /// What Linux sends with.
@@ -13,7 +16,7 @@ const TTL: u8 = 64;
 
 /// Answers the segment with a RST, to be counted as `answer`, a [`crate::verdict::Answer::code`].
 #[inline(always)]
-pub fn reset<F: Frame>(frame: &mut F, packet: &Packet, answer: u32) -> Result<Verdict, DropReason> {
+pub(super) fn reset<F: Frame>(frame: &mut F, packet: &Packet, answer: u32) -> Result<Verdict, DropReason> {
     write(frame, packet).ok_or(DropReason::Malformed)?;
     Ok(Verdict::answer(answer))
 }

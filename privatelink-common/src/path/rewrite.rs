@@ -26,7 +26,7 @@ struct Ports(U16, U16);
 
 /// Rewrites `frame`, whose headers are those in `packet`.
 #[inline(always)]
-pub fn rewrite<F: Frame>(frame: &mut F, packet: &Packet, flow: &Flow) -> Result<(), DropReason> {
+pub(super) fn rewrite<F: Frame>(frame: &mut F, packet: &Packet, flow: &Flow) -> Result<(), DropReason> {
     let address_delta = u32::from(flow.address_delta);
     let delta = address_delta + u32::from(flow.port_delta);
     let (at, checksum) = if packet.is_tcp {

@@ -8,7 +8,7 @@ use crate::limits::STACK_PORTS;
 use crate::tables::{BALANCER, Interface, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{Arp, Mac, NETWORK};
-use zerocopy::{IntoBytes, Immutable};
+use zerocopy::{Immutable, IntoBytes};
 
 /// The link-layer address of every stack's end of its link. Each stack is alone on its link, so one address serves all.
 pub const STACK_MAC: Mac = [0x02, 0x70, 0x6c, 0, 0, 1];
@@ -33,16 +33,19 @@ pub fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) ->
         .address(&VpcAddress::new(from.vpc, packet.key.source))
         .filter(|source| source.kind == BALANCER && STACK_PORTS.contains(&packet.key.source_port.get()))
         .ok_or(DropReason::SpoofedSource)?;
-    let hop = tables
-        .neighbour(&VpcAddress::new(from.vpc, packet.key.destination))
-        .ok_or(DropReason::NoNextHop)?;
+    let hop =
+        tables.neighbour(&VpcAddress::new(from.vpc, packet.key.destination)).ok_or(DropReason::NoNextHop)?;
     frame.write(0, &Macs(hop.mac, source.mac)).ok_or(DropReason::Malformed)?;
     leave(tables, hop.interface)
 }
 
 /// A packet for the stack behind `interface`.
 #[inline(always)]
-pub fn receive<F: Frame, T: Tables>(frame: &mut F, tables: &T, interface: u16) -> Result<Verdict, DropReason> {
+pub fn receive<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    interface: u16,
+) -> Result<Verdict, DropReason> {
     frame.write(0, &Macs(STACK_MAC, ROUTER_MAC)).ok_or(DropReason::Malformed)?;
     leave(tables, interface)
 }

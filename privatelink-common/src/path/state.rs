@@ -87,8 +87,12 @@ impl State {
             return self;
         }
         match (self, direction) {
-            (Self::Opening | Self::Answered | Self::Established, Direction::ToProvider) => Self::ConsumerClosed,
-            (Self::Opening | Self::Answered | Self::Established, Direction::ToConsumer) => Self::ProviderClosed,
+            (Self::Opening | Self::Answered | Self::Established, Direction::ToProvider) => {
+                Self::ConsumerClosed
+            }
+            (Self::Opening | Self::Answered | Self::Established, Direction::ToConsumer) => {
+                Self::ProviderClosed
+            }
             (Self::ConsumerClosed, Direction::ToConsumer) | (Self::ProviderClosed, Direction::ToProvider) => {
                 Self::Closed
             }
@@ -108,7 +112,11 @@ impl State {
         match self {
             Self::Closed => TCP_CLOSED,
             Self::Reset => TCP_RESET,
-            Self::Opening | Self::Answered | Self::Established | Self::ConsumerClosed | Self::ProviderClosed => current,
+            Self::Opening
+            | Self::Answered
+            | Self::Established
+            | Self::ConsumerClosed
+            | Self::ProviderClosed => current,
         }
     }
 }

@@ -47,7 +47,9 @@ pub fn size(total_weight: u64) -> u32 {
 /// Fills `table`, whose length is one of [`SIZES`]. `free` marks slots that no one has; it is never a target.
 /// Nothing is written where there is no share.
 pub fn fill(table: &mut [u32], shares: &mut [Share], free: u32) {
-    let (Ok(size), Some(heaviest)) = (u32::try_from(table.len()), shares.iter().map(|share| share.weight).max()) else {
+    let (Ok(size), Some(heaviest)) =
+        (u32::try_from(table.len()), shares.iter().map(|share| share.weight).max())
+    else {
         return;
     };
     table.fill(free);
