@@ -1,1 +1,6 @@
-//! Proofs.
+//! Proofs, from outside: the built binary in network namespaces of its own, and packets built by code that shares nothing with the
+//! path under test.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
+
+pub mod packet;
+pub mod world;

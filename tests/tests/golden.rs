@@ -1,0 +1,385 @@
+//! Packets through the program that the kernel runs (BPF_PROG_TEST_RUN): verdict, every byte of the output, and every counter.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
+
+use aya::programs::{TestRun, TestRunOptions, Xdp};
+use privatelink_tests::packet::{ACK, FIN, Ip, Mac, PSH, Packet, RST, SYN, addresses, arp, ethernet};
+use privatelink_tests::world::{UNCHECKED, World, changes, config};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::File;
+use std::os::fd::AsFd;
+
+const DROP: u32 = 1;
+const PASS: u32 = 2;
+const REDIRECT: u32 = 4;
+const CLIENT: Ip = [10, 0, 1, 5];
+const ENDPOINT: Ip = [10, 0, 9, 9];
+const BALANCER: Ip = [10, 0, 1, 10];
+
+/// A world and its program.
+struct Bench {
+    world: World,
+    program: Xdp,
+}
+
+impl Bench {
+    fn new(extra: &str) -> Self {
+        let world = World::new(&config(extra, UNCHECKED));
+        let pin = world.pins().join("programs/ingress");
+        let program = Xdp::from_pin(pin, aya_obj::programs::XdpAttachType::Interface).unwrap();
+        Self { world, program }
+    }
+
+    /// Runs the program on a frame that comes by an interface; returns the verdict and the frame as it leaves.
+    fn run(&self, interface: &str, frame: &[u8]) -> (u32, Vec<u8>) {
+        let namespace = File::open(format!("/run/netns/{}", self.world.namespace("dp"))).unwrap();
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                    let ifindex = rustix::net::netdevice::name_to_index(&socket, interface).unwrap();
+                    let length = u32::try_from(frame.len()).unwrap();
+                    let context: Vec<u8> =
+                        [0, length, 0, ifindex, 0, 0].iter().flat_map(|it| it.to_ne_bytes()).collect();
+                    let mut out = vec![0; 4096];
+                    let mut options = TestRunOptions::new();
+                    options.data_in = Some(frame);
+                    options.data_out = Some(&mut out);
+                    options.ctx_in = Some(&context);
+                    let result = self.program.test_run(options).unwrap();
+                    out.truncate(result.data_size_out as usize);
+                    (result.return_value, out)
+                })
+                .join()
+                .unwrap()
+        })
+    }
+
+    /// Runs a frame, and checks that exactly these counters moved, by one each unless said otherwise.
+    fn expect(
+        &self,
+        name: &str,
+        interface: &str,
+        frame: &[u8],
+        verdict: u32,
+        moved: &[(&str, i64)],
+    ) -> Vec<u8> {
+        let before = self.world.state();
+        let (got, out) = self.run(interface, frame);
+        let after = self.world.state();
+        let mut expected: Vec<_> = moved.iter().map(|(key, by)| ((*key).to_owned(), *by)).collect();
+        expected.sort();
+        assert_eq!(got, verdict, "{name}: verdict");
+        assert_eq!(changes(&before, &after), expected, "{name}: counters");
+        out
+    }
+
+    /// A frame that is dropped for a reason, or passed: untouched.
+    fn refused(&self, name: &str, interface: &str, frame: &[u8], reason: &str) {
+        let verdict = if reason.ends_with("passed") { PASS } else { DROP };
+        let out = self.expect(name, interface, frame, verdict, &[(reason, 1)]);
+        assert_eq!(out, frame, "{name}: bytes");
+    }
+}
+
+fn opened(consumer: &str) -> Vec<(String, i64)> {
+    vec![
+        (format!("{consumer} to_provider_packets"), 1),
+        (format!("{consumer} new_flows"), 1),
+        ("map pending".into(), 2),
+    ]
+}
+
+fn as_slice(moved: &[(String, i64)]) -> Vec<(&str, i64)> {
+    moved.iter().map(|(key, by)| (key.as_str(), *by)).collect()
+}
+
+/// What a target gets of `sent`, when the load balancer's port is `nat`; link-layer addresses are taken from `frame`.
+fn translated(sent: &Packet, nat: u16, target: Ip, frame: &[u8]) -> Vec<u8> {
+    let mut expected = sent.clone();
+    (expected.from, expected.from_port, expected.to, expected.to_port) = (BALANCER, nat, target, 8080);
+    (expected.to_mac, expected.from_mac) =
+        (frame[0..6].try_into().unwrap(), frame[6..12].try_into().unwrap());
+    expected.build()
+}
+
+/// The target's packet, on the way back.
+fn reply(frame: &[u8], flags: u8, payload: &[u8]) -> Packet {
+    let (from, from_port, to, to_port) = addresses(frame);
+    let macs: (Mac, Mac) = (frame[0..6].try_into().unwrap(), frame[6..12].try_into().unwrap());
+    Packet {
+        from: to,
+        from_port: to_port,
+        to: from,
+        to_port: from_port,
+        from_mac: macs.0,
+        to_mac: macs.1,
+        payload: payload.to_vec(),
+        protocol: frame[23],
+        ..Packet::tcp(flags)
+    }
+}
+
+/// The interface of a target.
+fn side(target: Ip) -> &'static str {
+    if target[3] == 21 { "t1" } else { "t2" }
+}
+
+#[test]
+fn a_tcp_connection_is_translated_both_ways_and_two_tenants_with_one_five_tuple_are_kept_apart() {
+    let bench = Bench::new("");
+    let mut seen = Vec::new();
+    for (consumer, interface) in [("shop", "ca"), ("bank", "cb")] {
+        let syn = Packet::tcp(SYN);
+        let out = bench.expect("SYN", interface, &syn.build(), REDIRECT, &as_slice(&opened(consumer)));
+        let (from, nat, target, port) = addresses(&out);
+        assert!(from == BALANCER && port == 8080 && nat >= 10240 && (target[3] == 21 || target[3] == 22));
+        assert_eq!(out, translated(&syn, nat, target, &out), "{consumer}: the SYN at the target");
+        seen.push((target, nat));
+        let (forth, back) =
+            (format!("{consumer} to_provider_packets"), format!("{consumer} to_consumer_packets"));
+
+        let answer = reply(&out, SYN | ACK, b"");
+        let got = bench.expect("SYN-ACK", side(target), &answer.build(), REDIRECT, &[(&back, 1)]);
+        let mut expected = Packet { from: ENDPOINT, from_port: 80, to: CLIENT, to_port: 40000, ..answer };
+        (expected.to_mac, expected.from_mac) = (syn.from_mac, got[6..12].try_into().unwrap());
+        assert_eq!(got, expected.build(), "{consumer}: the SYN-ACK at the consumer");
+
+        let again = bench.expect("SYN again", interface, &syn.build(), REDIRECT, &[(&forth, 1)]);
+        assert_eq!(again, out, "a retransmission goes the same way");
+
+        let established = [(&*forth, 1), ("map pending", -2), ("map established", 2)];
+        bench.expect("ACK", interface, &Packet::tcp(ACK).build(), REDIRECT, &established);
+        let data = Packet { payload: b"GET / HTTP/1.1\r\n".to_vec(), ..Packet::tcp(ACK | PSH) };
+        let got = bench.expect("data", interface, &data.build(), REDIRECT, &[(&forth, 1)]);
+        assert_eq!(got, translated(&data, nat, target, &got));
+        let odd = reply(&out, ACK | PSH, b"odd");
+        bench.expect("data back", side(target), &odd.build(), REDIRECT, &[(&back, 1)]);
+        bench.expect("FIN", interface, &Packet::tcp(FIN | ACK).build(), REDIRECT, &[(&forth, 1)]);
+        bench.expect("late data", side(target), &odd.build(), REDIRECT, &[(&back, 1)]);
+        bench.expect("FIN back", side(target), &reply(&out, FIN | ACK, b"").build(), REDIRECT, &[(&back, 1)]);
+        bench.expect("last ACK", interface, &Packet::tcp(ACK).build(), REDIRECT, &[(&forth, 1)]);
+        let states: Vec<_> =
+            bench.world.json("flows").as_array().unwrap().iter().map(|it| it["state"].clone()).collect();
+        assert!(states.iter().all(|state| state == "closed"), "{states:?}");
+    }
+    assert_ne!(seen[0], seen[1], "two tenants never share a NAT port towards one target");
+    let reopened = bench.run("ca", &Packet { seq: 9000, ..Packet::tcp(SYN) }.build());
+    assert_eq!(reopened.0, REDIRECT, "a SYN opens a closed flow anew");
+}
+
+#[test]
+fn a_reset_ends_a_flow_in_either_table() {
+    let bench = Bench::new("");
+    let out = bench.run("ca", &Packet::tcp(SYN).build()).1;
+    let (.., target, _) = addresses(&out);
+    let refused = reply(&out, RST | ACK, b"").build();
+    let moved = [("shop to_consumer_packets", 1), ("shop resets", 1), ("map pending", -2)];
+    bench.expect("connection refused", side(target), &refused, REDIRECT, &moved);
+    bench.refused("once only", side(target), &refused, "payments no_flow");
+}
+
+#[test]
+fn udp_is_translated_and_a_missing_checksum_stays_missing() {
+    let bench = Bench::new("");
+    for no_checksum in [false, true] {
+        let query = Packet { no_checksum, from_port: 5000 + u16::from(no_checksum), ..Packet::udp() };
+        let out = bench.expect("query", "cb", &query.build(), REDIRECT, &as_slice(&opened("bank")));
+        let (_, nat, target, _) = addresses(&out);
+        assert_eq!(out, translated(&query, nat, target, &out));
+        let answer = Packet { no_checksum, ..reply(&out, 0, b"answer") };
+        let moved = [("bank to_consumer_packets", 1), ("map pending", -2), ("map established", 2)];
+        let got = bench.expect("answer", side(target), &answer.build(), REDIRECT, &moved);
+        let mut expected =
+            Packet { from: ENDPOINT, from_port: 53, to: CLIENT, to_port: query.from_port, ..answer };
+        (expected.to_mac, expected.from_mac) = (query.from_mac, got[6..12].try_into().unwrap());
+        assert_eq!(got, expected.build());
+    }
+}
+
+#[test]
+fn a_segment_of_no_flow_is_answered_with_the_reset_that_the_rfc_asks_for() {
+    let bench = Bench::new("");
+    let stray = |flags, payload: &[u8]| Packet { payload: payload.to_vec(), ack: 77, ..Packet::tcp(flags) };
+    for (name, sent, seq, ack, flags) in [
+        ("an ACK", stray(ACK, b""), 77, 0, RST),
+        ("data with ACK", stray(ACK | PSH, b"late"), 77, 0, RST),
+        ("SYN-ACK", stray(SYN | ACK, b""), 77, 0, RST),
+        ("data without ACK", stray(PSH, b"late"), 0, 1004, RST | ACK),
+        ("FIN with data", stray(FIN, b"odd"), 0, 1004, RST | ACK),
+        ("nothing at all", stray(0, b""), 0, 1000, RST | ACK),
+    ] {
+        let out = bench.expect(name, "ca", &sent.build(), REDIRECT, &[("shop reset_no_flow", 1)]);
+        let reset = Packet {
+            from: sent.to,
+            to: sent.from,
+            from_port: sent.to_port,
+            to_port: sent.from_port,
+            from_mac: sent.to_mac,
+            to_mac: sent.from_mac,
+            id: 0,
+            window: 0,
+            seq,
+            ack,
+            ..Packet::tcp(flags)
+        };
+        assert_eq!(out, reset.build(), "{name}");
+    }
+    bench.refused("a RST", "ca", &stray(RST, b"").build(), "shop no_flow");
+    bench.refused("a RST-ACK", "ca", &stray(RST | ACK, b"").build(), "shop no_flow");
+}
+
+#[test]
+fn what_does_not_belong_is_dropped_by_name_or_passed_untouched() {
+    let bench = Bench::new("");
+    let tcp = Packet::tcp(SYN);
+    let with = |change: fn(&mut Packet)| {
+        let mut packet = tcp.clone();
+        change(&mut packet);
+        packet.build()
+    };
+    bench.refused("unlisted port", "ca", &with(|it| it.to_port = 81), "shop no_listener");
+    bench.refused("listener of the other protocol", "ca", &with(|it| it.to_port = 53), "shop no_listener");
+    bench.refused("outside the VPC", "ca", &with(|it| it.from = [10, 1, 0, 1]), "shop source_outside_vpc");
+    bench.refused(
+        "from the endpoint's own address",
+        "ca",
+        &with(|it| it.from = ENDPOINT),
+        "shop spoofed_source",
+    );
+    bench.refused(
+        "a load balancer's address in another VPC",
+        "ca",
+        &with(|it| it.to = BALANCER),
+        "shop passed",
+    );
+    bench.refused("another address", "ca", &with(|it| it.to = [10, 0, 9, 8]), "shop passed");
+    bench.refused("a first fragment", "ca", &with(|it| it.fragment = 0x2000), "shop fragment");
+    bench.refused("a later fragment", "ca", &with(|it| it.fragment = 5), "shop fragment");
+    bench.refused("options", "ca", &with(|it| it.options = vec![1, 1, 1, 0]), "shop ip_options");
+    bench.refused("GRE", "ca", &with(|it| it.protocol = 47), "shop protocol_unsupported");
+    let provider = |from: Ip, to: Ip, to_port| Packet { from, to, to_port, ..Packet::tcp(SYN) }.build();
+    let target = [10, 0, 1, 21];
+    bench.refused("the provider opens", "t1", &provider(target, BALANCER, 80), "payments provider_initiated");
+    bench.refused(
+        "the load balancer's address, forged",
+        "t1",
+        &provider(BALANCER, BALANCER, 80),
+        "payments spoofed_source",
+    );
+    let before = bench.world.state();
+    let (verdict, _) = bench.run("t1", &provider(target, ENDPOINT, 80));
+    assert_eq!(
+        (verdict, changes(&before, &bench.world.state())),
+        (PASS, vec![]),
+        "a consumer's endpoint is nothing here"
+    );
+    let datagram = Packet { from: target, to: BALANCER, to_port: 20000, ..Packet::udp() }.build();
+    bench.refused("a datagram of no flow", "t1", &datagram, "payments no_flow");
+
+    let vlan = ethernet(tcp.to_mac, tcp.from_mac, 0x8100, &[&[0, 5, 8, 0][..], &tcp.build()[14..]].concat());
+    bench.refused("a VLAN tag", "ca", &vlan, "shop passed");
+    bench.refused("IPv6", "ca", &ethernet(tcp.to_mac, tcp.from_mac, 0x86dd, &[0x60; 60]), "shop passed");
+    bench.refused("an ICMP error", "ca", &tcp.icmp(3, &[0; 32]), "shop icmp_unsupported");
+}
+
+#[test]
+fn arp_and_echo_are_answered_in_the_path() {
+    let bench = Bench::new("");
+    let (me, all, nobody): (Mac, Mac, Mac) = ([2, 1, 1, 1, 1, 1], [255; 6], [0; 6]);
+    for (interface, vpc, from, to) in
+        [("ca", "shop", CLIENT, ENDPOINT), ("t1", "payments", [10, 0, 1, 21], BALANCER)]
+    {
+        let request = arp(1, me, from, nobody, to, all);
+        let out =
+            bench.expect("a request", interface, &request, REDIRECT, &[(&format!("{vpc} arp_reply"), 1)]);
+        let mac: Mac = out[6..12].try_into().unwrap();
+        assert_eq!(mac[0] & 3, 2, "locally administered, unicast");
+        assert_eq!(out, arp(2, mac, to, me, from, me));
+        bench.refused(
+            "claiming it",
+            interface,
+            &arp(1, me, to, nobody, to, all),
+            &format!("{vpc} spoofed_source"),
+        );
+        bench.refused(
+            "claiming it by reply",
+            interface,
+            &arp(2, me, to, me, from, all),
+            &format!("{vpc} spoofed_source"),
+        );
+    }
+    bench.refused("for another", "ca", &arp(1, me, CLIENT, nobody, [10, 0, 1, 6], all), "shop passed");
+    let ping = Packet::tcp(0);
+    let body = [0x12, 0x34, 0, 1, b'h', b'i', b'!'];
+    let out = bench.expect("echo", "ca", &ping.icmp(8, &body), REDIRECT, &[("shop echo_reply", 1)]);
+    let mut pong = Packet { from: ENDPOINT, to: CLIENT, to_mac: ping.from_mac, ..ping };
+    pong.from_mac = out[6..12].try_into().unwrap();
+    assert_eq!(out, pong.icmp(0, &body));
+}
+
+#[test]
+fn a_packet_cut_off_anywhere_or_lying_about_any_length_is_never_forwarded_and_always_accounted_once() {
+    let bench = Bench::new("");
+    let whole = Packet { payload: b"0123456789".to_vec(), ..Packet::tcp(SYN) }.build();
+    let once = |name: &str, frame: &[u8]| {
+        let before = bench.world.state();
+        let (verdict, _) = bench.run("ca", frame);
+        let moved = changes(&before, &bench.world.state());
+        assert!(matches!(&moved[..], [(_, 1)]), "{name}: {moved:?}");
+        assert!(verdict == DROP || verdict == PASS, "{name}: verdict {verdict}");
+    };
+    for length in 14..whole.len() {
+        once(&format!("cut to {length}"), &whole[..length]);
+    }
+    let lies: [(&str, usize, Vec<u8>); 4] = [
+        ("header length", 14, (0x40..=0x4f).filter(|it| *it != 0x45).collect()),
+        ("total length", 17, (0..40).chain(51..=255).collect()),
+        ("data offset", 46, (0..5).chain(8..16).map(|it| it << 4).collect()),
+        ("version", 14, vec![0x05, 0x15, 0x65, 0xf5]),
+    ];
+    for (name, at, values) in lies {
+        for value in values {
+            let mut frame = whole.clone();
+            frame[at] = value;
+            once(&format!("{name} {value:#x}"), &frame);
+        }
+    }
+    let datagram = Packet::udp().build();
+    for length in (0..8).chain(14..=255) {
+        let mut frame = datagram.clone();
+        frame[39] = length;
+        once(&format!("UDP length {length}"), &frame);
+    }
+    let mut padded = Packet::tcp(SYN).build();
+    padded.resize(60, 0xee);
+    assert_eq!(bench.run("ca", &padded).0, REDIRECT, "Ethernet's padding is nobody's business");
+}
+
+#[test]
+fn a_full_table_refuses_the_new_flow_and_keeps_the_old() {
+    let bench = Bench::new("[limits]\nflows = 4\n");
+    let connect = |port: u16| {
+        let at = |flags| Packet { from_port: port, ..Packet::tcp(flags) };
+        let out = bench.run("ca", &at(SYN).build()).1;
+        let (.., target, _) = addresses(&out);
+        assert_eq!(bench.run(side(target), &reply(&out, SYN | ACK, b"").build()).0, REDIRECT);
+        (at(ACK), out, side(target))
+    };
+    let mut old = Vec::new();
+    for port in [1001, 1002] {
+        let (ack, out, side) = connect(port);
+        assert_eq!(bench.run("ca", &ack.build()).0, REDIRECT);
+        old.push((ack, out, side));
+    }
+    let (ack, ..) = connect(1003);
+    let before = bench.world.state();
+    let (verdict, reset) = bench.run("ca", &ack.build());
+    let moved = changes(&before, &bench.world.state());
+    assert_eq!(moved, vec![("map pending".into(), -2), ("shop reset_table_full".into(), 1)]);
+    assert_eq!((verdict, reset.len(), reset[47]), (REDIRECT, 54, RST), "the consumer is told");
+    for (ack, out, side) in old {
+        assert_eq!(bench.run("ca", &ack.build()).0, REDIRECT, "the established live on");
+        assert_eq!(bench.run(side, &reply(&out, ACK, b"data").build()).0, REDIRECT);
+    }
+}
