@@ -49,6 +49,7 @@ impl XdpFrame {
 
 impl Frame for XdpFrame {
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a frame's length")]
     fn len(&self) -> usize {
         // SAFETY: the helper reads the context it is given, which is the kernel's own.
         unsafe { bpf_xdp_get_buff_len(self.context) as usize }
@@ -69,6 +70,7 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a frame's length")]
     fn truncate(&mut self, len: usize) -> Option<()> {
         let excess = self.len().checked_sub(len)?;
         // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.

@@ -17,7 +17,7 @@ use privatelink_common::frame::Frame;
 use privatelink_common::{
     limits::OUTCOMES,
     path,
-    tables::{Interface, Tables},
+    tables::Tables,
     verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
 };
 use tables::KernelTables;
@@ -34,6 +34,7 @@ pub(crate) fn ingress(context: XdpContext) -> u32 {
 
 /// Seconds since boot. The coarse clock is a few milliseconds behind and costs a fraction of the exact one.
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "136 years after boot")]
 fn now() -> u32 {
     // SAFETY: the helper takes no arguments and only reads the clock.
     let nanoseconds = unsafe { bpf_ktime_get_coarse_ns() };
@@ -61,13 +62,13 @@ fn act(verdict: Result<Verdict, DropReason>, ifindex: u32, length: u64) -> u32 {
 /// program of its own, but after a redirect also where it has GRO; XDP_TX for an interface that is not in `egress` yet.
 #[inline(always)]
 fn back(ifindex: u32) -> u32 {
-    let slot = KernelTables.interface(ifindex).unwrap_or(Interface::default()).slot;
+    let slot = KernelTables.interface(ifindex).unwrap_or_default().slot;
     if KernelTables.egress(slot) { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
 }
 
 #[inline(always)]
 fn count(ifindex: u32, outcome: u32, length: u64, action: u32) -> u32 {
-    let vpc = KernelTables.interface(ifindex).unwrap_or(Interface::default()).vpc;
+    let vpc = KernelTables.interface(ifindex).unwrap_or_default().vpc;
     if let Some(counter) = maps::OUTCOMES_BY_VPC.get_ptr_mut(u32::from(vpc) * OUTCOMES + outcome) {
         // SAFETY: the map returned a pointer to this CPU's own value, and XDP programs do not nest on a CPU.
         unsafe {

@@ -1,10 +1,9 @@
 //! The command line: what is typed, and what is printed.
 
-use crate::agent::{Agent, Event, Parts, read};
+use crate::agent::{Agent, Event, Parts};
 use crate::api::{self, Asked, Failure, Request};
 use crate::kernel::{self, Kernel};
-use crate::maps::Maps;
-use crate::names::{Kind, Names};
+use crate::names::Kind;
 use crate::net::Stack;
 use crate::{flows, model};
 use anyhow::{Context, Result};
@@ -368,9 +367,8 @@ fn detach(pin_dir: &Path) -> Result<(), Failure> {
         if let Ok(dir) = std::fs::File::open(pin_dir) {
             anyhow::ensure!(dir.try_lock().is_ok(), "an agent uses {}: stop it first", pin_dir.display());
         }
-        let entries =
-            Maps::open(&pin_dir.join("maps")).and_then(|maps| maps.names.entries()).unwrap_or_default();
-        let _ = Names::read(&entries);
+        // Whatever the other maps are: the names say which stacks there are.
+        let entries = crate::maps::names(&pin_dir.join("maps")).unwrap_or_default();
         let removed = kernel::remove(pin_dir)?;
         for (key, name) in entries {
             let name = String::from_utf8_lossy(&name);
@@ -384,9 +382,4 @@ fn detach(pin_dir: &Path) -> Result<(), Failure> {
     };
     let removed = work().map_err(Failure::kernel)?;
     say(&format!("removed {removed} pins from {}\n", pin_dir.display()))
-}
-
-/// Reads a configuration for those who need no more of it.
-pub fn model_of(path: &Path) -> Result<model::Model, Failure> {
-    read(path)
 }

@@ -17,7 +17,7 @@ pub fn now() -> u32 {
 
 /// How long an entry has been idle. The path's clock may be a tick ahead.
 pub fn idle(flow: &Flow, now: u32) -> u32 {
-    if flow.last_seen > now { 0 } else { now - flow.last_seen }
+    now.saturating_sub(flow.last_seen)
 }
 
 /// Every flow, by the entry of its first direction. `pending` ones come after the established.

@@ -356,3 +356,8 @@ impl Maps {
         })
     }
 }
+
+/// The entries of `names` alone.
+pub fn names(dir: &Path) -> Result<Vec<(NameKey, Name)>> {
+    Map::<NameKey, Name>::open(dir, "names")?.entries()
+}

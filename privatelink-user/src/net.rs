@@ -65,7 +65,7 @@ pub struct Stack {
 impl Stack {
     /// The stack of a VPC, for the agent that has `pin_dir`.
     pub fn of(pin_dir: &Path, vpc: &str) -> Self {
-        let id = hash(&[b"stack", pin_dir.as_os_str().as_encoded_bytes(), vpc.as_bytes()]) as u32;
+        let id = hash(&[b"stack", pin_dir.as_os_str().as_encoded_bytes(), vpc.as_bytes()]) >> 32;
         Self {
             namespace: Path::new(NAMESPACES).join(format!("privatelink-{id:08x}")),
             link: format!("pls{id:08x}"),

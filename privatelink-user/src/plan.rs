@@ -212,11 +212,11 @@ impl Plan<'_> {
         }
         // The size is part of the name, so that a table never changes its size under a listener that counts on it.
         let id = self.id(Kind::Table, &format!("{name}/{zone}/{slots}"))?;
-        if !self.image.tables.contains_key(&id) {
+        self.image.tables.entry(id).or_insert_with(|| {
             let mut table = vec![0; slots as usize];
             fill(&mut table, &mut shares, u32::MAX);
-            self.image.tables.insert(id, table);
-        }
+            table
+        });
         Ok((id, slots))
     }
 

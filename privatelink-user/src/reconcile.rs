@@ -12,18 +12,18 @@ use std::fmt::Debug;
 
 /// Reads what the kernel has of an image. Interfaces are not part of it: the kernel's own list of links is.
 pub fn actual(maps: &Maps) -> Result<Image> {
-    let mut image = Image::default();
-    image.prefixes = maps.prefixes.entries()?.into_iter().collect();
-    image.addresses = maps.addresses.entries()?.into_iter().collect();
-    image.listeners = maps.listeners.entries()?.into_iter().collect();
-    image.names = maps.names.entries()?.into_iter().collect();
-    image.targets = array(&maps.targets)?;
-    image.balancers = array(&maps.balancers)?;
-    image.endpoints = array(&maps.endpoints)?
-        .into_iter()
-        .filter(|(_, it)| it.open != 0)
-        .map(|(id, _)| (id, true))
-        .collect();
+    let open = array(&maps.endpoints)?.into_iter().filter(|(_, endpoint)| endpoint.open != 0);
+    let mut image = Image {
+        interfaces: BTreeMap::new(),
+        prefixes: maps.prefixes.entries()?.into_iter().collect(),
+        addresses: maps.addresses.entries()?.into_iter().collect(),
+        endpoints: open.map(|(id, _)| (id, true)).collect(),
+        balancers: array(&maps.balancers)?,
+        listeners: maps.listeners.entries()?.into_iter().collect(),
+        tables: BTreeMap::new(),
+        targets: array(&maps.targets)?,
+        names: maps.names.entries()?.into_iter().collect(),
+    };
     for index in 0..maps.tables.info()?.max_entries {
         if let Some(table) = maps.tables.get(index)? {
             image.tables.insert(index, table.read()?);

@@ -137,7 +137,7 @@ pub fn map_info(map: BorrowedFd<'_>) -> Result<MapInfo> {
     Ok(info)
 }
 
-/// One of the commands on one element; no key stands for the beginning of a walk. `value` must be as long as the map's values are for user space.
+/// One of the commands on one element; no key stands for the beginning of a walk, and no value for none. `value` must be as long as the map's values are for user space.
 pub fn element(
     command: Command,
     map: BorrowedFd<'_>,
@@ -146,11 +146,9 @@ pub fn element(
     flags: u64,
 ) -> Result<()> {
     let key = if key.is_empty() { std::ptr::null() } else { key.as_ptr() };
-    let mut attributes = Attributes::default()
-        .set(0, fd_word(map))
-        .pointer(2, key)
-        .pointer(4, value.as_mut_ptr())
-        .set_long(6, flags);
+    let value = if value.is_empty() { std::ptr::null() } else { value.as_mut_ptr().cast_const() };
+    let mut attributes =
+        Attributes::default().set(0, fd_word(map)).pointer(2, key).pointer(4, value).set_long(6, flags);
     bpf(command, &mut attributes).map(drop)
 }
 
@@ -281,6 +279,11 @@ pub fn set_feature(interface: &str, feature: Feature, on: bool) -> Result<()> {
     ethtool(interface, command, on.into()).map(drop)
 }
 
+/// `AF_PACKET`, as it stands in an address.
+const PACKET: u16 = 17;
+/// The length of such an address.
+const ADDRESS: libc::socklen_t = 20;
+const _: () = assert!(size_of::<libc::sockaddr_ll>() == ADDRESS as usize && libc::AF_PACKET == PACKET as i32);
 /// `ETH_P_ARP`, as sockets want it.
 const ARP: u16 = 0x0806_u16.to_be();
 
@@ -293,7 +296,7 @@ pub fn arp_socket() -> Result<OwnedFd> {
 
 fn link_address(ifindex: u32) -> libc::sockaddr_ll {
     libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
+        sll_family: PACKET,
         sll_protocol: ARP,
         sll_ifindex: ifindex.cast_signed(),
         sll_hatype: 0,
@@ -307,7 +310,7 @@ fn link_address(ifindex: u32) -> libc::sockaddr_ll {
 pub fn receive_frame(socket: BorrowedFd<'_>, frame: &mut [u8]) -> Result<(usize, u32)> {
     loop {
         let mut from = link_address(0);
-        let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        let mut length = ADDRESS;
         // SAFETY: the buffer and the address are as long as stated.
         let result = unsafe {
             let (buffer, room) = (frame.as_mut_ptr().cast(), frame.len());
@@ -323,7 +326,6 @@ pub fn receive_frame(socket: BorrowedFd<'_>, frame: &mut [u8]) -> Result<(usize,
 /// Sends a frame by an interface.
 pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> Result<()> {
     let to = link_address(ifindex);
-    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the buffer and the address are as long as stated.
     let result = unsafe {
         libc::sendto(
@@ -332,7 +334,7 @@ pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> Result<
             frame.len(),
             0,
             (&raw const to).cast(),
-            length,
+            ADDRESS,
         )
     };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }

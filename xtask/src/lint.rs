@@ -7,6 +7,7 @@ use crate::{cargo, root, run, setup};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::fs;
+use std::process::Command;
 
 /// Licences that Apache-2.0 code may be shipped with, and those of build-time tools.
 const LICENCES: [&str; 14] = [
@@ -57,22 +58,46 @@ pub(crate) fn lint() -> Result<()> {
         "-D",
         "warnings",
     ]))?;
-    // The eBPF crate is linted for the host: clippy for the kernel's target would need core built with clippy's own compiler.
-    run(cargo().args([
+    kernel_clippy()?;
+    let metadata = metadata()?;
+    licences(&metadata)?;
+    crates(&metadata)?;
+    modules()
+}
+
+/// Clippy on the eBPF crate, for the kernel's target: with the toolchain that can build core for it.
+fn kernel_clippy() -> Result<()> {
+    let arguments = [
         "clippy",
         "-p",
         "privatelink-ebpf",
-        "--lib",
+        "--bins",
+        "--release",
+        "--target",
+        "bpfel-unknown-none",
+        "-Z",
+        "build-std=core",
+    ];
+    let mut command = if setup::nightly_has_source() {
+        let mut command = Command::new("rustup");
+        command.args(["run", "nightly", "cargo"]);
+        command
+    } else {
+        setup::install(&["rust-web-clippy"])?;
+        let mut command = Command::new("/usr/bin/cargo-clippy");
+        // Debian's own, not rustup's, which cargo would find first.
+        command.env("PATH", "/usr/bin:/bin").env("CARGO", "/usr/bin/cargo").env("RUSTC", "/usr/bin/rustc");
+        command.env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTUP_TOOLCHAIN");
+        command
+    };
+    command.current_dir(root()).args(arguments).args([
         "--target-dir",
         "target/lint-ebpf",
         "--",
         "-D",
         "warnings",
-    ]))?;
-    let metadata = metadata()?;
-    licences(&metadata)?;
-    crates(&metadata)?;
-    modules()
+    ]);
+    run(&mut command)
 }
 
 fn metadata() -> Result<Value> {

@@ -47,7 +47,7 @@ fn linker_is_there() -> bool {
     root().join("target/tools/bin/bpf-linker").exists()
 }
 
-fn nightly_has_source() -> bool {
+pub(crate) fn nightly_has_source() -> bool {
     let output = Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output();
     output.is_ok_and(|output| {
         let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -63,7 +63,7 @@ fn is_installed(package: &str) -> bool {
     query.is_ok_and(|output| output.stdout == b"installed")
 }
 
-fn install(packages: &[&str]) -> Result<()> {
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let missing: Vec<_> = packages.iter().filter(|package| !is_installed(package)).copied().collect();
     if missing.is_empty() {
         return Ok(());
