@@ -95,6 +95,13 @@ impl<K: Plain, V: Plain> Map<K, V> {
             .with_context(|| format!("cannot write to the map {}", self.name))
     }
 
+    /// Sets many keys at once.
+    pub fn fill(&self, keys: &[K], values: &[V]) -> Result<()> {
+        let count = u32::try_from(keys.len().min(values.len()))?;
+        sys::update_batch(self.fd.as_fd(), keys.as_bytes(), values.as_bytes(), count)
+            .with_context(|| format!("cannot fill the map {}", self.name))
+    }
+
     /// Removes a key, if it is there.
     pub fn delete(&self, key: &K) -> Result<()> {
         match sys::element(Command::Delete, self.fd.as_fd(), key.as_bytes(), &mut [], 0) {

@@ -198,6 +198,10 @@ fn a_wrong_file_changes_nothing_and_says_everything() {
     assert_eq!(missing.status.code(), Some(65));
     std::fs::write(world.config(), "vpcs = 3").unwrap();
     world.signal("-HUP");
+    eventually("the agent says that it does not apply the file", || {
+        let log = std::fs::read_to_string(world.dir.path().join("agent.log")).unwrap();
+        log.contains("is not applied").then_some(())
+    });
     assert_eq!(world.json("endpoints"), before);
 }
 

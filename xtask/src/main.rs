@@ -28,6 +28,12 @@ enum Task {
     Demo,
     /// Run all tests; the ones in namespaces need root.
     Test,
+    /// Measure the packet path against a floor program, in the same minute. Needs root.
+    Bench {
+        /// Write the figures there: an array of {name, unit, median, min, max, rounds}.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Format, lint, licences, and who may import whom.
     Lint,
     /// What CI runs: lint, then test.
@@ -41,6 +47,7 @@ fn main() -> ExitCode {
         Task::Build => build().map(drop),
         Task::Demo => demo::demo(),
         Task::Test => test::test(),
+        Task::Bench { json } => bench(json.as_deref()),
         Task::Lint => lint::lint(),
         Task::Ci => lint::lint().and_then(|()| test::test()),
     };
@@ -77,4 +84,14 @@ pub(crate) fn build() -> Result<PathBuf> {
     setup::toolchain()?;
     run(cargo().args(["build", "--release", "--package", "privatelink-user"]))?;
     Ok(root().join("target/release/privatelink"))
+}
+
+fn bench(json: Option<&Path>) -> Result<()> {
+    setup::toolchain()?;
+    let mut command = cargo();
+    command.args(["bench", "--package", "privatelink-user", "--bench", "path", "--"]);
+    if let Some(path) = json {
+        command.arg("--json").arg(std::path::absolute(path)?);
+    }
+    run(&mut command)
 }
