@@ -164,10 +164,10 @@ fn fill(ours: &Map<FlowKey, Flow>, floors: &Map<FlowKey, Flow>, count: u32) {
 
 fn measure(rows: &mut Vec<serde_json::Value>, name: &str, count: u32, object: &Ebpf, ingress: &Xdp) {
     let program = |name| <&Xdp>::try_from(object.program(name).unwrap()).unwrap();
-    let repeat = count.max(1 << 19);
+    let repeat = count.max(1 << 21);
     let (mut net, mut floors, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let empty = time(program("empty"), 1 << 19, 1);
+        let empty = time(program("empty"), 1 << 21, 1);
         let floor = time(program("floor"), repeat, 4) - empty;
         let ours = time(ingress, repeat, 4) - empty;
         // The first round warms up.

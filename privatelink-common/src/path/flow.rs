@@ -13,20 +13,20 @@ use crate::wire::{ACK, FIN, RST, SYN};
 
 const TO_PROVIDER: u8 = Direction::ToProvider as u8;
 
-/// Puts the established flow of a packet into `flow`. Nearly every packet changes nothing about its flow, and is done here.
+/// The established flow of a packet. Nearly every packet changes nothing about its flow, and is done here.
 #[inline(always)]
-pub(super) fn established<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> bool {
-    let Some(entry) = tables.established(&packet.key) else { return false };
-    *flow = entry.flow();
+pub(super) fn established<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Option<Flow> {
+    let entry = tables.established(&packet.key)?;
+    let flow = entry.flow();
     let current = tables.endpoint(flow.endpoint).generation == flow.generation;
     let known = flow.direction != TO_PROVIDER
         || (flow.seen_mac == packet.source_mac && flow.seen_interface == packet.interface);
     let settled = flow.last_seen == now && known && packet.flags & (SYN | FIN | RST) == 0;
     if current && (settled || maintain(tables, packet, &entry, now)) {
-        return true;
+        return Some(flow);
     }
     remove(tables, packet);
-    false
+    None
 }
 
 /// Brings a flow up to date by a packet: its time, where the target and the consumer are, its state. Says no where the flow is over.

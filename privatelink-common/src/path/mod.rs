@@ -38,10 +38,10 @@ pub fn forward<F: Frame, T: Tables>(
         Parsed::Arp => return arp(frame, tables, &from).result(),
         Parsed::Foreign => return Ok(Verdict::PASS),
     };
-    let mut flow = Flow::default();
-    if flow::established(tables, &packet, now, &mut flow) {
+    if let Some(flow) = flow::established(tables, &packet, now) {
         return send(frame, tables, &packet, &flow, event(&packet));
     }
+    let mut flow = Flow::default();
     match first::first(tables, &packet, now, &mut flow).next() {
         Next::Pass => Ok(Verdict::PASS),
         Next::Send(event) => send(frame, tables, &packet, &flow, event),
