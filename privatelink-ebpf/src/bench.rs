@@ -63,7 +63,7 @@ fn nat(context: &XdpContext) -> Option<u32> {
         reserved: 0,
     };
     // SAFETY: nothing else writes to this map while the benchmark runs.
-    let flow = unsafe { FLOWS.get(&key) }?;
+    let flow = unsafe { FLOWS.get(key) }?;
     headers.ethernet.destination = flow.destination_mac;
     headers.ethernet.source = flow.source_mac;
     headers.ip.source = flow.source;
