@@ -19,7 +19,7 @@ use privatelink_common::tables::{
     Address, Balancer, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey,
     Neighbour, Tables, Target, VpcAddress,
 };
-use privatelink_common::verdict::Action;
+use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ipv4, Mac};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -267,18 +267,24 @@ impl Drop for Pins {
     }
 }
 
-fn on_the_host(memory: &Memory, frame: &[u8]) -> (u32, Vec<u8>) {
+fn on_the_host(memory: &Memory, frame: &[u8], now: u32) -> (u32, Vec<u8>) {
     let mut bytes = frame.to_vec();
     let mut frame = SliceFrame::new(&mut bytes);
-    let action = match path::forward(&mut frame, memory, 1, flows::now()) {
+    let action = match path::forward(&mut frame, memory, 1, now) {
         Err(_) => 1,
         Ok(verdict) => match verdict.action() {
             Action::Pass => 2,
+            Action::Answer(code) if code != Answer::ArpReply.code() && code != Answer::EchoReply.code() => {
+                RESET
+            }
             Action::Forward { .. } | Action::Steer { .. } | Action::Answer(_) => 4,
         },
     };
     (action, frame.as_bytes().to_vec())
 }
+
+/// What [`on_the_host`] says of a frame that has become a RST; the kernel sends it like any other.
+const RESET: u32 = 5;
 
 fn in_the_kernel(program: &Xdp, frame: &[u8]) -> (u32, Vec<u8>) {
     let mut out = vec![0; 2048];
@@ -290,6 +296,126 @@ fn in_the_kernel(program: &Xdp, frame: &[u8]) -> (u32, Vec<u8>) {
     (result.return_value, out)
 }
 
+/// Where the targets are; the third one's link-layer address stays unknown.
+fn neighbours(image: &Image) -> HashMap<VpcAddress, Neighbour> {
+    let place = image.interfaces["b"];
+    let hop = |last: u8| {
+        let neighbour = Neighbour { mac: [last & 0xfe; 6], interface: place.slot };
+        (VpcAddress::new(place.vpc, [10, 0, 1, last]), neighbour)
+    };
+    [21, 22].into_iter().map(hop).collect()
+}
+
+/// The interfaces `a`, `b` and the stack's, in this order.
+fn interfaces(image: &Image) -> Vec<Interface> {
+    let places = image.interfaces.values();
+    places.map(|it| Interface { vpc: it.vpc, slot: it.slot, stack: it.stack.into(), reserved: 0 }).collect()
+}
+
+fn memory(image: Image) -> Memory {
+    Memory {
+        neighbours: neighbours(&image),
+        image,
+        interface: Cell::default(),
+        established: RefCell::default(),
+        pending: RefCell::default(),
+    }
+}
+
+/// A packet of the one connection that the tests about time have.
+fn segment(from: (Ipv4, u16), to: (Ipv4, u16), flags: &str) -> Vec<u8> {
+    let builder =
+        etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(from.0, to.0, 64);
+    let mut bytes = Vec::new();
+    if flags == "udp" {
+        builder.udp(from.1, to.1).write(&mut bytes, b"x").unwrap();
+        return bytes;
+    }
+    let tcp = builder.tcp(from.1, to.1, 7, 100);
+    let tcp = flags.chars().fold(tcp, |tcp, flag| match flag {
+        'S' => tcp.syn(),
+        'F' => tcp.fin(),
+        'R' => tcp.rst(),
+        _ => tcp.ack(3),
+    });
+    tcp.write(&mut bytes, &[]).unwrap();
+    bytes
+}
+
+/// One packet: when, whether from the consumer, its flags, and what becomes of it.
+type Step = (u32, bool, &'static str, u32);
+
+/// The opening of a connection.
+const OPEN: [Step; 3] = [(1000, true, "S", 4), (1000, false, "SA", 4), (1000, true, "A", 4)];
+
+/// Plays a connection.
+fn play(steps: &[Step]) {
+    let two = CONFIG.replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
+    let model = model::parse(&two, "time.toml").unwrap();
+    let image =
+        plan::compile(&model, &mut Names::default(), &Default::default(), |_| "stack".into()).unwrap();
+    let (interfaces, memory) = (interfaces(&image), memory(image));
+    let (client, endpoint) = (([10, 0, 1, 5], 1000), ([10, 0, 9, 9], 80));
+    let (mut target, mut nat) = (([0; 4], 0), ([0; 4], 0));
+    for (second, consumer, flags, expected) in steps {
+        let frame = if *consumer { segment(client, endpoint, flags) } else { segment(target, nat, flags) };
+        memory.interface.set(interfaces[usize::from(!consumer)]);
+        let (verdict, out) = on_the_host(&memory, &frame, *second);
+        assert_eq!(verdict, *expected, "{flags} at {second} s of {steps:?}");
+        if *consumer && verdict == 4 {
+            let port = |at: usize| u16::from_be_bytes([out[at], out[at + 1]]);
+            nat = (out[26..30].try_into().unwrap(), port(34));
+            target = (out[30..34].try_into().unwrap(), port(36));
+        }
+    }
+}
+
+fn play_after_opening(steps: &[Step]) {
+    play(&[&OPEN[..], steps].concat());
+}
+
+#[test]
+fn a_tcp_flow_that_idled_out_is_answered_with_a_reset_on_either_side() {
+    play_after_opening(&[
+        (1350, true, "A", 4),
+        (1700, false, "A", 4),
+        (2050, true, "A", 4),
+        (2401, true, "A", RESET),
+    ]);
+    play_after_opening(&[(1351, false, "A", RESET), (1351, true, "A", RESET)]);
+    // One direction that speaks is enough for both to live.
+    play_after_opening(&[(1300, true, "A", 4), (1600, true, "A", 4), (1900, false, "A", 4)]);
+}
+
+#[test]
+fn a_closed_flow_is_kept_for_a_minute_and_a_reset_one_for_seconds() {
+    play_after_opening(&[
+        (1001, true, "FA", 4),
+        (1340, false, "A", 4),
+        (1341, false, "FA", 4),
+        (1402, true, "A", RESET),
+    ]);
+    play_after_opening(&[(1001, false, "RA", 4), (1003, true, "A", 4), (1006, true, "A", RESET)]);
+    play_after_opening(&[
+        (1001, true, "FA", 4),
+        (1001, false, "FA", 4),
+        (1002, true, "S", 4),
+        (1002, false, "SA", 4),
+    ]);
+}
+
+#[test]
+fn a_handshake_that_takes_over_a_minute_is_forgotten_and_udp_lives_for_two() {
+    play(&[(1000, true, "S", 4), (1060, false, "SA", 4), (1121, true, "A", RESET)]);
+    play(&[
+        (1000, true, "udp", 4),
+        (1119, false, "udp", 4),
+        (1239, true, "udp", 4),
+        (1300, false, "udp", 4),
+        (1421, false, "udp", 1),
+    ]);
+}
+
 #[test]
 fn the_kernel_and_the_host_agree_on_every_frame() {
     let pins = Pins(format!("/sys/fs/bpf/plt-twin-{}", std::process::id()).into());
@@ -299,30 +425,15 @@ fn the_kernel_and_the_host_agree_on_every_frame() {
     let mut names = Names::default();
     let image = plan::compile(&model, &mut names, &Default::default(), |_| "stack".into()).unwrap();
     reconcile::apply(&maps, &Image::default(), &image).unwrap();
-    let mut neighbours = HashMap::new();
-    let b = image.interfaces["b"];
-    // The third target's link-layer address stays unknown.
-    for (last, mac) in [(21, [6; 6]), (22, [8; 6])] {
-        let (key, hop) = (VpcAddress::new(b.vpc, [10, 0, 1, last]), Neighbour { mac, interface: b.slot });
+    for (key, hop) in neighbours(&image) {
         maps.neighbours.set(&key, &hop).unwrap();
-        neighbours.insert(key, hop);
     }
     for place in image.interfaces.values() {
         // Nothing leaves: a test run returns the verdict. The loopback interface stands for all of them.
         maps.egress.set(&place.slot.into(), &[1, 0]).unwrap();
     }
-    let interfaces: Vec<_> = image
-        .interfaces
-        .values()
-        .map(|place| Interface { vpc: place.vpc, slot: place.slot, stack: place.stack.into(), reserved: 0 })
-        .collect();
-    let memory = Memory {
-        image,
-        interface: Cell::default(),
-        neighbours,
-        established: RefCell::default(),
-        pending: RefCell::default(),
-    };
+    let interfaces = interfaces(&image);
+    let memory = memory(image);
     let program =
         Xdp::from_pin(pins.0.join("programs/ingress"), aya_obj::programs::XdpAttachType::Interface).unwrap();
 
@@ -344,7 +455,9 @@ fn the_kernel_and_the_host_agree_on_every_frame() {
         }
         maps.interfaces.set(&1, &interface).unwrap();
         memory.interface.set(interface);
-        let (host, kernel) = (on_the_host(&memory, &frame), in_the_kernel(&program, &frame));
+        let (mut host, kernel) =
+            (on_the_host(&memory, &frame, flows::now()), in_the_kernel(&program, &frame));
+        host.0 = host.0.min(4);
         assert_eq!(host, kernel, "frame {number}: {frame:02x?} in VPC {}", interface.vpc);
         verdicts[host.0 as usize] += 1;
         if host.0 == 4 && host.1.len() >= 38 && host.1[12..14] == [8, 0] && matches!(host.1[23], 6 | 17) {

@@ -94,9 +94,26 @@ pub fn binary() -> PathBuf {
     std::env::var_os("PRIVATELINK_BIN").map_or(built, PathBuf::from)
 }
 
+/// Removes what a run that was killed has left: its process is gone, so no one else will.
+fn remove_stale() {
+    let owner = |name: &str| u32::from_str_radix(name.strip_prefix("plt-")?.split('-').next()?, 16).ok();
+    let dead = |name: &str| owner(name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
+    let names = |dir: &str| -> Vec<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    for name in names("/sys/fs/bpf").iter().filter(|name| dead(name)) {
+        let _ = Command::new(binary()).args(["detach", "--pin-dir", &format!("/sys/fs/bpf/{name}")]).output();
+    }
+    for name in names("/run/netns").iter().filter(|name| dead(name)) {
+        let _ = Command::new("ip").args(["netns", "del", name]).status();
+    }
+}
+
 impl World {
     /// Makes the namespaces and starts the agent with this configuration.
     pub fn new(config: &str) -> Self {
+        remove_stale();
         let id = format!("plt-{:x}-{:x}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
         let mut world = Self { id, dir: tempfile::tempdir().unwrap(), agent: None, children: Vec::new() };
         for name in ["dp"].into_iter().chain(ENDS.map(|(name, _)| name)) {

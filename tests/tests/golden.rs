@@ -383,3 +383,37 @@ fn a_full_table_refuses_the_new_flow_and_keeps_the_old() {
         assert_eq!(bench.run(side, &reply(&out, ACK, b"data").build()).0, REDIRECT);
     }
 }
+
+#[test]
+fn a_flood_of_half_open_flows_evicts_only_half_open_flows() {
+    let bench = Bench::new("[limits]\npending_flows = 64\n");
+    let at = |port: u16, flags| Packet { from_port: port, ..Packet::tcp(flags) };
+    let out = bench.run("ca", &at(1000, SYN).build()).1;
+    let (.., target, _) = addresses(&out);
+    let side_of_old = side(target);
+    assert_eq!(bench.run(side_of_old, &reply(&out, SYN | ACK, b"").build()).0, REDIRECT);
+    assert_eq!(bench.run("ca", &at(1000, ACK).build()).0, REDIRECT);
+    let half_open = bench.run("cb", &at(1001, SYN).build()).1;
+    let before = bench.world.state();
+    for port in 2000..2300 {
+        assert_eq!(bench.run("ca", &at(port, SYN).build()).0, REDIRECT, "the flood itself goes through");
+    }
+    let moved = changes(&before, &bench.world.state());
+    let moved_by = |name: &str| moved.iter().find(|(key, _)| key == name).map_or(0, |(_, by)| *by);
+    assert_eq!((moved_by("shop new_flows"), moved_by("map established")), (300, 0), "{moved:?}");
+    assert!(bench.world.state()["map pending"] <= 64, "{moved:?}");
+    assert_eq!(
+        bench.run("ca", &at(1000, ACK).build()).0,
+        REDIRECT,
+        "the established flow lives on, this way"
+    );
+    assert_eq!(bench.run(side_of_old, &reply(&out, ACK, b"data").build()).0, REDIRECT, "and that way");
+    let (.., target, _) = addresses(&half_open);
+    let late = reply(&half_open, SYN | ACK, b"").build();
+    bench.expect("evicted", side(target), &late, REDIRECT, &[("payments reset_no_flow", 1)]);
+    assert_eq!(
+        bench.run("cb", &at(1001, SYN).build()).0,
+        REDIRECT,
+        "the client's retransmission opens another"
+    );
+}
