@@ -408,9 +408,14 @@ fn a_flood_of_half_open_flows_evicts_only_half_open_flows() {
         "the established flow lives on, this way"
     );
     assert_eq!(bench.run(side_of_old, &reply(&out, ACK, b"data").build()).0, REDIRECT, "and that way");
+    // Which half-open flows the kernel chooses is its own affair: the answer either still finds its flow, whole, or is refused.
     let (.., target, _) = addresses(&half_open);
-    let late = reply(&half_open, SYN | ACK, b"").build();
-    bench.expect("evicted", side(target), &late, REDIRECT, &[("payments reset_no_flow", 1)]);
+    let before = bench.world.state();
+    assert_eq!(bench.run(side(target), &reply(&half_open, SYN | ACK, b"").build()).0, REDIRECT);
+    let moved = changes(&before, &bench.world.state());
+    let allowed = ["bank to_consumer_packets", "payments reset_no_flow"];
+    let legal = |key: &str| allowed.contains(&key) || key == "map pending";
+    assert!(moved.iter().all(|(key, _)| legal(key)) && moved.iter().any(|(_, by)| *by == 1), "{moved:?}");
     assert_eq!(
         bench.run("cb", &at(1001, SYN).build()).0,
         REDIRECT,
