@@ -11,12 +11,17 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// The frame that the program was called for.
 pub(crate) struct XdpFrame {
     context: *mut xdp_md,
+    /// Asked for once: the helper is a call, and fragments count.
+    length: usize,
 }
 
 impl XdpFrame {
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a frame's length")]
     pub(crate) fn new(context: *mut xdp_md) -> Self {
-        Self { context }
+        // SAFETY: the helper reads the context it is given, which is the kernel's own.
+        let length = unsafe { bpf_xdp_get_buff_len(context) as usize };
+        Self { context, length }
     }
 
     /// The kernel's index of the interface that it came by.
@@ -49,10 +54,8 @@ impl XdpFrame {
 
 impl Frame for XdpFrame {
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "a frame's length")]
     fn len(&self) -> usize {
-        // SAFETY: the helper reads the context it is given, which is the kernel's own.
-        unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+        self.length
     }
 
     #[inline(always)]
@@ -72,9 +75,10 @@ impl Frame for XdpFrame {
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a frame's length")]
     fn truncate(&mut self, len: usize) -> Option<()> {
-        let excess = self.len().checked_sub(len)?;
+        let excess = self.length.checked_sub(len)?;
         // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.
         let result = unsafe { bpf_xdp_adjust_tail(self.context, -(excess as i32)) };
+        self.length = len;
         (result == 0).then_some(())
     }
 }
