@@ -104,6 +104,10 @@ pub(crate) fn demo() -> Result<()> {
     setup::everything()?;
     let binary = build()?;
     let started = Instant::now();
+    // What a demo that was interrupted has left.
+    if Path::new(PINS).exists() {
+        run(Command::new(&binary).args(["detach", "--pin-dir", PINS]))?;
+    }
     remove_namespaces();
     let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
     let mut world = World { binary, dir, children: Vec::new() };
