@@ -1,30 +1,43 @@
-//! Programs that the benchmark compares `ingress` with: `empty`, and `floor`, which is the least that any NAT must do: parse, one hash
-//! lookup, rewrite, redirect. It checks nothing that it does not need in order to load.
+//! Programs that the benchmark compares `ingress` with, or feeds it by.
+//!
+//! `empty` is what a test run costs by itself. `floor` is the least that any NAT must do: parse, one hash lookup, rewrite, redirect;
+//! it checks nothing that it does not need in order to load. `redirect` does not even look. `generate` makes small UDP datagrams of
+//! as many flows as it is told, and `sink` counts what arrives.
 #![no_std]
 #![no_main]
 
 use aya_ebpf::{
     bindings::xdp_action,
-    btf_maps::{DevMapHash, HashMap},
+    btf_maps::{Array, DevMapHash, HashMap, PerCpuArray},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
 use core::mem::size_of;
-use privatelink_common::checksum::update;
+use privatelink_common::checksum::{address, finish, update, word};
 use privatelink_common::tables::{Flow, FlowKey};
-use privatelink_common::wire::{Ethernet, Ipv4Header, Tcp};
+use privatelink_common::wire::{Ethernet, Ipv4, Ipv4Header, TCP, Tcp, UDP, Udp};
+use zerocopy::big_endian::U16;
 
 #[btf_map(name = "floor_flows")]
 static FLOWS: HashMap<FlowKey, Flow, 1048576> = HashMap::new();
+/// Slots as in the dataplane's `egress`: 1 is where a NAT sends to, 2 where datagrams are made.
 #[btf_map(name = "floor_egress")]
 static EGRESS: DevMapHash<64> = DevMapHash::new();
+/// How many flows `generate` makes, a power of two, and the one that is next.
+#[btf_map(name = "load")]
+static LOAD: Array<[u32; 2], 1> = Array::new();
+/// What `sink` has counted.
+#[btf_map(name = "arrived")]
+static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// The headers of a TCP segment without IP options.
+/// What generated datagrams are sent to.
+const SERVICE: Ipv4 = [10, 255, 9, 9];
+
 #[repr(C)]
-struct Headers {
+struct Headers<T> {
     ethernet: Ethernet,
     ip: Ipv4Header,
-    tcp: Tcp,
+    transport: T,
 }
 
 /// What a test run costs by itself.
@@ -33,47 +46,150 @@ pub(crate) fn empty(_context: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// The least.
+/// The least, for TCP.
 #[xdp(frags)]
 pub(crate) fn floor(context: XdpContext) -> u32 {
-    nat(&context).unwrap_or(xdp_action::XDP_PASS)
+    tcp(&context).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// The least, for UDP.
+#[xdp(frags)]
+pub(crate) fn minimal(context: XdpContext) -> u32 {
+    udp(&context).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// Sends on whatever comes.
+#[xdp(frags)]
+pub(crate) fn redirect(_context: XdpContext) -> u32 {
+    EGRESS.redirect(1, 0).unwrap_or(xdp_action::XDP_DROP)
+}
+
+/// Counts and drops.
+#[xdp(frags)]
+pub(crate) fn sink(_context: XdpContext) -> u32 {
+    if let Some(count) = ARRIVED.get_ptr_mut(0) {
+        // SAFETY: the map returned a pointer to this CPU's own value.
+        unsafe { *count += 1 };
+    }
+    xdp_action::XDP_DROP
+}
+
+/// Makes a datagram of the next flow out of the frame that it is given.
+#[xdp(frags)]
+pub(crate) fn generate(context: XdpContext) -> u32 {
+    datagram(&context).unwrap_or(xdp_action::XDP_DROP)
 }
 
 #[inline(always)]
-fn nat(context: &XdpContext) -> Option<u32> {
+fn headers<T>(context: &XdpContext) -> Option<&mut Headers<T>> {
     let start = context.data() as *mut u8;
-    if start.wrapping_add(size_of::<Headers>()) > context.data_end() as *mut u8 {
+    if start.wrapping_add(size_of::<Headers<T>>()) > context.data_end() as *mut u8 {
         return None;
     }
-    // SAFETY: the comparison above proved that the headers are within the frame; their types have an alignment of one.
-    let headers = unsafe { &mut *start.cast::<Headers>() };
+    // SAFETY: the comparison above proved that the headers are within the frame; their types have an alignment of one, and any bytes
+    // are valid for them. No other reference into the frame exists.
+    Some(unsafe { &mut *start.cast::<Headers<T>>() })
+}
+
+#[inline(always)]
+fn tcp(context: &XdpContext) -> Option<u32> {
+    let headers = headers::<Tcp>(context)?;
     if headers.ethernet.ethertype.get() != 0x0800
         || headers.ip.version_ihl != 0x45
-        || headers.ip.protocol != 6
+        || headers.ip.protocol != TCP
     {
         return None;
     }
+    let flow = lookup(&headers.ip, headers.transport.source_port, headers.transport.destination_port)?;
+    translate(&mut headers.ethernet, &mut headers.ip, flow);
+    headers.transport.source_port = flow.source_port;
+    headers.transport.destination_port = flow.destination_port;
+    headers.transport.checksum =
+        update(headers.transport.checksum, u32::from(flow.address_delta) + u32::from(flow.port_delta));
+    EGRESS.redirect(flow.interface.into(), 0).ok()
+}
+
+#[inline(always)]
+fn udp(context: &XdpContext) -> Option<u32> {
+    let headers = headers::<Udp>(context)?;
+    if headers.ethernet.ethertype.get() != 0x0800
+        || headers.ip.version_ihl != 0x45
+        || headers.ip.protocol != UDP
+    {
+        return None;
+    }
+    let flow = lookup(&headers.ip, headers.transport.source_port, headers.transport.destination_port)?;
+    translate(&mut headers.ethernet, &mut headers.ip, flow);
+    headers.transport.source_port = flow.source_port;
+    headers.transport.destination_port = flow.destination_port;
+    if headers.transport.checksum != [0; 2] {
+        headers.transport.checksum =
+            update(headers.transport.checksum, u32::from(flow.address_delta) + u32::from(flow.port_delta));
+    }
+    EGRESS.redirect(flow.interface.into(), 0).ok()
+}
+
+#[inline(always)]
+fn lookup(ip: &Ipv4Header, source_port: U16, destination_port: U16) -> Option<&'static Flow> {
     let key = FlowKey {
-        source: headers.ip.source,
-        destination: headers.ip.destination,
-        source_port: headers.tcp.source_port,
-        destination_port: headers.tcp.destination_port,
+        source: ip.source,
+        destination: ip.destination,
+        source_port,
+        destination_port,
         vpc: 1,
-        protocol: headers.ip.protocol,
+        protocol: ip.protocol,
         reserved: 0,
     };
     // SAFETY: nothing else writes to this map while the benchmark runs.
-    let flow = unsafe { FLOWS.get(key) }?;
-    headers.ethernet.destination = flow.destination_mac;
-    headers.ethernet.source = flow.source_mac;
-    headers.ip.source = flow.source;
-    headers.ip.destination = flow.destination;
-    headers.tcp.source_port = flow.source_port;
-    headers.tcp.destination_port = flow.destination_port;
-    headers.ip.checksum = update(headers.ip.checksum, flow.address_delta.into());
-    headers.tcp.checksum =
-        update(headers.tcp.checksum, u32::from(flow.address_delta) + u32::from(flow.port_delta));
-    EGRESS.redirect(flow.interface.into(), 0).ok()
+    unsafe { FLOWS.get(key) }
+}
+
+#[inline(always)]
+fn translate(ethernet: &mut Ethernet, ip: &mut Ipv4Header, flow: &Flow) {
+    ethernet.destination = flow.destination_mac;
+    ethernet.source = flow.source_mac;
+    ip.source = flow.source;
+    ip.destination = flow.destination;
+    ip.checksum = update(ip.checksum, flow.address_delta.into());
+}
+
+/// The flows come in the order of a linear congruence, which visits each of them once before it comes back.
+#[inline(always)]
+fn datagram(context: &XdpContext) -> Option<u32> {
+    let headers = headers::<Udp>(context)?;
+    let load = LOAD.get_ptr_mut(0)?;
+    // SAFETY: only this program writes here, and the benchmark runs it on one CPU.
+    let flow = unsafe {
+        let [flows, next] = *load;
+        (*load)[1] = next.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & flows.wrapping_sub(1);
+        next
+    };
+    let [_, a, b, c] = flow.to_be_bytes();
+    let source = [10, a, b, c];
+    headers.ethernet.destination = [2, 0, 0, 0, 0, 2];
+    headers.ethernet.source = [2, 0, 0, 0, 0, 1];
+    headers.ethernet.ethertype = U16::new(0x0800);
+    // 46 bytes of IP packet, which fill the smallest Ethernet frame.
+    let fixed = word([0x45, 0]) + word([0, 46]) + word([64, UDP]);
+    headers.ip = Ipv4Header {
+        version_ihl: 0x45,
+        tos: 0,
+        total_length: U16::new(46),
+        id: U16::ZERO,
+        fragment: U16::ZERO,
+        ttl: 64,
+        protocol: UDP,
+        checksum: finish(fixed + address(source) + address(SERVICE)),
+        source,
+        destination: SERVICE,
+    };
+    headers.transport = Udp {
+        source_port: U16::new(40000),
+        destination_port: U16::new(53),
+        length: U16::new(26),
+        checksum: [0; 2],
+    };
+    EGRESS.redirect(2, 0).ok()
 }
 
 #[panic_handler]

@@ -55,6 +55,15 @@ impl<K: Plain, V: Plain> Map<K, V> {
         sys::map_info(self.fd.as_fd()).with_context(|| format!("cannot ask for the map {}", self.name))
     }
 
+    /// Bytes of the kernel's memory that it takes, as the kernel accounts them.
+    pub fn memory(&self) -> Result<u64> {
+        let path = format!("/proc/self/fdinfo/{}", sys::raw(&self.fd));
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+        line.and_then(|bytes| bytes.trim().parse().ok())
+            .with_context(|| format!("the kernel does not say how large the map {} is", self.name))
+    }
+
     /// The value of a key.
     pub fn get(&self, key: &K) -> Result<Option<V>> {
         self.take(Command::Lookup, key)

@@ -1,0 +1,166 @@
+//! What the agent and the flow tables take of memory, and what a sweep of a million flows takes of time.
+
+use crate::report::Report;
+use crate::throughput::{attached, links, rate, translated};
+use crate::world::{Pins, World, flow, key};
+use privatelink::flows;
+use privatelink::model::Limits;
+use privatelink_common::tables::{Flow, FlowKey};
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+const ROUNDS: usize = 5;
+const MILLION: u32 = 1_000_000;
+
+const CONFIG: &str = r#"
+[vpcs.shop]
+account = "111122223333"
+cidrs = ["10.0.0.0/16"]
+interfaces = ["plb-shop"]
+[vpcs.payments]
+account = "999900001111"
+cidrs = ["10.0.0.0/16"]
+interfaces = ["plb-pay"]
+[target_groups.web]
+vpc = "payments"
+protocol = "tcp"
+port = 8080
+targets = [{ address = "10.0.1.21", zone = "a" }, { address = "10.0.1.22", zone = "a" }]
+[load_balancers.edge]
+vpc = "payments"
+addresses = { a = "10.0.1.10" }
+listeners = [{ protocol = "tcp", port = 80, target_group = "web" }]
+[endpoint_services.payments]
+load_balancers = ["edge"]
+acceptance_required = false
+allowed_principals = ["*"]
+[endpoints.shop]
+vpc = "shop"
+service = "payments"
+addresses = { a = "10.0.9.9" }
+"#;
+
+pub(crate) fn run(report: &mut Report) {
+    agent(report);
+    let limits = Limits { flows: 1 << 21, ..Limits::default() };
+    let world = World::new(&limits);
+    let entry = world.maps.established.memory().unwrap() as f64 / f64::from(limits.flows);
+    report.add("memory/flow", "bytes", vec![2.0 * entry]);
+    let entry = world.maps.pending.memory().unwrap() as f64 / f64::from(limits.pending_flows);
+    report.add("memory/pending-flow", "bytes", vec![2.0 * entry]);
+    sweep(report, &world);
+}
+
+/// The resident memory of an agent with default limits, a few seconds after it is ready.
+fn agent(report: &mut Report) {
+    let pins = Pins(format!("/sys/fs/bpf/privatelink-bench-agent-{}", std::process::id()).into());
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("privatelink.toml");
+    std::fs::write(&config, CONFIG).unwrap();
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_privatelink"))
+        .args(["run", "--detach-on-exit", "--config"])
+        .arg(&config)
+        .arg("--pin-dir")
+        .arg(&pins.0)
+        .arg("--runtime-dir")
+        .arg(dir.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(agent.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let ready = lines.take(100).any(|line| line.contains("ready"));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.id())).unwrap_or_default();
+    let pid = agent.id().to_string();
+    let stopped = Command::new("kill").args(["-TERM", &pid]).status().unwrap().success();
+    let ended = agent.wait().unwrap();
+    assert!(ready && stopped && ended.success(), "the agent did not run: {ended}");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    report.add("memory/agent-resident", "MiB", vec![kib / 1024.0]);
+}
+
+/// A million flows, both directions.
+fn million() -> Vec<(FlowKey, Flow)> {
+    let one = |number| {
+        let forward = key(number, 17, 53);
+        let there = flow(&forward, &translated(&forward));
+        let back = forward.mirror(&there);
+        // The other direction's packets look different for every flow, as NAT ports do.
+        let back = FlowKey { destination: forward.source, ..back };
+        [(forward, there), (back, flow(&back, &forward))]
+    };
+    (0..MILLION).flat_map(one).collect()
+}
+
+/// How long a sweep takes that finds nothing and one that removes everything, and what it leaves of the traffic meanwhile.
+fn sweep(report: &mut Report, world: &World) {
+    links(world);
+    world.load.set(&0, &[1, 0]).unwrap();
+    let _sink = attached(world.program("sink").fd().unwrap().as_fd(), "sink");
+    let _ingress = attached(world.ingress.fd().unwrap().as_fd(), "in");
+    let flows = million();
+    let (mut idle, mut whole, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        fill(world, &flows, flows::now());
+        let before = rate(world, 1 << 21);
+        let (seconds, during) = while_sweeping(world, 0);
+        idle.push(seconds * 1e3);
+        kept.push(during / before);
+        fill(world, &flows, 1);
+        let (seconds, _) = while_sweeping(world, flows.len() - 2);
+        whole.push(seconds * 1e3);
+    }
+    report.add("sweep/1M/nothing-ended", "ms", idle);
+    report.add("sweep/1M/all-ended", "ms", whole);
+    report.add("sweep/1M/traffic-during-over-before", "ratio", kept);
+}
+
+/// All but the first flow, which the traffic keeps alive, were last seen at `seen`.
+fn fill(world: &World, flows: &[(FlowKey, Flow)], seen: u32) {
+    let (seen, now) = (seen.min(flows::now()), flows::now());
+    let at = |index: usize| if index < 2 { now } else { seen };
+    let aged = |(index, (key, flow)): (usize, &(FlowKey, Flow))| {
+        let idle_timeout = if seen == now { u16::MAX } else { 0 };
+        (
+            *key,
+            Flow {
+                last_seen: at(index),
+                idle_timeout: if index < 2 { u16::MAX } else { idle_timeout },
+                ..*flow
+            },
+        )
+    };
+    let flows: Vec<_> = flows.iter().enumerate().map(aged).collect();
+    for chunk in flows.chunks(4096) {
+        let (keys, values): (Vec<_>, Vec<_>) = chunk.iter().copied().unzip();
+        world.maps.established.fill(&keys, &values).unwrap();
+    }
+}
+
+/// Sweeps on another CPU while packets flow. Returns the seconds that it took, and the rate meanwhile.
+fn while_sweeping(world: &World, ended: usize) -> (f64, f64) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sweeper = scope.spawn(|| {
+            let mut cpus = rustix::thread::CpuSet::new();
+            cpus.set(1);
+            // On a machine with one CPU, they share it.
+            let _ = rustix::thread::sched_setaffinity(None, &cpus);
+            let started = Instant::now();
+            let (_, removed) = flows::sweep(&world.maps).unwrap();
+            let seconds = started.elapsed().as_secs_f64();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(removed, ended, "the sweep removed what it should not, or left what it should remove");
+            seconds
+        });
+        let mut rates = Vec::new();
+        while !done.load(Ordering::Relaxed) && rates.len() < 10_000 {
+            rates.push(rate(world, 1 << 17));
+        }
+        let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+        (sweeper.join().unwrap(), mean)
+    })
+}

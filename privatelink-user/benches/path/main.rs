@@ -1,0 +1,53 @@
+//! The packet path, the agent and the tables, each figure against something that ran in the same minute.
+//!
+//! Everything happens in a network namespace of this process, so nothing of it is left when it ends.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    reason = "a benchmark, which talks to a person"
+)]
+
+mod established;
+mod footprint;
+mod opening;
+mod report;
+mod throughput;
+mod world;
+
+use report::Report;
+use std::path::PathBuf;
+use world::World;
+
+/// What is measured, by the name that chooses it.
+const PARTS: [(&str, fn(&mut Report)); 4] = [
+    ("established", established::run),
+    ("new-flow", opening::run),
+    ("udp-pps", throughput::run),
+    ("footprint", footprint::run),
+];
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let (mut json, mut chosen) = (None, Vec::new());
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--json" => json = Some(PathBuf::from(arguments.next().expect("--json needs a file"))),
+            // What cargo passes to every benchmark.
+            "--bench" => {}
+            name => chosen.push(name.to_owned()),
+        }
+    }
+    World::enter();
+    let mut report = Report::default();
+    for (name, run) in PARTS {
+        if chosen.is_empty() || chosen.iter().any(|it| it == name) {
+            run(&mut report);
+        }
+    }
+    if let Some(path) = json {
+        report.write(&path);
+    }
+}
