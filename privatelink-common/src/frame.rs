@@ -7,6 +7,11 @@ pub trait Frame {
     /// Bytes from the Ethernet header to the end.
     fn len(&self) -> usize;
 
+    /// Whether it has at least so many bytes; a host may know that without knowing how many there are.
+    fn holds(&self, len: usize) -> bool {
+        len <= self.len()
+    }
+
     /// A copy of the header at `offset`, or nothing where the frame is too short for it.
     fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T>;
 

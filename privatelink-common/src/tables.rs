@@ -249,11 +249,11 @@ table! {
     EndpointCounters, 48, align 8, {
         /// Packets to the provider.
         to_provider_packets: u64,
-        /// Bytes to the provider, Ethernet headers included.
+        /// Bytes to the provider, Ethernet headers included, padding not.
         to_provider_bytes: u64,
         /// Packets to the consumer.
         to_consumer_packets: u64,
-        /// Bytes to the consumer, Ethernet headers included.
+        /// Bytes to the consumer, Ethernet headers included, padding not.
         to_consumer_bytes: u64,
         /// Flows opened.
         new_flows: u64,

@@ -11,17 +11,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// The frame that the program was called for.
 pub(crate) struct XdpFrame {
     context: *mut xdp_md,
-    /// Asked for once: the helper is a call, and fragments count.
-    length: usize,
 }
 
 impl XdpFrame {
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "a frame's length")]
     pub(crate) fn new(context: *mut xdp_md) -> Self {
-        // SAFETY: the helper reads the context it is given, which is the kernel's own.
-        let length = unsafe { bpf_xdp_get_buff_len(context) as usize };
-        Self { context, length }
+        Self { context }
     }
 
     /// The kernel's index of the interface that it came by.
@@ -31,19 +26,25 @@ impl XdpFrame {
         unsafe { (&raw const (*self.context).ingress_ifindex).read_volatile() }
     }
 
-    /// A pointer to `offset`, if a `T` is there as a whole.
-    ///
-    /// The comparison is between pointers, with the end on one side: that is the form from which the verifier learns how far the
-    /// packet reaches. `offset` is a constant at every call, once inlined.
+    /// Where the packet's linear part begins and ends.
     #[inline(always)]
-    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+    fn bounds(&self) -> (*mut u8, *mut u8) {
         // SAFETY: the kernel's context outlives the program's run. The reads are volatile because the kernel replaces them by loads
         // of pointers: the compiler must neither widen them nor pass their results between functions as the integers they seem.
         let (data, end) = unsafe {
             let context = &*self.context;
             ((&raw const context.data).read_volatile(), (&raw const context.data_end).read_volatile())
         };
-        let (data, end) = (data as usize as *mut u8, end as usize as *mut u8);
+        (data as usize as *mut u8, end as usize as *mut u8)
+    }
+
+    /// A pointer to `offset`, if a `T` is there as a whole.
+    ///
+    /// The comparison is between pointers, with the end on one side: that is the form from which the verifier learns how far the
+    /// packet reaches. `offset` is a constant at every call, once inlined.
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        let (data, end) = self.bounds();
         let start = data.wrapping_add(offset);
         if start.wrapping_add(size_of::<T>()) > end {
             return None;
@@ -54,8 +55,17 @@ impl XdpFrame {
 
 impl Frame for XdpFrame {
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a frame's length")]
     fn len(&self) -> usize {
-        self.length
+        // SAFETY: the helper reads the context it is given, which is the kernel's own.
+        unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+    }
+
+    /// The helper, which counts fragments too, is a call that most frames can do without.
+    #[inline(always)]
+    fn holds(&self, len: usize) -> bool {
+        let (data, end) = self.bounds();
+        len <= end as usize - data as usize || len <= self.len()
     }
 
     #[inline(always)]
@@ -75,10 +85,9 @@ impl Frame for XdpFrame {
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a frame's length")]
     fn truncate(&mut self, len: usize) -> Option<()> {
-        let excess = self.length.checked_sub(len)?;
+        let excess = self.len().checked_sub(len)?;
         // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.
         let result = unsafe { bpf_xdp_adjust_tail(self.context, -(excess as i32)) };
-        self.length = len;
         (result == 0).then_some(())
     }
 }

@@ -12,6 +12,7 @@ mod tables;
 use aya_ebpf::{
     bindings::xdp_action, helpers::generated::bpf_ktime_get_coarse_ns, macros::xdp, programs::XdpContext,
 };
+use core::mem::offset_of;
 use frame::XdpFrame;
 use privatelink_common::frame::Frame;
 use privatelink_common::{
@@ -19,17 +20,18 @@ use privatelink_common::{
     path,
     tables::Tables,
     verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
+    wire::{Ipv4Header, NETWORK},
 };
 use tables::KernelTables;
+use zerocopy::big_endian::U16;
 
 /// Runs for every frame that comes by an interface of ours.
 #[xdp(frags)]
 pub(crate) fn ingress(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(context.ctx);
     let ifindex = frame.ingress();
-    let length = frame.len() as u64;
     let verdict = path::forward(&mut frame, &KernelTables, ifindex, now());
-    act(verdict, ifindex, length)
+    act(&frame, verdict, ifindex)
 }
 
 /// Seconds since boot. The coarse clock is a few milliseconds behind and costs a fraction of the exact one.
@@ -42,19 +44,19 @@ fn now() -> u32 {
 }
 
 #[inline(always)]
-fn act(verdict: Result<Verdict, DropReason>, ifindex: u32, length: u64) -> u32 {
+fn act(frame: &XdpFrame, verdict: Result<Verdict, DropReason>, ifindex: u32) -> u32 {
     let verdict = match verdict {
         Ok(verdict) => verdict,
-        Err(reason) => return count(ifindex, reason.code(), length, xdp_action::XDP_DROP),
+        Err(reason) => return count(frame, ifindex, reason.code(), xdp_action::XDP_DROP),
     };
     match verdict.action() {
         Action::Forward { endpoint, direction, event, .. } => {
-            count_forwarded(endpoint, direction, event, length);
+            count_forwarded(frame, endpoint, direction, event);
             xdp_action::XDP_REDIRECT
         }
-        Action::Steer { .. } => count(ifindex, STEERED, length, xdp_action::XDP_REDIRECT),
-        Action::Pass => count(ifindex, PASSED, length, xdp_action::XDP_PASS),
-        Action::Answer(answer) => count(ifindex, answer, length, back(ifindex)),
+        Action::Steer { .. } => count(frame, ifindex, STEERED, xdp_action::XDP_REDIRECT),
+        Action::Pass => count(frame, ifindex, PASSED, xdp_action::XDP_PASS),
+        Action::Answer(answer) => count(frame, ifindex, answer, back(ifindex)),
     }
 }
 
@@ -67,20 +69,23 @@ fn back(ifindex: u32) -> u32 {
 }
 
 #[inline(always)]
-fn count(ifindex: u32, outcome: u32, length: u64, action: u32) -> u32 {
+fn count(frame: &XdpFrame, ifindex: u32, outcome: u32, action: u32) -> u32 {
     let vpc = KernelTables.interface(ifindex).unwrap_or_default().vpc;
     if let Some(counter) = maps::OUTCOMES_BY_VPC.get_ptr_mut(u32::from(vpc) * OUTCOMES + outcome) {
         // SAFETY: the map returned a pointer to this CPU's own value, and XDP programs do not nest on a CPU.
         unsafe {
             (*counter).packets += 1;
-            (*counter).bytes += length;
+            (*counter).bytes += frame.len() as u64;
         }
     }
     action
 }
 
 #[inline(always)]
-fn count_forwarded(endpoint: u32, direction: Direction, event: FlowEvent, length: u64) {
+fn count_forwarded(frame: &XdpFrame, endpoint: u32, direction: Direction, event: FlowEvent) {
+    // The packet's own word for its length was checked, and is nearer than the frame's.
+    let length = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
+    let length = NETWORK as u64 + u64::from(length.get());
     let Some(counters) = maps::COUNTERS.get_ptr_mut(endpoint) else { return };
     // SAFETY: as in `count`.
     let counters = unsafe { &mut *counters };

@@ -103,7 +103,7 @@ fn transport<F: Frame>(
         return Err(DropReason::Fragment);
     }
     let total = usize::from(ip.total_length.get());
-    if total < TRANSPORT - NETWORK || NETWORK + total > frame.len() {
+    if total < TRANSPORT - NETWORK || !frame.holds(NETWORK + total) {
         return Err(DropReason::Malformed);
     }
     let payload = total - (TRANSPORT - NETWORK);
