@@ -3,6 +3,7 @@
 use aya_ebpf::{
     bindings::xdp_md,
     helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    programs::XdpContext,
 };
 use core::mem::size_of;
 use privatelink_common::frame::Frame;
@@ -17,6 +18,12 @@ impl XdpFrame {
     #[inline(always)]
     pub(crate) fn new(context: *mut xdp_md) -> Self {
         Self { context }
+    }
+
+    /// The context, for helpers.
+    #[inline(always)]
+    pub(crate) fn context(&self) -> XdpContext {
+        XdpContext::new(self.context)
     }
 
     /// The kernel's index of the interface that it came by.

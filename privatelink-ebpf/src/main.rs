@@ -12,7 +12,9 @@ mod tables;
 use aya_ebpf::{
     bindings::xdp_action, helpers::generated::bpf_ktime_get_coarse_ns, macros::xdp, programs::XdpContext,
 };
+use aya_log_ebpf::info;
 use core::mem::offset_of;
+use core::net::Ipv4Addr;
 use frame::XdpFrame;
 use privatelink_common::frame::Frame;
 use privatelink_common::{
@@ -20,7 +22,7 @@ use privatelink_common::{
     path,
     tables::Tables,
     verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
-    wire::{Ipv4Header, NETWORK},
+    wire::{Ipv4Header, NETWORK, TRANSPORT},
 };
 use tables::KernelTables;
 use zerocopy::big_endian::U16;
@@ -47,7 +49,10 @@ fn now() -> u32 {
 fn act(frame: &XdpFrame, verdict: Result<Verdict, DropReason>, ifindex: u32) -> u32 {
     let verdict = match verdict {
         Ok(verdict) => verdict,
-        Err(reason) => return count(frame, ifindex, reason.code(), xdp_action::XDP_DROP),
+        Err(reason) => {
+            report(frame, ifindex, reason.code());
+            return count(frame, ifindex, reason.code(), xdp_action::XDP_DROP);
+        }
     };
     match verdict.action() {
         Action::Forward { endpoint, direction, event, .. } => {
@@ -79,6 +84,26 @@ fn count(frame: &XdpFrame, ifindex: u32, outcome: u32, action: u32) -> u32 {
         }
     }
     action
+}
+
+/// Tells user space about a dropped packet, where somebody listens; without one, the verifier removes this. What it says is taken
+/// apart by privatelink-user's `drops`. Not inlined: the kernel bounds a function's stack.
+#[inline(never)]
+fn report(frame: &XdpFrame, ifindex: u32, reason: u32) {
+    let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else { return };
+    let ports = frame.read::<[U16; 2]>(TRANSPORT).unwrap_or_default();
+    let (source, destination) = (Ipv4Addr::from(ip.source), Ipv4Addr::from(ip.destination));
+    info!(
+        &frame.context(),
+        "{} {} {} {:i}:{} {:i}:{}",
+        reason,
+        ifindex,
+        ip.protocol,
+        source,
+        ports[0].get(),
+        destination,
+        ports[1].get()
+    );
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ use crate::plan::{self, Check, Image, Place};
 use crate::sys::XdpMode;
 use crate::{flows, listing, reconcile};
 use anyhow::{Context, Result};
+use log::{error, info, warn};
 use privatelink_common::tables::{Interface, Neighbour, VpcAddress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -155,7 +156,7 @@ impl Agent {
                 Err(RecvTimeoutError::Timeout) => {
                     tick = Instant::now() + TICK;
                     if let Err(error) = self.look_around() {
-                        eprintln!("privatelink: {error:#}");
+                        error!("{error:#}");
                     }
                 }
             }
@@ -168,15 +169,15 @@ impl Agent {
             Event::Observed(observed) => self.observe(observed),
             Event::Heard(heard) => {
                 if let Err(error) = self.hear(heard) {
-                    eprintln!("privatelink: {error:#}");
+                    error!("{error:#}");
                 }
             }
             Event::Reload => {
                 let path = self.config.clone();
                 match read(&path).and_then(|model| self.apply(model).map_err(Failure::kernel)) {
-                    Ok(changes) => eprintln!("privatelink: applied {}: {changes} changes", path.display()),
+                    Ok(changes) => info!("applied {}: {changes} changes", path.display()),
                     Err(failure) => {
-                        eprintln!("privatelink: {} is not applied: {}", path.display(), failure.message)
+                        warn!("{} is not applied: {}", path.display(), failure.message)
                     }
                 }
             }
@@ -320,13 +321,13 @@ impl Agent {
                 continue;
             }
             if let Some(gone) = self.links.remove(&name) {
-                eprintln!("privatelink: {name} is gone");
+                info!("{name} is gone");
                 self.maps.interfaces.set(&gone.ifindex, &Interface::default())?;
             }
             let Some(ifindex) = index else { continue };
             let attached = self.attach(&name, place, ifindex);
             if let Some(problem) = &attached.problem {
-                eprintln!("privatelink: {name}: {problem}");
+                warn!("{name}: {problem}");
             }
             self.links.insert(name, attached);
             self.peers_at = Instant::now();
@@ -369,7 +370,7 @@ impl Agent {
             self.image.interfaces = interfaces;
             let mended = reconcile::apply(&self.maps, &actual?, &self.image)?;
             if mended > 0 {
-                eprintln!("privatelink: mended {mended} entries that someone else had changed");
+                warn!("mended {mended} entries that someone else had changed");
             }
         }
         Ok(())
@@ -384,7 +385,7 @@ impl Agent {
             if peer != attached.peer
                 && let Some(remedy) = peer.remedy()
             {
-                eprintln!("privatelink: {name}: packets will be lost at its other end: run `{remedy}`");
+                warn!("{name}: packets will be lost at its other end: run `{remedy}`");
             }
             attached.peer = peer;
         }
@@ -484,9 +485,9 @@ impl Agent {
             return;
         }
         let name = self.names.name(Kind::Target, observed.target);
-        eprintln!("privatelink: target {name} is {}, was {}", health::name(after), health::name(before));
+        info!("target {name} is {}, was {}", health::name(after), health::name(before));
         if let Err(error) = self.apply(self.model.clone()) {
-            eprintln!("privatelink: {error:#}");
+            error!("{error:#}");
         }
     }
 

@@ -2,19 +2,20 @@
 
 use crate::agent::{Agent, Event, Parts};
 use crate::api::{self, Asked, Failure, Request};
-use crate::kernel::{self, Kernel};
+use crate::kernel::{self, Drops, Kernel};
 use crate::names::Kind;
 use crate::net::Stack;
 use crate::{flows, model};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use log::{error, info};
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// AWS PrivateLink for any Linux host, on eBPF/XDP.
 #[derive(Debug, Parser)]
@@ -53,6 +54,9 @@ enum Command {
         /// Take everything away on SIGTERM, instead of leaving forwarding in place.
         #[arg(long)]
         detach_on_exit: bool,
+        /// Log dropped packets one by one, with the reason, as far as the log keeps up.
+        #[arg(long)]
+        log_drops: bool,
     },
     /// Validate a configuration: all of its problems, with line, column and the nearest spelling.
     Check {
@@ -132,7 +136,10 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     let places = cli.places;
     let ask = |request| api::ask(&places.runtime_dir, &request);
     match cli.command {
-        Command::Run { config, detach_on_exit } => run(&places, &config, detach_on_exit),
+        Command::Run { config, detach_on_exit, log_drops } => {
+            let drops = if log_drops { Drops::Named } else { Drops::Counted };
+            run(&places, &config, detach_on_exit, drops)
+        }
         Command::Check { file } => check(&file),
         Command::Plan { file, format } => print(
             ask(Request::Plan { text: text(&file)?, path: absolute(&file) })?,
@@ -290,15 +297,29 @@ fn privileged() -> Result<(), Failure> {
     })
 }
 
-fn run(places: &Places, config: &Path, detach_on_exit: bool) -> Result<(), Failure> {
+fn run(places: &Places, config: &Path, detach_on_exit: bool, drops: Drops) -> Result<(), Failure> {
+    log_to_stderr();
     let model = model::parse(&text(config)?, &config.to_string_lossy()).map_err(Failure::config)?;
     privileged()?;
-    let kernel = Kernel::open(&places.pin_dir, &model.limits).map_err(Failure::kernel)?;
-    serve(places, config, model, kernel).map_err(Failure::kernel)?;
+    let kernel = Kernel::open(&places.pin_dir, &model.limits, drops).map_err(Failure::kernel)?;
+    serve(places, config, model, kernel, drops).map_err(Failure::kernel)?;
     if detach_on_exit { detach(&places.pin_dir) } else { Ok(()) }
 }
 
-fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel) -> Result<()> {
+/// The least time between two sweeps; a sweep that takes long waits longer, so that sweeping takes a tenth of a CPU at most.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// The agent's log: a line a message, on stderr, whether or not anybody reads it. `RUST_LOG` chooses the level.
+fn log_to_stderr() {
+    let default = env_logger::Env::default().default_filter_or("info");
+    let line = |formatter: &mut env_logger::fmt::Formatter, record: &log::Record<'_>| {
+        writeln!(formatter, "privatelink: {}", record.args())
+    };
+    // It is refused only where there is one already.
+    let _ = env_logger::Builder::from_env(default).format(line).try_init();
+}
+
+fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel, drops: Drops) -> Result<()> {
     std::fs::create_dir_all(&places.runtime_dir)
         .with_context(|| format!("cannot make {}", places.runtime_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -316,6 +337,9 @@ fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel) ->
             let _ = also_to_agent.send(Event::Heard(it));
         }
     });
+    if drops == Drops::Named {
+        runtime.spawn(crate::drops::follow(kernel.drops(crate::drops::Words)?));
+    }
     let (pin_dir, config) = (places.pin_dir.clone(), absolute(config));
     let handle = runtime.handle().clone();
     let parts = Parts { kernel, pin_dir, config, model, runtime: handle, results, heard: heard_sender };
@@ -327,17 +351,18 @@ fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel) ->
     let maps = Arc::clone(&agent.maps);
     std::thread::spawn(move || {
         loop {
-            std::thread::sleep(Duration::from_secs(5));
+            let started = Instant::now();
             if let Err(error) = flows::sweep(&maps) {
-                eprintln!("privatelink: cannot sweep the flows: {error:#}");
+                error!("cannot sweep the flows: {error:#}");
             }
+            std::thread::sleep(SWEEP.max(started.elapsed() * 9));
         }
     });
-    eprintln!("privatelink: ready");
+    info!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     agent.run(&received);
     let _ = std::fs::remove_file(&socket);
-    eprintln!("privatelink: stopped; what it loaded goes on");
+    info!("stopped; what it loaded goes on");
     Ok(())
 }
 

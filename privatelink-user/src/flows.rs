@@ -36,35 +36,44 @@ pub fn list(maps: &Maps, limit: usize) -> Result<Vec<(FlowKey, Flow, bool)>> {
 }
 
 /// Removes the flows that have ended: idle for longer than they may, in both directions, or of an endpoint's former generation.
-/// Returns how many entries are left and how many were removed.
+/// Returns how many entries were removed.
 ///
-/// What looks ended is looked at once more when it is taken out; should a packet have brought it to life in between, it is put back.
-pub fn sweep(maps: &Maps) -> Result<(usize, usize)> {
-    let (mut seen, mut removed) = (0, 0);
-    let mut ended = Vec::new();
+/// It reads the table in chunks, holds no more than one of them, and no lock that the path would wait for.
+pub fn sweep(maps: &Maps) -> Result<usize> {
     let generations = generations(maps)?;
+    let mut removed = Ok(0);
     maps.established.walk(CHUNK, |keys, values| {
-        seen += keys.len();
         let now = now();
-        let over = keys.iter().zip(values).filter(|(_, flow)| looks_over(flow, now, &generations));
-        ended.extend(over.map(|(key, flow)| (*key, *flow)));
-    })?;
-    for (key, flow) in ended {
-        let now = now();
-        let stale = generations.get(flow.endpoint as usize) != Some(&flow.generation);
-        let other = maps.established.get(&key.mirror(&flow))?;
-        if !stale && other.is_some_and(|other| idle(&other, now) <= u32::from(other.idle_timeout)) {
-            continue;
+        for (key, flow) in keys.iter().zip(values).filter(|(_, flow)| looks_over(flow, now, &generations)) {
+            if let Ok(count) = &mut removed {
+                match end(maps, key, flow, &generations) {
+                    Ok(ended) => *count += ended,
+                    Err(error) => removed = Err(error),
+                }
+            }
         }
+    })?;
+    removed
+}
+
+/// Removes both directions of a flow whose one direction looks over, if the other does too. Returns how many entries went.
+fn end(maps: &Maps, key: &FlowKey, flow: &Flow, generations: &[u32]) -> Result<usize> {
+    let (now, peer_key) = (now(), key.mirror(flow));
+    let peer = maps.established.get(&peer_key)?.filter(|peer| peer_key.mirror(peer) == *key);
+    if peer.is_some_and(|peer| !looks_over(&peer, now, generations)) {
+        return Ok(0);
+    }
+    let mut removed = 0;
+    for key in [Some(*key), peer.map(|_| peer_key)].into_iter().flatten() {
         let Some(taken) = maps.established.remove(&key)? else { continue };
-        if !looks_over(&taken, now, &generations) {
-            // Someone else may have opened it anew meanwhile; theirs is as good.
+        if !looks_over(&taken, now, generations) {
+            // A packet brought it to life in between. Someone else may have opened it anew meanwhile; theirs is as good.
             let _ = maps.established.insert(&key, &taken);
-            continue;
+            break;
         }
         removed += 1;
     }
-    Ok((seen - removed, removed))
+    Ok(removed)
 }
 
 fn looks_over(flow: &Flow, now: u32, generations: &[u32]) -> bool {

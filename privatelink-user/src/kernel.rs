@@ -6,6 +6,8 @@ use crate::sys::{self, XdpMode};
 use anyhow::{Context, Result, bail, ensure};
 use aya::EbpfLoader;
 use aya::programs::{ProgramInfo, Xdp};
+use aya_log::EbpfLogger;
+use log::warn;
 use privatelink_common::limits::{LAYOUT, OUTCOMES};
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -22,6 +24,16 @@ pub struct Kernel {
     /// Whether the maps were there before.
     pub adopted: bool,
     _lock: File,
+}
+
+/// What the program says of packets that it drops: values of aya-log's `AYA_LOG_LEVEL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Drops {
+    /// It only counts them.
+    Counted = 0,
+    /// It names each of them, too.
+    Named = 3,
 }
 
 /// An agent has this directory already.
@@ -75,7 +87,7 @@ pub fn prepare_dir(dir: &Path) -> Result<()> {
 
 impl Kernel {
     /// Takes `dir`, adopts what is pinned there or loads it anew, and replaces the program of every link that is pinned.
-    pub fn open(dir: &Path, limits: &Limits) -> Result<Self> {
+    pub fn open(dir: &Path, limits: &Limits, drops: Drops) -> Result<Self> {
         prepare_dir(dir)?;
         let lock = File::open(dir).with_context(|| format!("cannot open {}", dir.display()))?;
         if lock.try_lock().is_err() {
@@ -87,7 +99,7 @@ impl Kernel {
                 .with_context(|| format!("cannot make {}/{sub}", dir.display()))?;
         }
         let adopted = check(&maps, limits)?;
-        let program = load(&maps, limits)?;
+        let program = load(&maps, limits, drops)?;
         if !adopted {
             Maps::open(&maps)?.layout.set(&0, &LAYOUT)?;
         }
@@ -102,6 +114,12 @@ impl Kernel {
         let _ = fs::remove_file(&new);
         sys::pin(self.program.as_fd(), &new).context("cannot pin the program")?;
         fs::rename(&new, &old).context("cannot pin the program")
+    }
+
+    /// Where the program names what it drops; handed to `log`.
+    pub fn drops<T: log::Log>(&self, log: T) -> Result<EbpfLogger<T>> {
+        EbpfLogger::init_from_id_with_logger(self.program_info()?.id(), log)
+            .context("cannot listen to the program")
     }
 
     /// The maps.
@@ -140,9 +158,7 @@ impl Kernel {
             Err(native) => {
                 let link = sys::attach_xdp(self.program.as_fd(), ifindex, XdpMode::Generic)
                     .with_context(|| format!("cannot attach to {interface} (native: {native})"))?;
-                eprintln!(
-                    "privatelink: {interface}: attached in generic mode, which is slower: {native} in native mode"
-                );
+                warn!("{interface}: attached in generic mode, which is slower: {native} in native mode");
                 (link, XdpMode::Generic)
             }
         };
@@ -201,8 +217,10 @@ fn check(maps: &Path, limits: &Limits) -> Result<bool> {
 }
 
 /// Loads the program with its maps: the pinned ones where they are, else new ones, pinned.
-fn load(maps: &Path, limits: &Limits) -> Result<OwnedFd> {
+fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<OwnedFd> {
+    let level = drops as u8;
     let mut loader = EbpfLoader::new();
+    loader.override_global("AYA_LOG_LEVEL", &level, true);
     for (name, _, size) in sizes(limits) {
         loader.map_max_entries(name, size);
     }

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod drops;
 pub mod explain;
 pub mod flows;
 pub mod health;

@@ -23,7 +23,8 @@ pub fn index_of(interface: &str) -> Option<u32> {
     rustix::net::netdevice::name_to_index(socket, interface).ok()
 }
 
-fn name_of(ifindex: u32) -> Option<String> {
+/// The name of an interface in the calling thread's network namespace.
+pub fn name_of(ifindex: u32) -> Option<String> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).ok()?;
     rustix::net::netdevice::index_to_name(socket, ifindex).ok()
 }

@@ -8,7 +8,7 @@
 )]
 
 use aya::programs::{TestRun, TestRunOptions, Xdp};
-use privatelink::kernel::{self, Kernel};
+use privatelink::kernel::{self, Drops, Kernel};
 use privatelink::maps::{Maps, PrefixKey};
 use privatelink::names::Names;
 use privatelink::plan::{self, Image};
@@ -420,7 +420,7 @@ fn a_handshake_that_takes_over_a_minute_is_forgotten_and_udp_lives_for_two() {
 fn the_kernel_and_the_host_agree_on_every_frame() {
     let pins = Pins(format!("/sys/fs/bpf/plt-twin-{}", std::process::id()).into());
     let model = model::parse(CONFIG, "twin.toml").unwrap();
-    let kernel = Kernel::open(&pins.0, &model.limits).expect("loading programs needs root");
+    let kernel = Kernel::open(&pins.0, &model.limits, Drops::Counted).expect("loading programs needs root");
     let maps: Maps = kernel.maps().unwrap();
     let mut names = Names::default();
     let image = plan::compile(&model, &mut names, &Default::default(), |_| "stack".into()).unwrap();

@@ -2,7 +2,7 @@
 
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use privatelink::kernel::{self, Kernel};
+use privatelink::kernel::{self, Drops, Kernel};
 use privatelink::maps::{Map, Maps};
 use privatelink::model::Limits;
 use privatelink::{flows, sys};
@@ -46,7 +46,7 @@ impl World {
 
     pub(crate) fn new(limits: &Limits) -> Self {
         let pins = Pins(format!("/sys/fs/bpf/privatelink-bench-{}", std::process::id()).into());
-        let kernel = Kernel::open(&pins.0, limits).expect("loading programs needs root");
+        let kernel = Kernel::open(&pins.0, limits, Drops::Counted).expect("loading programs needs root");
         let maps = kernel.maps().unwrap();
         let bench = pins.0.join("bench/maps");
         std::fs::create_dir_all(&bench).unwrap();

@@ -1,0 +1,71 @@
+//! What the program says of packets that it drops, one line each.
+
+use crate::net;
+use aya_log::EbpfLogger;
+use log::{Log, Metadata, Record, info};
+use privatelink_common::verdict::DropReason;
+use privatelink_common::wire::{ICMP, TCP, UDP};
+use std::time::Duration;
+
+/// How long the program's messages gather before they are read. They have 128 KiB of room, and what comes when that is full is
+/// counted and not named: this bounds the log, whatever is sent.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Takes the numbers in the program's messages, and writes the words for them.
+#[derive(Clone, Copy, Debug)]
+pub struct Words;
+
+impl Log for Words {
+    fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let message = record.args().to_string();
+        info!("{}", words(&message).unwrap_or(message));
+    }
+
+    fn flush(&self) {}
+}
+
+/// `REASON IFINDEX PROTOCOL SOURCE:PORT DESTINATION:PORT`, for people.
+fn words(message: &str) -> Option<String> {
+    let mut parts = message.split_whitespace();
+    let reason = DropReason::from_code(parts.next()?.parse().ok()?)?.name();
+    let ifindex: u32 = parts.next()?.parse().ok()?;
+    let interface = net::name_of(ifindex).unwrap_or_else(|| ifindex.to_string());
+    let protocol: u8 = parts.next()?.parse().ok()?;
+    let (from, to) = (parts.next()?, parts.next()?);
+    let address = |it: &str| it.rsplit_once(':').map(|(address, _)| address.to_owned());
+    Some(match protocol {
+        TCP => format!("dropped {reason}: {interface} tcp {from} > {to}"),
+        UDP => format!("dropped {reason}: {interface} udp {from} > {to}"),
+        ICMP => format!("dropped {reason}: {interface} icmp {} > {}", address(from)?, address(to)?),
+        other => {
+            format!("dropped {reason}: {interface} protocol {other} {} > {}", address(from)?, address(to)?)
+        }
+    })
+}
+
+/// Writes the program's messages to the log, for as long as the agent runs.
+pub async fn follow(mut logger: EbpfLogger<Words>) {
+    let mut pause = tokio::time::interval(PAUSE);
+    loop {
+        pause.tick().await;
+        logger.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn a_message_of_the_program_becomes_words_and_any_other_is_left_alone() {
+        let line = words("20 4294967295 6 10.0.1.5:40000 10.0.9.9:81").unwrap();
+        assert!(line.ends_with(": 4294967295 tcp 10.0.1.5:40000 > 10.0.9.9:81"), "{line}");
+        for other in ["", "hello", "20 1 6", "999 1 6 1.1.1.1:1 2.2.2.2:2"] {
+            assert_eq!(words(other), None, "{other}");
+        }
+    }
+}
