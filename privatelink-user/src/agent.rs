@@ -1,6 +1,11 @@
 //! The agent: the one owner of everything that is written. Everything else sends it messages; it answers, and looks around twice a
 //! second by itself.
 
+mod links;
+mod next_hops;
+
+pub use links::Attached;
+
 use crate::api::{Failure, Reply, Request};
 use crate::health::{self, Health, Observed, Sockets};
 use crate::kernel::Kernel;
@@ -8,14 +13,14 @@ use crate::maps::Maps;
 use crate::model::{self, Model};
 use crate::names::{Kind, Names};
 use crate::neighbours::{Heard, Neighbours};
-use crate::net::{self, Peer, Stack};
-use crate::plan::{self, Check, Image, Place};
+use crate::net::Stack;
+use crate::plan::{self, Check, Image};
 use crate::sys::XdpMode;
-use crate::{flows, listing, reconcile};
+use crate::{listing, reconcile};
 use anyhow::{Context, Result};
 use log::{error, info, warn};
-use privatelink_common::tables::{Interface, Neighbour, VpcAddress};
-use std::collections::{BTreeMap, BTreeSet};
+use privatelink_common::tables::VpcAddress;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -24,8 +29,6 @@ use tokio::sync::{mpsc, oneshot};
 
 /// How often the agent looks around.
 const TICK: Duration = Duration::from_millis(500);
-/// How long a neighbour is believed before it is asked again.
-const FRESH: Duration = Duration::from_secs(5);
 /// How often the interfaces' other ends are looked at.
 const PEERS: Duration = Duration::from_secs(5);
 /// How often the maps are compared with what they should be, even when nothing happens.
@@ -44,19 +47,6 @@ pub enum Event {
     Reload,
     /// Stop.
     Stop,
-}
-
-/// An interface that the program is attached to.
-#[derive(Clone, Debug)]
-pub struct Attached {
-    /// The kernel's index.
-    pub ifindex: u32,
-    /// How.
-    pub mode: Option<XdpMode>,
-    /// Its other end.
-    pub peer: Peer,
-    /// Why it is not attached.
-    pub problem: Option<String>,
 }
 
 /// Everything that the agent knows.
@@ -83,6 +73,8 @@ pub struct Agent {
     pub reasons: BTreeMap<u32, String>,
     /// When the agent started.
     pub started: Instant,
+    /// How the program is attached, to all interfaces alike.
+    mode: XdpMode,
     stacks: BTreeMap<String, (Stack, Sockets)>,
     watched: BTreeMap<u32, (Check, tokio::task::JoinHandle<()>)>,
     neighbours: Neighbours,
@@ -129,6 +121,7 @@ impl Agent {
             names,
             image,
             links: BTreeMap::new(),
+            mode: XdpMode::Native,
             health,
             reasons: BTreeMap::new(),
             started: now,
@@ -269,92 +262,6 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes the program off interfaces that the image does not have, or has elsewhere, and forgets the flows that go by them before
-    /// their slots can become another's.
-    fn leave(&mut self, image: &Image) -> Result<()> {
-        let was: BTreeMap<String, Place> = self.image.interfaces.clone();
-        for interface in self.kernel.links()? {
-            let stays = image.interfaces.get(&interface);
-            if stays.is_some() && was.get(&interface).is_none_or(|place| Some(place) == stays) {
-                continue;
-            }
-            self.kernel.detach(&interface)?;
-            if let Some(attached) = self.links.remove(&interface) {
-                self.maps.interfaces.set(&attached.ifindex, &Interface::default())?;
-            }
-        }
-        let slots = |names: &BTreeMap<_, _>| -> BTreeSet<u16> {
-            let of_kind = names
-                .keys()
-                .filter(|key: &&privatelink_common::tables::NameKey| key.kind == Kind::Interface as u32);
-            of_kind.filter_map(|key| u16::try_from(key.id).ok()).collect()
-        };
-        let moved =
-            was.iter().filter(|(name, place)| image.interfaces.get(*name).is_some_and(|now| now != *place));
-        let mut gone: BTreeSet<u16> =
-            slots(&self.image.names).difference(&slots(&image.names)).copied().collect();
-        gone.extend(moved.map(|(_, place)| place.slot));
-        for slot in &gone {
-            self.maps.egress.delete(&(*slot).into())?;
-        }
-        if !gone.is_empty() {
-            flows::forget_slots(&self.maps, &gone)?;
-        }
-        for (vpc, (stack, _)) in std::mem::take(&mut self.stacks) {
-            if image.interfaces.contains_key(&stack.link) {
-                let sockets = Sockets::new(stack.namespace.clone());
-                self.stacks.insert(vpc, (stack, sockets));
-            } else {
-                stack.remove()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Attaches the program to interfaces that have come, and notices those that have gone.
-    fn enter(&mut self) -> Result<()> {
-        let wanted: Vec<_> =
-            self.image.interfaces.iter().map(|(name, place)| (name.clone(), *place)).collect();
-        for (name, place) in wanted {
-            let index = net::index_of(&name);
-            if index == self.links.get(&name).map(|attached| attached.ifindex) {
-                continue;
-            }
-            if let Some(gone) = self.links.remove(&name) {
-                info!("{name} is gone");
-                self.maps.interfaces.set(&gone.ifindex, &Interface::default())?;
-            }
-            let Some(ifindex) = index else { continue };
-            let attached = self.attach(&name, place, ifindex);
-            if let Some(problem) = &attached.problem {
-                warn!("{name}: {problem}");
-            }
-            self.links.insert(name, attached);
-            self.peers_at = Instant::now();
-        }
-        Ok(())
-    }
-
-    fn attach(&self, name: &str, place: Place, ifindex: u32) -> Attached {
-        let attach = || -> Result<XdpMode> {
-            let limit = self.model.limits.max_ifindex;
-            anyhow::ensure!(
-                ifindex < limit,
-                "its index {ifindex} is not below limits.max_ifindex, {limit}: raise it"
-            );
-            let entry =
-                Interface { vpc: place.vpc, slot: place.slot, stack: place.stack.into(), reserved: 0 };
-            self.maps.egress.set(&place.slot.into(), &[ifindex, 0])?;
-            self.maps.interfaces.set(&ifindex, &entry)?;
-            self.kernel.attach(name, ifindex)
-        };
-        let (mode, problem) = match attach() {
-            Ok(mode) => (Some(mode), None),
-            Err(error) => (None, Some(format!("{error:#}"))),
-        };
-        Attached { ifindex, mode, peer: Peer::default(), problem }
-    }
-
     fn look_around(&mut self) -> Result<()> {
         self.enter()?;
         self.ask_neighbours();
@@ -373,79 +280,6 @@ impl Agent {
                 warn!("mended {mended} entries that someone else had changed");
             }
         }
-        Ok(())
-    }
-
-    fn look_at_peers(&mut self) {
-        for (name, attached) in &mut self.links {
-            if self.image.interfaces.get(name).is_none_or(|place| place.stack) {
-                continue;
-            }
-            let Ok(peer) = net::peer(name, self.model.manage_peer_offloads) else { continue };
-            if peer != attached.peer
-                && let Some(remedy) = peer.remedy()
-            {
-                warn!("{name}: packets will be lost at its other end: run `{remedy}`");
-            }
-            attached.peer = peer;
-        }
-    }
-
-    /// The targets' addresses, each with the load balancer's address and link-layer address that asks for it.
-    fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, privatelink_common::tables::Balancer> {
-        let targets = self.image.targets.values();
-        let asker = |vpc| self.image.balancers.values().find(|balancer| balancer.vpc == vpc).copied();
-        targets.filter_map(|it| Some((VpcAddress::new(it.vpc, it.address), asker(it.vpc)?))).collect()
-    }
-
-    fn ask_neighbours(&mut self) {
-        let now = Instant::now();
-        for (wanted, asker) in self.wanted_neighbours() {
-            let fresh = self.confirmed.get(&wanted).is_some_and(|at| now.duration_since(*at) < FRESH);
-            let asked =
-                self.asked.get(&wanted).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(1));
-            if fresh || asked {
-                continue;
-            }
-            self.asked.insert(wanted, now);
-            for (name, place) in &self.image.interfaces {
-                let Some(attached) = self.links.get(name).filter(|_| place.vpc == wanted.vpc && !place.stack)
-                else {
-                    continue;
-                };
-                // An interface that is down or just going cannot be asked; the next tick tries again.
-                let _ = self.neighbours.ask(attached.ifindex, asker.address, asker.mac, wanted.address);
-            }
-        }
-    }
-
-    fn hear(&mut self, heard: Heard) -> Result<()> {
-        let by = self.links.iter().find(|(_, attached)| attached.ifindex == heard.ifindex);
-        let Some(place) =
-            by.and_then(|(name, _)| self.image.interfaces.get(name)).filter(|place| !place.stack)
-        else {
-            return Ok(());
-        };
-        let key = VpcAddress::new(place.vpc, heard.address);
-        if !self.wanted_neighbours().contains_key(&key) {
-            return Ok(());
-        }
-        let neighbour = Neighbour { mac: heard.mac, interface: place.slot };
-        if self.maps.neighbours.get(&key)? != Some(neighbour) {
-            self.maps.neighbours.set(&key, &neighbour)?;
-        }
-        self.confirmed.insert(key, Instant::now());
-        Ok(())
-    }
-
-    fn forget_neighbours(&mut self, image: &Image) -> Result<()> {
-        let wanted: BTreeSet<_> =
-            image.targets.values().map(|it| VpcAddress::new(it.vpc, it.address)).collect();
-        for key in self.maps.neighbours.keys()?.into_iter().filter(|key| !wanted.contains(key)) {
-            self.maps.neighbours.delete(&key)?;
-        }
-        self.confirmed.retain(|key, _| wanted.contains(key));
-        self.asked.retain(|key, _| wanted.contains(key));
         Ok(())
     }
 

@@ -148,7 +148,10 @@ pub fn nearest<'n>(wanted: &str, names: impl IntoIterator<Item = &'n str>) -> Op
     names
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(wanted, name), name))
-        .filter(|(distance, name)| *distance <= 1 + name.len().max(wanted.len()) / 3)
+        .filter(|(distance, name)| {
+            let longer = name.len().max(wanted.len());
+            *distance <= 1 + longer / 3 && *distance < longer
+        })
         .min()
         .map(|(_, name)| format!("did you mean \"{name}\"?"))
 }

@@ -2,6 +2,7 @@
 
 use crate::model::HealthCheck;
 use crate::plan::Check;
+use crate::sys;
 use anyhow::{Context, Result};
 use privatelink_common::tables::{HEALTHY, INITIAL, UNHEALTHY};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -102,6 +103,8 @@ impl Sockets {
 
 fn open(source: Ipv4Addr) -> Result<socket2::Socket> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    // A port for each target, not for each check: closed connections hold theirs for a minute.
+    sys::choose_port_late(socket.as_fd())?;
     socket.bind(&SocketAddr::from((source, 0)).into())?;
     socket.set_nonblocking(true)?;
     Ok(socket)

@@ -3,11 +3,10 @@
 use crate::maps::Maps;
 use crate::model::Limits;
 use crate::sys::{self, XdpMode};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::EbpfLoader;
 use aya::programs::{ProgramInfo, Xdp};
 use aya_log::EbpfLogger;
-use log::warn;
 use privatelink_common::limits::{LAYOUT, OUTCOMES};
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -34,6 +33,21 @@ pub enum Drops {
     Counted = 0,
     /// It names each of them, too.
     Named = 3,
+}
+
+/// Why the program could not be attached.
+#[derive(Debug)]
+pub enum Refused {
+    /// The driver cannot run it.
+    Native(std::io::Error),
+    /// Anything else.
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refused {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
 }
 
 /// An agent has this directory already.
@@ -137,33 +151,35 @@ impl Kernel {
         self.dir.join("links").join(interface.replace('.', "+"))
     }
 
-    /// Attaches the program to an interface, or gives the link that is there the program of this agent. Returns how.
-    pub fn attach(&self, interface: &str, ifindex: u32) -> Result<XdpMode> {
+    /// Attaches the program to an interface, or gives the link that is there the program of this agent. A link of the other mode
+    /// is replaced, and packets in between meet no program.
+    pub fn attach(&self, interface: &str, ifindex: u32, mode: XdpMode) -> Result<(), Refused> {
         let pin = self.link_pin(interface);
-        if let Ok(link) = sys::open_pin(&pin) {
-            if sys::link_ifindex(link.as_fd()).is_ok_and(|attached| attached == ifindex) {
-                sys::replace_program(link.as_fd(), self.program.as_fd())
-                    .with_context(|| format!("cannot replace the program on {interface}"))?;
-                return Ok(crate::net::xdp_mode(interface));
-            }
-            fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+        if self.adopt(&pin, interface, ifindex, mode)? {
+            return Ok(());
         }
-        let (link, mode) = match sys::attach_xdp(self.program.as_fd(), ifindex, XdpMode::Native) {
-            Ok(link) => (link, XdpMode::Native),
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-                bail!(
-                    "another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it"
-                );
-            }
-            Err(native) => {
-                let link = sys::attach_xdp(self.program.as_fd(), ifindex, XdpMode::Generic)
-                    .with_context(|| format!("cannot attach to {interface} (native: {native})"))?;
-                warn!("{interface}: attached in generic mode, which is slower: {native} in native mode");
-                (link, XdpMode::Generic)
-            }
-        };
+        let link = sys::attach_xdp(self.program.as_fd(), ifindex, mode).map_err(|error| match (error.kind(), mode) {
+            (ErrorKind::ResourceBusy, _) => Refused::Other(anyhow!(
+                "another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it"
+            )),
+            (_, XdpMode::Native) => Refused::Native(error),
+            (_, XdpMode::Generic) => Refused::Other(anyhow!(error).context(format!("cannot attach to {interface}"))),
+        })?;
         sys::pin(link.as_fd(), &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
-        Ok(mode)
+        Ok(())
+    }
+
+    /// Takes over the link that is pinned at `pin`, if it is one to this interface and of this mode; removes it if not.
+    fn adopt(&self, pin: &Path, interface: &str, ifindex: u32, mode: XdpMode) -> Result<bool> {
+        let Ok(link) = sys::open_pin(pin) else { return Ok(false) };
+        let is_ours = sys::link_ifindex(link.as_fd()).is_ok_and(|attached| attached == ifindex);
+        if is_ours && crate::net::xdp_mode(interface) == mode {
+            sys::replace_program(link.as_fd(), self.program.as_fd())
+                .with_context(|| format!("cannot replace the program on {interface}"))?;
+            return Ok(true);
+        }
+        fs::remove_file(pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+        Ok(false)
     }
 
     /// Takes the program off an interface.

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod drops;
 pub mod explain;
+pub mod features;
 pub mod flows;
 pub mod health;
 pub mod kernel;

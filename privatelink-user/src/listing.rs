@@ -101,8 +101,7 @@ fn interface(agent: &Agent, name: &str, vpc: u16) -> Value {
         XdpMode::Native => "native",
         XdpMode::Generic => "generic",
     });
-    let problem = attached
-        .and_then(|it| it.problem.clone().or_else(|| it.peer.remedy().map(|run| format!("run: {run}"))));
+    let problem = attached.and_then(|it| it.problem.clone().or_else(|| it.peer.remedy()));
     json!({
         "interface": name, "vpc": agent.names.name(Kind::Vpc, vpc.into()), "state": state, "hook": "xdp", "mode": mode,
         "ifindex": attached.map(|it| it.ifindex), "peer_lacks": attached.map(|it| it.peer.lacks.clone()), "problem": problem,

@@ -223,8 +223,13 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
     let mut reader = Reader::new(file, text);
     let document = reader.document();
     let mut root = Fields::new(document.get_ref(), 0..0);
-    let mut build =
-        Build { reader: &mut reader, model: Model::default(), places: Vec::new(), owners: BTreeMap::new() };
+    let mut build = Build {
+        reader: &mut reader,
+        model: Model::default(),
+        places: Vec::new(),
+        owners: BTreeMap::new(),
+        limits: 0..0,
+    };
     build.top(&mut root);
     build.vpcs(&mut root);
     build.target_groups(&mut root);
@@ -249,6 +254,8 @@ struct Build<'r, 't> {
     places: Vec<(String, String)>,
     /// Addresses that are taken, and what for.
     owners: BTreeMap<(String, Ipv4Addr), String>,
+    /// Where the limits are set.
+    limits: Range<usize>,
 }
 
 impl Build<'_, '_> {
@@ -259,6 +266,7 @@ impl Build<'_, '_> {
         self.model.manage_peer_offloads = manage.unwrap_or(false);
         let Some(value) = root.get("limits") else { return };
         let Some(mut fields) = self.reader.table(value) else { return };
+        self.limits = value.span();
         let limits = &mut self.model.limits;
         for (name, limit, most) in [
             ("flows", &mut limits.flows, 1 << 26),
@@ -706,7 +714,7 @@ impl Build<'_, '_> {
             if used > limit as usize {
                 let message =
                     format!("the configuration needs room for {used} in limits.{name}, which is {limit}");
-                self.reader.problem(0..0, message, Some(format!("raise limits.{name}")));
+                self.reader.problem(self.limits.clone(), message, Some(format!("raise limits.{name}")));
             }
         }
     }

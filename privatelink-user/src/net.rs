@@ -1,8 +1,10 @@
 //! Links and network namespaces: the VPCs' own stacks, and what XDP needs of an interface's other end.
 
+use crate::features;
 use crate::plan::hash;
 use crate::sys::{self, Feature, XdpMode};
 use anyhow::{Context, Result};
+use privatelink_common::limits::STACK_PORTS;
 use privatelink_common::path::stack::STACK_MAC;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
@@ -149,8 +151,8 @@ fn quiet(interface: &str) {
 /// Gives the stack that the calling thread is in its addresses, its route and the ports that the path steers to it.
 fn configure(addresses: &[Ipv4Addr]) -> Result<()> {
     quiet(INNER);
-    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 10239")
-        .context("cannot set the stack's ports")?;
+    let range = format!("{} {}", STACK_PORTS.start, STACK_PORTS.end - 1);
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).context("cannot set the stack's ports")?;
     let index = index_of(INNER).context("the stack has no link")?;
     let addresses = addresses.to_vec();
     netlink(async |handle| {
@@ -178,33 +180,46 @@ fn configure(addresses: &[Ipv4Addr]) -> Result<()> {
 /// What was found out about a veth's other end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// The namespace's path, and the interface in it.
+    /// Its index in its own namespace.
+    pub index: u32,
+    /// The namespace's path, and the interface's name in it, where the namespace was found.
     pub place: Option<(PathBuf, String)>,
     /// What XDP lacks there; empty: nothing, or nothing that can be seen.
     pub lacks: Vec<&'static str>,
 }
 
 impl Peer {
-    /// The command that mends it.
+    /// What mends it.
     pub fn remedy(&self) -> Option<String> {
-        let (namespace, name) = self.place.as_ref()?;
         if self.lacks.is_empty() {
             return None;
         }
-        let enter = format!("nsenter --net={} ", namespace.display());
-        Some(format!("{enter}ethtool -K {name} {}", self.lacks.join(" ")))
+        let lacks = self.lacks.join(" ");
+        Some(match &self.place {
+            Some((namespace, name)) => {
+                format!("run `nsenter --net={} ethtool -K {name} {lacks}`", namespace.display())
+            }
+            None => format!(
+                "in its other end's network namespace, run `ethtool -K NAME {lacks}` for the interface with index {}",
+                self.index
+            ),
+        })
     }
 }
 
-/// Looks at an interface's other end, and sets what it lacks if `mend`.
-pub fn peer(interface: &str, mend: bool) -> Result<Peer> {
-    let Some((peer_index, namespace_id)) = veth(interface)? else { return Ok(Peer::default()) };
-    let Some(namespace) = find(namespace_id)? else { return Ok(Peer::default()) };
+/// Looks at a veth's other end, and sets what it lacks if `mend`. A native program needs a NAPI there, which GRO or a program of its
+/// own brings; it can be seen from here. Any program needs whole checksums, which can be seen only there.
+pub fn peer(interface: &str, ifindex: u32, native: bool, mend: bool) -> Result<Peer> {
+    let Some((index, namespace_id)) = veth(interface)? else { return Ok(Peer::default()) };
+    let Some(namespace) = find(namespace_id)? else {
+        let deaf = native && features::of(ifindex).is_ok_and(|features| !features.takes());
+        return Ok(Peer { index, place: None, lacks: if deaf { vec!["gro on"] } else { Vec::new() } });
+    };
     let path = namespace.clone();
     inside(&namespace, move || {
-        let Some(name) = name_of(peer_index) else { return Ok(Peer::default()) };
+        let Some(name) = name_of(index) else { return Ok(Peer::default()) };
         let mut lacks = Vec::new();
-        if !sys::feature(&name, Feature::Gro)? && !has_xdp(&name)? {
+        if native && !sys::feature(&name, Feature::Gro)? && !has_xdp(&name)? {
             lacks.push("gro on");
             if mend && sys::set_feature(&name, Feature::Gro, true).is_ok() {
                 lacks.pop();
@@ -216,8 +231,13 @@ pub fn peer(interface: &str, mend: bool) -> Result<Peer> {
                 lacks.pop();
             }
         }
-        Ok(Peer { place: Some((path, name)), lacks })
+        Ok(Peer { index, place: Some((path, name)), lacks })
     })
+}
+
+/// Whether an interface is one end of a veth pair.
+pub fn is_veth(interface: &str) -> Result<bool> {
+    Ok(veth(interface)?.is_some())
 }
 
 fn attributes(interface: &str) -> Result<Vec<LinkAttribute>> {

@@ -340,6 +340,18 @@ pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> Result<
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Lets a socket that is bound to an address share its port with sockets that are connected elsewhere: the port is chosen when it
+/// connects (`IP_BIND_ADDRESS_NO_PORT`, ip(7)).
+pub fn choose_port_late(socket: BorrowedFd<'_>) -> Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is an integer, which is there and as long as stated.
+    let result = unsafe {
+        let (value, length) = ((&raw const on).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, value, length)
+    };
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
 /// How many CPUs the kernel may ever have: the number of values that a per-CPU map returns for a key.
 pub fn possible_cpus() -> Result<usize> {
     aya::util::nr_cpus().map_err(|(_, error)| error)

@@ -1,8 +1,10 @@
 //! Two consumers with the same addresses, a provider with the same addresses again, and the built binary between them.
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -111,8 +113,15 @@ fn remove_stale() {
 }
 
 impl World {
-    /// Makes the namespaces and starts the agent with this configuration.
+    /// Makes the namespaces, starts the agent with this configuration, and waits until packets can flow.
     pub fn new(config: &str) -> Self {
+        let mut world = Self::bare(config);
+        world.start(&[]);
+        world
+    }
+
+    /// Makes the namespaces, without an agent.
+    pub fn bare(config: &str) -> Self {
         remove_stale();
         let id = format!("plt-{:x}-{:x}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
         let mut world = Self { id, dir: tempfile::tempdir().unwrap(), agent: None, children: Vec::new() };
@@ -127,7 +136,6 @@ impl World {
             world.plug(name, address);
         }
         fs::write(world.config(), config).unwrap();
-        world.start();
         world
     }
 
@@ -212,14 +220,29 @@ impl World {
         child
     }
 
-    /// Starts the agent, and waits until it is ready and knows where the targets are.
-    pub fn start(&mut self) {
+    /// Starts the agent with these arguments, and waits until packets can flow.
+    pub fn start(&mut self, arguments: &[&str]) {
+        self.run(arguments);
+        eventually("the targets' link-layer addresses are known", || {
+            let targets = self.json("targets");
+            targets.as_array()?.iter().all(|target| target["mac"].is_string()).then_some(())
+        });
+        eventually("every interface is attached, and its other end ready", || {
+            let status = self.json("status");
+            let ready = |row: &Value| row["state"] == "attached" && row["problem"].is_null();
+            status[0]["interfaces"].as_array()?.iter().all(ready).then_some(())
+        });
+    }
+
+    /// Starts the agent with these arguments, and waits until it says that it is ready.
+    pub fn run(&mut self, arguments: &[&str]) {
         let log = fs::File::create(self.log()).unwrap();
         let mut command = self.inside("dp", binary());
         command
             .args(["run", "--config"])
             .arg(self.config())
             .args(self.places())
+            .args(arguments)
             .stderr(log)
             .stdout(Stdio::null());
         self.agent = Some(command.spawn().unwrap());
@@ -228,21 +251,39 @@ impl World {
             assert!(self.agent.as_mut().unwrap().try_wait().unwrap().is_none(), "the agent ended:\n{log}");
             log.contains("privatelink: ready").then_some(())
         });
-        eventually("the targets' link-layer addresses are known", || {
-            let targets = self.json("targets");
-            targets.as_array()?.iter().all(|target| target["mac"].is_string()).then_some(())
-        });
-        eventually("the interfaces' other ends are ready", || {
-            let ready = |end| {
-                let features = self.shell(end, "ethtool -k eth0");
-                features.contains("tx-checksumming: off") && features.contains("generic-receive-offload: on")
-            };
-            ENDS.iter().all(|(end, _)| ready(end)).then_some(())
-        });
     }
 
     fn log(&self) -> PathBuf {
         self.dir.path().join("agent.log")
+    }
+
+    /// What the agent has said so far.
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.log()).unwrap()
+    }
+
+    /// Runs `work` on a thread of its own inside a namespace.
+    pub fn thread<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> std::thread::JoinHandle<T> {
+        let namespace = fs::File::open(format!("/run/netns/{}", self.namespace(name))).unwrap();
+        std::thread::spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        })
+    }
+
+    /// The process of a child, for its namespaces.
+    pub fn pid(&self, child: usize) -> u32 {
+        self.children[child].id()
+    }
+
+    /// Tells the agent to stop, waits for it, and returns its exit status.
+    pub fn stop(&mut self) -> Option<i32> {
+        self.signal("-TERM");
+        self.agent.take().unwrap().wait().unwrap().code()
     }
 
     pub fn signal(&self, signal: &str) {

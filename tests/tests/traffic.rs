@@ -4,6 +4,7 @@
 use privatelink_tests::world::{CHECKED, UNCHECKED, World, binary, config, eventually};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
@@ -119,7 +120,7 @@ fn the_agent_killed_and_started_again_loses_no_connection() {
         for _ in 0..20 {
             world.fetch("cb", "");
         }
-        world.start();
+        world.start(&[]);
         assert_eq!(world.json("status")[0]["agent"]["adopted"], true);
         for _ in 0..20 {
             world.fetch("cb", "");
@@ -199,10 +200,151 @@ fn a_wrong_file_changes_nothing_and_says_everything() {
     std::fs::write(world.config(), "vpcs = 3").unwrap();
     world.signal("-HUP");
     eventually("the agent says that it does not apply the file", || {
-        let log = std::fs::read_to_string(world.dir.path().join("agent.log")).unwrap();
-        log.contains("is not applied").then_some(())
+        world.said().contains("is not applied").then_some(())
     });
     assert_eq!(world.json("endpoints"), before);
+}
+
+#[test]
+fn a_configuration_that_vanishes_or_is_half_written_while_it_is_read_changes_nothing() {
+    let mut world = World::new(&config("", UNCHECKED));
+    world.serve("t1");
+    world.serve("t2");
+    let (before, whole) = (world.json("endpoints"), config("", UNCHECKED));
+    under_load(&mut world, |world| {
+        for round in 0..30 {
+            let said = world.said().lines().count();
+            match round % 3 {
+                0 => std::fs::remove_file(world.config()).unwrap(),
+                1 => std::fs::write(world.config(), &whole[..whole.len() * (round + 1) / 32]).unwrap(),
+                _ => std::fs::write(world.config(), &whole).unwrap(),
+            }
+            world.signal("-HUP");
+            eventually("the agent has read the file", || (world.said().lines().count() > said).then_some(()));
+        }
+    });
+    assert!(world.said().contains("No such file"), "{}", world.said());
+    let names = |value: &Value| -> Vec<(Value, Value)> {
+        value.as_array().unwrap().iter().map(|it| (it["endpoint"].clone(), it["state"].clone())).collect()
+    };
+    assert_eq!(names(&world.json("endpoints")), names(&before));
+}
+
+/// Sends `count` datagrams from port 5555, one after the other answer, and returns how many came back as they were.
+fn echo(count: u32, tag: &'static str) -> usize {
+    let socket = UdpSocket::bind("0.0.0.0:5555").unwrap();
+    socket.connect("10.0.9.9:53").unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    let round = |number: &u32| {
+        let message = format!("{tag} {number}");
+        socket.send(message.as_bytes()).unwrap();
+        let mut answer = [0; 64];
+        socket.recv(&mut answer).is_ok_and(|length| answer[..length] == *message.as_bytes())
+    };
+    (0..count).filter(round).count()
+}
+
+#[test]
+fn datagrams_of_two_consumers_from_one_address_and_port_come_back_to_the_one_who_sent_them() {
+    let world = World::new(&config("", UNCHECKED));
+    for target in ["t1", "t2"] {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        world.thread(target, move || {
+            let socket = UdpSocket::bind("0.0.0.0:8080").unwrap();
+            ready.send(()).unwrap();
+            let mut message = [0; 64];
+            for _ in 0..10_000 {
+                let Ok((length, from)) = socket.recv_from(&mut message) else { return };
+                socket.send_to(&message[..length], from).unwrap();
+            }
+        });
+        is_ready.recv().unwrap();
+    }
+    let shop = world.thread("ca", || echo(500, "shop"));
+    let bank = world.thread("cb", || echo(500, "bank"));
+    assert_eq!((shop.join().unwrap(), bank.join().unwrap()), (500, 500));
+    let flows = world.json("flows");
+    assert_eq!(flows.as_array().unwrap().len(), 2, "one flow each: {flows}");
+}
+
+#[test]
+fn a_drop_is_named_in_the_log_when_asked_and_everything_is_taken_away_at_the_end_when_asked() {
+    let mut world = World::bare(&config("", UNCHECKED));
+    world.start(&["--log-drops", "--detach-on-exit"]);
+    let refused = world.shell("ca", "curl -sS --max-time 1 --local-port 41000 http://10.0.9.9:81/ || true");
+    assert!(refused.is_empty(), "{refused}");
+    eventually("the drop is named", || {
+        world.said().contains("dropped no_listener: ca tcp 10.0.1.5:41000 > 10.0.9.9:81").then_some(())
+    });
+    assert_eq!(world.stop(), Some(0));
+    assert!(!world.pins().exists(), "the pins are gone");
+    let links = world.shell("dp", "ip -d link");
+    assert!(!links.contains("xdp") && !links.contains("pls"), "{links}");
+}
+
+#[test]
+fn what_an_other_end_lacks_is_reported_with_the_command_that_mends_it_even_where_no_one_can_look() {
+    let plain = config("", UNCHECKED).replace("manage_peer_offloads = true", "");
+    let mut world = World::bare(&plain.replace("interfaces = [\"cb\"]", "interfaces = [\"cb\", \"cx\"]"));
+    // A namespace without a name.
+    let hidden = world.spawn("dp", "unshare", &["-n", "sleep", "600"]);
+    let (pid, host) = (world.pid(hidden), world.namespace("dp"));
+    eventually("the namespace is there", || {
+        let own = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let apart = std::fs::read_link(format!("/run/netns/{host}")).ok();
+        (own(&pid.to_string()) != own("self") && own(&pid.to_string()) != apart).then_some(())
+    });
+    world.shell("dp", &format!("ip link add cx type veth peer name eth0 netns {pid} && ip link set cx up"));
+    world.shell("dp", &format!("nsenter -t {pid} -n ip link set eth0 up"));
+    world.run(&[]);
+    let problem = |world: &World, name: &str| {
+        let status = world.json("status");
+        let rows = status[0]["interfaces"].as_array().unwrap().clone();
+        rows.into_iter().find(|row| row["interface"] == name).map(|row| row["problem"].clone()).unwrap()
+    };
+    let remedy =
+        eventually("the other end's lack is reported", || Some(problem(&world, "ca").as_str()?.to_owned()));
+    assert!(world.said().contains(&remedy), "and was said when it was attached:\n{}", world.said());
+    let command = remedy.split('`').nth(1).unwrap();
+    assert!(command.contains("ethtool -K eth0 gro on tx off"), "{command}");
+    world.shell("dp", command);
+    eventually("the mended end is seen", || problem(&world, "ca").is_null().then_some(()));
+    let unseen = problem(&world, "cx");
+    assert!(unseen.as_str().unwrap().contains("gro on"), "{unseen}");
+    world.shell("dp", &format!("nsenter -t {pid} -n ethtool -K eth0 gro on"));
+    eventually("that end is seen to be mended, too", || problem(&world, "cx").is_null().then_some(()));
+}
+
+#[test]
+fn an_interface_without_native_xdp_puts_all_into_generic_mode_aloud_until_it_is_gone() {
+    let usual = config("", UNCHECKED);
+    let bridged = usual.replace("interfaces = [\"ca\"]", "interfaces = [\"bridge\"]");
+    let mut world = World::bare(&bridged);
+    world.shell("dp", "ip link add bridge type bridge forward_delay 0 && ip link set bridge up promisc on && ip link set ca master bridge");
+    world.shell("ca", "ethtool -K eth0 tx off");
+    world.serve("t1");
+    world.serve("t2");
+    let modes = |world: &World| -> Vec<String> {
+        let status = world.json("status");
+        let rows = status[0]["interfaces"].as_array().unwrap().clone();
+        rows.iter().map(|row| row["mode"].as_str().unwrap_or("none").to_owned()).collect()
+    };
+    world.start(&[]);
+    assert!(modes(&world).iter().all(|mode| mode == "generic"), "{:?}", modes(&world));
+    assert!(world.said().contains("bridge cannot run it natively"), "{}", world.said());
+    for consumer in ["ca", "cb"] {
+        assert!(!world.fetch(consumer, "").is_empty());
+    }
+    world.kill_agent();
+    world.start(&[]);
+    assert!(!world.fetch("ca", "").is_empty(), "adopted as it was");
+    let (code, said) = world.apply(&usual.replace("interfaces = [\"ca\"]", "interfaces = []"));
+    assert_eq!(code, Some(0), "{said}");
+    eventually("native mode is back", || modes(&world).iter().all(|mode| mode == "native").then_some(()));
+    eventually("the other consumer is served", || {
+        let line = "curl -sS --max-time 1 http://10.0.9.9/ || true";
+        (!world.shell("cb", line).is_empty()).then_some(())
+    });
 }
 
 #[test]

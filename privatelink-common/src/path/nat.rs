@@ -119,10 +119,10 @@ fn claim_port<T: Tables>(
     Err(Refusal::NoNatPort)
 }
 
-/// A step that visits every port before it comes back: [`NAT_PORT_COUNT`] is 2^11 * 27, so any step of the form 6n + 1 is coprime.
+/// A step that visits every port before it comes back: [`NAT_PORT_COUNT`] is 2^11 * 31, so any step of the form 62n + 1 is coprime.
 #[inline(always)]
 const fn stride(hash: u32) -> u32 {
-    hash % (NAT_PORT_COUNT / 6) * 6 + 1
+    hash % (NAT_PORT_COUNT / 62) * 62 + 1
 }
 
 #[inline(always)]
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn every_stride_visits_every_port() {
-        for hash in [0, 1, 5, 1000, NAT_PORT_COUNT / 6 - 1, u32::MAX] {
+        for hash in [0, 1, 5, 1000, NAT_PORT_COUNT / 62 - 1, u32::MAX] {
             let (step, mut seen, mut offset) = (stride(hash), vec![false; NAT_PORT_COUNT as usize], 0);
             assert!(step < NAT_PORT_COUNT, "one subtraction brings the offset back");
             for _ in 0..NAT_PORT_COUNT {

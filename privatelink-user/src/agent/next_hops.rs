@@ -1,0 +1,72 @@
+//! Where targets are reached: asked by ARP, kept fresh, and followed when they move.
+
+use super::Agent;
+use crate::neighbours::Heard;
+use crate::plan::Image;
+use anyhow::Result;
+use privatelink_common::tables::{Balancer, Neighbour, VpcAddress};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// How long a neighbour is believed before it is asked again.
+const FRESH: Duration = Duration::from_secs(5);
+
+impl Agent {
+    /// The targets' addresses, each with the load balancer's address and link-layer address that asks for it.
+    fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, Balancer> {
+        let targets = self.image.targets.values();
+        let asker = |vpc| self.image.balancers.values().find(|balancer| balancer.vpc == vpc).copied();
+        targets.filter_map(|it| Some((VpcAddress::new(it.vpc, it.address), asker(it.vpc)?))).collect()
+    }
+
+    pub(super) fn ask_neighbours(&mut self) {
+        let now = Instant::now();
+        for (wanted, asker) in self.wanted_neighbours() {
+            let fresh = self.confirmed.get(&wanted).is_some_and(|at| now.duration_since(*at) < FRESH);
+            let asked =
+                self.asked.get(&wanted).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(1));
+            if fresh || asked {
+                continue;
+            }
+            self.asked.insert(wanted, now);
+            for (name, place) in &self.image.interfaces {
+                let Some(attached) = self.links.get(name).filter(|_| place.vpc == wanted.vpc && !place.stack)
+                else {
+                    continue;
+                };
+                // An interface that is down or just going cannot be asked; the next tick tries again.
+                let _ = self.neighbours.ask(attached.ifindex, asker.address, asker.mac, wanted.address);
+            }
+        }
+    }
+
+    pub(super) fn hear(&mut self, heard: Heard) -> Result<()> {
+        let by = self.links.iter().find(|(_, attached)| attached.ifindex == heard.ifindex);
+        let Some(place) =
+            by.and_then(|(name, _)| self.image.interfaces.get(name)).filter(|place| !place.stack)
+        else {
+            return Ok(());
+        };
+        let key = VpcAddress::new(place.vpc, heard.address);
+        if !self.wanted_neighbours().contains_key(&key) {
+            return Ok(());
+        }
+        let neighbour = Neighbour { mac: heard.mac, interface: place.slot };
+        if self.maps.neighbours.get(&key)? != Some(neighbour) {
+            self.maps.neighbours.set(&key, &neighbour)?;
+        }
+        self.confirmed.insert(key, Instant::now());
+        Ok(())
+    }
+
+    pub(super) fn forget_neighbours(&mut self, image: &Image) -> Result<()> {
+        let wanted: BTreeSet<_> =
+            image.targets.values().map(|it| VpcAddress::new(it.vpc, it.address)).collect();
+        for key in self.maps.neighbours.keys()?.into_iter().filter(|key| !wanted.contains(key)) {
+            self.maps.neighbours.delete(&key)?;
+        }
+        self.confirmed.retain(|key, _| wanted.contains(key));
+        self.asked.retain(|key, _| wanted.contains(key));
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! What `check` says of a file: everything, at the right place, whatever the file.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test: a panic with its place is what is wanted")]
+
+use privatelink::model;
+use proptest::prelude::*;
+
+const WRONG: &str = include_str!("check/wrong.toml");
+/// What is said of it, checked by hand: line and column point at the value or the key that is wrong.
+const SAID: &str = include_str!("check/wrong.txt");
+
+const RIGHT: &str = r#"
+manage_peer_offloads = true
+[limits]
+flows = 65536
+[vpcs.shop]
+account = "111122223333"
+cidrs = ["10.0.0.0/16", "10.1.0.0/16"]
+interfaces = ["ca", "cb"]
+[vpcs.payments]
+account = "999900001111"
+cidrs = ["10.0.0.0/16"]
+interfaces = ["t1"]
+[target_groups.web]
+vpc = "payments"
+protocol = "tcp_udp"
+port = 8080
+targets = [{ address = "10.0.1.21", zone = "a", weight = 3 }, { address = "10.0.1.22", zone = "b", port = 81 }]
+health_check = { protocol = "tcp", interval = "10s", timeout = "5s", healthy_threshold = 3, unhealthy_threshold = 3 }
+[load_balancers.edge]
+vpc = "payments"
+addresses = { a = "10.0.1.10", b = "10.0.1.11" }
+cross_zone = true
+listeners = [{ protocol = "tcp_udp", port = 80, target_group = "web", tcp_idle_timeout = "60s" }]
+[endpoint_services.payments]
+load_balancers = ["edge"]
+acceptance_required = false
+allowed_principals = ["111122223333", "arn:aws:iam::444455556666:root", "*"]
+[endpoints.shop]
+vpc = "shop"
+service = "payments"
+addresses = { a = "10.0.9.9", b = "10.1.9.9" }
+ping = false
+"#;
+
+#[test]
+fn every_kind_of_mistake_is_reported_at_once_with_its_line_and_column() {
+    let said = model::parse(WRONG, "wrong.toml").unwrap_err().to_string();
+    if std::env::var_os("PRIVATELINK_WRITE_GOLDEN").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/check/wrong.txt"), &said).unwrap();
+    }
+    assert_eq!(said, SAID);
+}
+
+#[test]
+fn the_report_shows_the_line_and_marks_the_place() {
+    let text = "region = 7\n";
+    let report = model::parse(text, "one.toml").unwrap_err().report(false);
+    for part in ["one.toml:1:10", "region = 7", "expected a string, found a whole number", "1 problem in"] {
+        assert!(report.contains(part), "{part} in:\n{report}");
+    }
+}
+
+#[test]
+fn a_right_file_is_right_and_has_the_defaults_of_aws() {
+    let model = model::parse(RIGHT, "right.toml").unwrap();
+    assert_eq!(model.region, "local-1");
+    let plain = RIGHT.replace(", tcp_idle_timeout = \"60s\"", "");
+    let plain = plain.split("health_check").next().unwrap().to_owned()
+        + plain.split_once("unhealthy_threshold = 3 }").unwrap().1;
+    let model = model::parse(&plain, "right.toml").unwrap();
+    let check = model.target_groups["web"].health_check.clone();
+    assert_eq!((check.interval.as_secs(), check.timeout.as_secs()), (30, 10));
+    assert_eq!((check.healthy_threshold, check.unhealthy_threshold), (5, 2));
+    assert_eq!(model.load_balancers["edge"].listeners[0].tcp_idle_timeout.as_secs(), 350);
+}
+
+/// Reads a text, and checks that whatever is said of it is about a place inside it.
+fn read(text: &str) {
+    let Err(problems) = model::parse(text, "any.toml") else { return };
+    assert!(!problems.problems.is_empty());
+    for problem in &problems.problems {
+        let before =
+            text.get(..problem.span.start).expect("the place is inside the file, between characters");
+        assert!(text.get(problem.span.clone()).is_some(), "{problem:?} is inside the file");
+        let lines: Vec<&str> = before.split('\n').collect();
+        assert_eq!(problem.line, lines.len(), "{problem:?}");
+        assert_eq!(problem.column, lines.last().unwrap().chars().count() + 1, "{problem:?}");
+        assert!(!problem.message.is_empty());
+    }
+    assert!(problems.report(false).contains("any.toml:"));
+}
+
+#[test]
+fn a_file_cut_off_anywhere_is_refused_or_read_but_never_a_panic() {
+    for (cut, _) in RIGHT.char_indices() {
+        read(&RIGHT[..cut]);
+    }
+}
+
+/// Pieces that mean something to the format or to the reader.
+const PIECES: [&str; 22] = [
+    "[",
+    "]",
+    "{",
+    "}",
+    "\"",
+    "=",
+    ",",
+    ".",
+    "\n",
+    "\"\"",
+    "0",
+    "-1",
+    "1e9",
+    "true",
+    "'''",
+    "\"\\u0000\"",
+    "é",
+    "10.0.0.0/33",
+    "::1",
+    "vpcs",
+    "[vpcs.shop]",
+    "\u{feff}",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_file_with_anything_done_to_it_is_answered_with_places_inside_it(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), 0usize..12, 0..PIECES.len(), any::<bool>()), 1..6)
+    ) {
+        let mut text = RIGHT.to_owned();
+        for (at, length, piece, insert) in changes {
+            let places: Vec<usize> = text.char_indices().map(|(place, _)| place).collect();
+            if places.is_empty() {
+                break;
+            }
+            let index = at.index(places.len());
+            let from = places[index];
+            let to = if insert { from } else { places.get(index + length).copied().unwrap_or(text.len()) };
+            text.replace_range(from..to, PIECES[piece]);
+        }
+        read(&text);
+    }
+
+    #[test]
+    fn any_text_at_all_is_answered(text in "\\PC{0,200}") {
+        read(&text);
+    }
+}

@@ -1,0 +1,166 @@
+//! Full port ranges and full tables.
+
+use crate::memory::{CONFIG, Memory, Pins, RESET, interfaces, memory, on_the_host};
+use crate::time::segment;
+use privatelink::kernel::{Drops, Kernel};
+use privatelink::model::Limits;
+use privatelink::names::Names;
+use privatelink::{flows, model, plan};
+use privatelink_common::limits::NAT_PORT_COUNT;
+use privatelink_common::tables::{Endpoint, Flow, FlowKey};
+use privatelink_common::verdict::Direction;
+use zerocopy::big_endian::U16;
+
+/// What AWS allows a target for each of the load balancer's addresses.
+const AWS: usize = 55_000;
+
+/// Two consumers' worth of an endpoint whose service has one target.
+fn one_target() -> Memory {
+    let one = CONFIG
+        .replace(", { address = \"10.0.1.22\", zone = \"a\" }", "")
+        .replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
+    let model = model::parse(&one, "one.toml").unwrap();
+    let image =
+        plan::compile(&model, &mut Names::default(), &Default::default(), |_| "stack".into()).unwrap();
+    let first = interfaces(&image)[0];
+    let memory = memory(image);
+    memory.interface.set(first);
+    memory
+}
+
+/// Opens flows of as many clients as are needed until `enough` are open, and returns how many were refused.
+fn open(memory: &Memory, flags: &str, enough: usize) -> usize {
+    let mut refused = 0;
+    for client in 0..u32::try_from(enough).unwrap() * 2 {
+        if memory.pending.borrow().len() / 2 == enough {
+            return refused;
+        }
+        let [_, a, b, c] = client.to_be_bytes();
+        let frame = segment(([10, 0, b | 0x80, c], 1000 + u16::from(a)), ([10, 0, 9, 9], 80), flags);
+        let (verdict, _) = on_the_host(memory, &frame, 1000);
+        let expected = if flags == "udp" { 1 } else { RESET };
+        assert!([4, expected].contains(&verdict), "{verdict}");
+        refused += usize::from(verdict != 4);
+    }
+    panic!("only {} flows", memory.pending.borrow().len() / 2)
+}
+
+#[test]
+fn a_target_takes_fifty_five_thousand_flows_and_each_has_a_port_of_its_own() {
+    for flags in ["S", "udp"] {
+        let memory = one_target();
+        let refused = open(&memory, flags, AWS);
+        assert!(refused <= AWS / 1000, "{refused} of {AWS} flows were refused");
+        let pending = memory.pending.borrow();
+        let ports: std::collections::BTreeSet<u16> = pending
+            .values()
+            .map(|flow| flow.get())
+            .filter(|flow| flow.direction == Direction::ToProvider as u8)
+            .map(|flow| flow.source_port.get())
+            .collect();
+        assert_eq!(ports.len(), AWS);
+    }
+}
+
+#[test]
+fn when_every_port_is_taken_tcp_gets_a_reset_and_udp_is_dropped_and_no_flow_is_harmed() {
+    let memory = one_target();
+    // The hash finds the last ports only by luck, so the rest is taken by hand.
+    open(&memory, "S", AWS);
+    let some = *memory
+        .pending
+        .borrow()
+        .iter()
+        .find(|(_, it)| it.get().direction == Direction::ToConsumer as u8)
+        .unwrap()
+        .0;
+    let taken: Vec<FlowKey> =
+        (0..=u16::MAX).map(|port| FlowKey { destination_port: U16::new(port), ..some }).collect();
+    for key in taken {
+        memory.established.borrow_mut().entry(key).or_default();
+        memory.established.borrow_mut().entry(FlowKey { protocol: 17, ..key }).or_default();
+    }
+    let before = memory.pending.borrow().len();
+    for (flags, expected) in [("S", RESET), ("udp", 1)] {
+        let frame = segment(([10, 0, 1, 77], 7), ([10, 0, 9, 9], 80), flags);
+        assert_eq!(on_the_host(&memory, &frame, 1000).0, expected, "{flags}");
+    }
+    assert_eq!(memory.pending.borrow().len(), before, "what was tried was let go again");
+    assert!(NAT_PORT_COUNT as usize > AWS);
+}
+
+/// An entry of the flow with this number, in one direction or the other.
+fn entry(number: u32, direction: Direction, idle: u32, generation: u32) -> (FlowKey, Flow) {
+    let [_, a, b, c] = number.to_be_bytes();
+    let client = FlowKey {
+        source: [10, a, b, c],
+        destination: [10, 255, 9, 9],
+        source_port: U16::new(40000),
+        destination_port: U16::new(80),
+        vpc: 1,
+        protocol: 6,
+        reserved: 0,
+    };
+    let flow = Flow {
+        source: [11, a, b, c],
+        destination: [10, 0, 0, 1],
+        source_port: U16::new(50000),
+        destination_port: U16::new(8080),
+        peer_vpc: 2,
+        endpoint: 1,
+        generation,
+        last_seen: flows::now() - idle,
+        // What is old may be so for no time at all, and what is not for ever.
+        idle_timeout: if idle == 0 { u16::MAX } else { 0 },
+        direction: direction as u8,
+        ..Flow::default()
+    };
+    if direction == Direction::ToProvider {
+        return (client, flow);
+    }
+    let back = Flow {
+        source: client.destination,
+        destination: client.source,
+        source_port: client.destination_port,
+        destination_port: client.source_port,
+        peer_vpc: 1,
+        ..flow
+    };
+    (client.mirror(&flow), back)
+}
+
+#[test]
+fn a_sweep_of_half_a_million_flows_removes_exactly_those_that_have_ended() {
+    const FLOWS: u32 = 500_000;
+    let pins = Pins(format!("/sys/fs/bpf/plt-sweep-{}", std::process::id()).into());
+    let kernel =
+        Kernel::open(&pins.0, &Limits::default(), Drops::Counted).expect("loading programs needs root");
+    let maps = kernel.maps().unwrap();
+    maps.endpoints.set(&1, &Endpoint { generation: 7, open: 1 }).unwrap();
+    let old = 10;
+    // Of each four flows, one lives, one is idle both ways, one only in one, and one is of a former generation.
+    let flow = |number: u32| {
+        let (there, back, generation) = match number % 4 {
+            0 => (0, 0, 7),
+            1 => (old, old, 7),
+            2 => (old, 0, 7),
+            _ => (0, 0, 6),
+        };
+        [
+            entry(number, Direction::ToProvider, there, generation),
+            entry(number, Direction::ToConsumer, back, generation),
+        ]
+    };
+    let entries: Vec<_> = (0..FLOWS).flat_map(flow).collect();
+    for chunk in entries.chunks(4096) {
+        let (keys, values): (Vec<_>, Vec<_>) = chunk.iter().copied().unzip();
+        maps.established.fill(&keys, &values).unwrap();
+    }
+    assert_eq!(flows::sweep(&maps).unwrap(), FLOWS as usize);
+    let mut left = std::collections::BTreeSet::new();
+    maps.established.walk(4096, |keys, _| left.extend(keys.iter().copied())).unwrap();
+    let expected: std::collections::BTreeSet<_> =
+        (0..FLOWS).filter(|number| matches!(number % 4, 0 | 2)).flat_map(flow).map(|(key, _)| key).collect();
+    assert!(left == expected, "{} entries are left, {} expected", left.len(), expected.len());
+    assert_eq!(flows::sweep(&maps).unwrap(), 0, "and nothing twice");
+}

@@ -1,0 +1,220 @@
+//! The path's tables in memory, and the path over them.
+
+use aya::programs::{TestRun, TestRunOptions, Xdp};
+use privatelink::kernel;
+use privatelink::maps::PrefixKey;
+use privatelink::plan::Image;
+use privatelink_common::frame::SliceFrame;
+use privatelink_common::path;
+use privatelink_common::tables::{
+    Address, Balancer, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey,
+    Neighbour, Tables, Target, VpcAddress,
+};
+use privatelink_common::verdict::{Action, Answer};
+use privatelink_common::wire::{Ipv4, Mac};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+pub(crate) const CONFIG: &str = r#"
+[limits]
+flows = 65536
+[vpcs.a]
+account = "111122223333"
+cidrs = ["10.0.0.0/16"]
+interfaces = ["a"]
+[vpcs.b]
+account = "111122223333"
+cidrs = ["10.0.0.0/16"]
+interfaces = ["b"]
+[target_groups.g]
+vpc = "b"
+protocol = "tcp_udp"
+port = 8080
+targets = [{ address = "10.0.1.21", zone = "a" }, { address = "10.0.1.22", zone = "a" }, { address = "10.0.1.23", zone = "a" }]
+[load_balancers.l]
+vpc = "b"
+addresses = { a = "10.0.1.10" }
+listeners = [{ protocol = "tcp_udp", port = 80, target_group = "g" }]
+[endpoint_services.s]
+load_balancers = ["l"]
+acceptance_required = false
+allowed_principals = ["*"]
+[endpoints.e]
+vpc = "a"
+service = "s"
+addresses = { a = "10.0.9.9" }
+"#;
+
+/// The tables, in memory.
+pub(crate) struct Memory {
+    pub image: Image,
+    pub interface: Cell<Interface>,
+    neighbours: HashMap<VpcAddress, Neighbour>,
+    pub established: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
+    pub pending: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
+}
+
+pub(crate) struct Shared(Rc<Cell<Flow>>);
+
+impl Shared {
+    fn change(&self, change: impl FnOnce(&mut Flow)) {
+        let mut flow = self.0.get();
+        change(&mut flow);
+        self.0.set(flow);
+    }
+}
+
+impl Entry for Shared {
+    fn flow(&self) -> Flow {
+        self.0.get()
+    }
+    fn set_last_seen(&self, now: u32) {
+        self.change(|flow| flow.last_seen = now);
+    }
+    fn set_state(&self, state: u8, idle_timeout: u16) {
+        self.change(|flow| (flow.state, flow.idle_timeout) = (state, idle_timeout));
+    }
+    fn set_seen(&self, mac: Mac, interface: u16) {
+        self.change(|flow| (flow.seen_mac, flow.seen_interface) = (mac, interface));
+    }
+    fn set_next_hop(&self, mac: Mac, interface: u16) {
+        self.change(|flow| (flow.destination_mac, flow.interface) = (mac, interface));
+    }
+}
+
+pub(crate) fn insert(
+    map: &RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
+    key: &FlowKey,
+    flow: &Flow,
+) -> Result<(), InsertError> {
+    if map.borrow().contains_key(key) {
+        return Err(InsertError::Exists);
+    }
+    map.borrow_mut().insert(*key, Rc::new(Cell::new(*flow)));
+    Ok(())
+}
+
+impl Tables for Memory {
+    type Entry = Shared;
+
+    fn interface(&self, _: u32) -> Option<Interface> {
+        Some(self.interface.get())
+    }
+    fn established(&self, key: &FlowKey) -> Option<Shared> {
+        self.established.borrow().get(key).cloned().map(Shared)
+    }
+    fn pending(&self, key: &FlowKey) -> Option<Shared> {
+        self.pending.borrow().get(key).cloned().map(Shared)
+    }
+    fn establish(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        insert(&self.established, key, flow)
+    }
+    fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        insert(&self.pending, key, flow)
+    }
+    fn remove_established(&self, key: &FlowKey) {
+        self.established.borrow_mut().remove(key);
+    }
+    fn remove_pending(&self, key: &FlowKey) {
+        self.pending.borrow_mut().remove(key);
+    }
+    fn endpoint(&self, endpoint: u32) -> Endpoint {
+        let open = self.image.endpoints.get(&endpoint).copied().unwrap_or(false);
+        Endpoint { generation: open.into(), open: open.into() }
+    }
+    fn address(&self, address: &VpcAddress) -> Option<Address> {
+        self.image.addresses.get(address).copied()
+    }
+    fn in_vpc(&self, address: &VpcAddress) -> bool {
+        let within = |key: &PrefixKey| {
+            let shift = 64 - key.bits;
+            let network = |it: Ipv4| u32::from_be_bytes(it) >> shift;
+            key.prefix.vpc.get() == u32::from(address.vpc)
+                && network(key.prefix.address) == network(address.address)
+        };
+        self.image.prefixes.keys().any(within)
+    }
+    fn balancer(&self, balancer: u32) -> Option<Balancer> {
+        self.image.balancers.get(&balancer).copied()
+    }
+    fn listener(&self, key: &ListenerKey) -> Option<Listener> {
+        self.image.listeners.get(key).copied()
+    }
+    fn slot(&self, table: u32, slot: u32) -> Option<u32> {
+        self.image.tables.get(&table)?.get(slot as usize).copied()
+    }
+    fn target(&self, target: u32) -> Option<Target> {
+        self.image.targets.get(&target).copied()
+    }
+    fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour> {
+        self.neighbours.get(address).copied()
+    }
+    fn egress(&self, interface: u16) -> bool {
+        self.image.interfaces.values().any(|place| place.slot == interface)
+    }
+}
+
+pub(crate) struct Pins(pub PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        kernel::remove(&self.0).unwrap();
+    }
+}
+
+pub(crate) fn on_the_host(memory: &Memory, frame: &[u8], now: u32) -> (u32, Vec<u8>) {
+    let mut bytes = frame.to_vec();
+    let mut frame = SliceFrame::new(&mut bytes);
+    let action = match path::forward(&mut frame, memory, 1, now) {
+        Err(_) => 1,
+        Ok(verdict) => match verdict.action() {
+            Action::Pass => 2,
+            Action::Answer(code) if code != Answer::ArpReply.code() && code != Answer::EchoReply.code() => {
+                RESET
+            }
+            Action::Forward { .. } | Action::Steer { .. } | Action::Answer(_) => 4,
+        },
+    };
+    (action, frame.as_bytes().to_vec())
+}
+
+/// What [`on_the_host`] says of a frame that has become a RST; the kernel sends it like any other.
+pub(crate) const RESET: u32 = 5;
+
+pub(crate) fn in_the_kernel(program: &Xdp, frame: &[u8]) -> (u32, Vec<u8>) {
+    let mut out = vec![0; 2048];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
+    let result = program.test_run(options).unwrap();
+    out.truncate(result.data_size_out as usize);
+    (result.return_value, out)
+}
+
+/// Where the targets are; the third one's link-layer address stays unknown.
+pub(crate) fn neighbours(image: &Image) -> HashMap<VpcAddress, Neighbour> {
+    let place = image.interfaces["b"];
+    let hop = |last: u8| {
+        let neighbour = Neighbour { mac: [last & 0xfe; 6], interface: place.slot };
+        (VpcAddress::new(place.vpc, [10, 0, 1, last]), neighbour)
+    };
+    [21, 22].into_iter().map(hop).collect()
+}
+
+/// The interfaces `a`, `b` and the stack's, in this order.
+pub(crate) fn interfaces(image: &Image) -> Vec<Interface> {
+    let places = image.interfaces.values();
+    places.map(|it| Interface { vpc: it.vpc, slot: it.slot, stack: it.stack.into(), reserved: 0 }).collect()
+}
+
+pub(crate) fn memory(image: Image) -> Memory {
+    Memory {
+        neighbours: neighbours(&image),
+        image,
+        interface: Cell::default(),
+        established: RefCell::default(),
+        pending: RefCell::default(),
+    }
+}

@@ -1,0 +1,100 @@
+//! When flows end.
+
+use crate::memory::{CONFIG, RESET, interfaces, memory, on_the_host};
+use privatelink::names::Names;
+use privatelink::{model, plan};
+use privatelink_common::wire::Ipv4;
+
+/// A packet of the one connection that the tests about time have.
+pub(crate) fn segment(from: (Ipv4, u16), to: (Ipv4, u16), flags: &str) -> Vec<u8> {
+    let builder =
+        etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(from.0, to.0, 64);
+    let mut bytes = Vec::new();
+    if flags == "udp" {
+        builder.udp(from.1, to.1).write(&mut bytes, b"x").unwrap();
+        return bytes;
+    }
+    let tcp = builder.tcp(from.1, to.1, 7, 100);
+    let tcp = flags.chars().fold(tcp, |tcp, flag| match flag {
+        'S' => tcp.syn(),
+        'F' => tcp.fin(),
+        'R' => tcp.rst(),
+        _ => tcp.ack(3),
+    });
+    tcp.write(&mut bytes, &[]).unwrap();
+    bytes
+}
+
+/// One packet: when, whether from the consumer, its flags, and what becomes of it.
+type Step = (u32, bool, &'static str, u32);
+
+/// The opening of a connection.
+const OPEN: [Step; 3] = [(1000, true, "S", 4), (1000, false, "SA", 4), (1000, true, "A", 4)];
+
+/// Plays a connection.
+fn play(steps: &[Step]) {
+    let two = CONFIG.replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
+    let model = model::parse(&two, "time.toml").unwrap();
+    let image =
+        plan::compile(&model, &mut Names::default(), &Default::default(), |_| "stack".into()).unwrap();
+    let (interfaces, memory) = (interfaces(&image), memory(image));
+    let (client, endpoint) = (([10, 0, 1, 5], 1000), ([10, 0, 9, 9], 80));
+    let (mut target, mut nat) = (([0; 4], 0), ([0; 4], 0));
+    for (second, consumer, flags, expected) in steps {
+        let frame = if *consumer { segment(client, endpoint, flags) } else { segment(target, nat, flags) };
+        memory.interface.set(interfaces[usize::from(!consumer)]);
+        let (verdict, out) = on_the_host(&memory, &frame, *second);
+        assert_eq!(verdict, *expected, "{flags} at {second} s of {steps:?}");
+        if *consumer && verdict == 4 {
+            let port = |at: usize| u16::from_be_bytes([out[at], out[at + 1]]);
+            nat = (out[26..30].try_into().unwrap(), port(34));
+            target = (out[30..34].try_into().unwrap(), port(36));
+        }
+    }
+}
+
+fn play_after_opening(steps: &[Step]) {
+    play(&[&OPEN[..], steps].concat());
+}
+
+#[test]
+fn a_tcp_flow_that_idled_out_is_answered_with_a_reset_on_either_side() {
+    play_after_opening(&[
+        (1350, true, "A", 4),
+        (1700, false, "A", 4),
+        (2050, true, "A", 4),
+        (2401, true, "A", RESET),
+    ]);
+    play_after_opening(&[(1351, false, "A", RESET), (1351, true, "A", RESET)]);
+    // One direction that speaks is enough for both to live.
+    play_after_opening(&[(1300, true, "A", 4), (1600, true, "A", 4), (1900, false, "A", 4)]);
+}
+
+#[test]
+fn a_closed_flow_is_kept_for_a_minute_and_a_reset_one_for_seconds() {
+    play_after_opening(&[
+        (1001, true, "FA", 4),
+        (1340, false, "A", 4),
+        (1341, false, "FA", 4),
+        (1402, true, "A", RESET),
+    ]);
+    play_after_opening(&[(1001, false, "RA", 4), (1003, true, "A", 4), (1006, true, "A", RESET)]);
+    play_after_opening(&[
+        (1001, true, "FA", 4),
+        (1001, false, "FA", 4),
+        (1002, true, "S", 4),
+        (1002, false, "SA", 4),
+    ]);
+}
+
+#[test]
+fn a_handshake_that_takes_over_a_minute_is_forgotten_and_udp_lives_for_two() {
+    play(&[(1000, true, "S", 4), (1060, false, "SA", 4), (1121, true, "A", RESET)]);
+    play(&[
+        (1000, true, "udp", 4),
+        (1119, false, "udp", 4),
+        (1239, true, "udp", 4),
+        (1300, false, "udp", 4),
+        (1421, false, "udp", 1),
+    ]);
+}

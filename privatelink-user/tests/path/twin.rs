@@ -1,0 +1,169 @@
+//! The kernel and the host run the same path: 20,000 random, mutated and truncated frames get the same verdict and the same bytes
+//! from both. It proves the glue and the compiler, not the logic.
+
+use crate::memory::{CONFIG, Pins, in_the_kernel, interfaces, memory, neighbours, on_the_host};
+use aya::programs::Xdp;
+use privatelink::kernel::{Drops, Kernel};
+use privatelink::maps::Maps;
+use privatelink::names::Names;
+use privatelink::plan::{self, Image};
+use privatelink::{flows, model, reconcile};
+use privatelink_common::wire::Ipv4;
+
+const FRAMES: usize = 20_000;
+
+/// xorshift64*: the same frames in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        usize::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % below
+    }
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.next(choices.len())]
+    }
+}
+
+/// A frame that may or may not make sense, from few enough addresses and ports that flows come about.
+fn invent(random: &mut Random) -> Vec<u8> {
+    let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let addresses =
+        [[10, 0, 1, 5], [10, 0, 1, 6], [10, 0, 9, 9], [10, 0, 1, 10], [10, 0, 1, 21], [10, 1, 0, 1]];
+    let (from, to) =
+        (random.of(&addresses), random.of(&[[10, 0, 9, 9], [10, 0, 9, 9], [10, 0, 1, 10], [10, 0, 1, 5]]));
+    let (from_port, to_port) =
+        (random.of(&[1000, 1001, 1002, 8080]), random.of(&[80, 80, 80, 81, 2000, 20000]));
+    let mut bytes = Vec::new();
+    let payload = vec![0x5a; random.next(40)];
+    match random.next(12) {
+        0 => {
+            let arp = etherparse::ArpPacket::new(
+                etherparse::ArpHardwareId::ETHERNET,
+                etherparse::EtherType::IPV4,
+                etherparse::ArpOperation(u16::try_from(random.next(3)).unwrap()),
+                &[2, 0, 0, 0, 0, 1],
+                &from,
+                &[0; 6],
+                &to,
+            );
+            builder.arp(arp.unwrap()).write(&mut bytes).unwrap();
+        }
+        1 => builder.ipv4(from, to, 9).icmpv4_echo_request(7, 9).write(&mut bytes, &payload).unwrap(),
+        2..=4 => builder.ipv4(from, to, 64).udp(from_port, to_port).write(&mut bytes, &payload).unwrap(),
+        _ => {
+            let mut tcp = builder.ipv4(from, to, 64).tcp(from_port, to_port, 7, 100);
+            for flag in [random.next(6), random.next(9)] {
+                tcp = match flag {
+                    0 => tcp.fin(),
+                    1 => tcp.rst(),
+                    2 => tcp.ack(3),
+                    3 => tcp.psh(),
+                    _ => tcp.syn(),
+                };
+            }
+            tcp.write(&mut bytes, &payload).unwrap();
+        }
+    }
+    bytes
+}
+
+/// The answer to a frame that was forwarded.
+fn answer(random: &mut Random, frame: &[u8]) -> Vec<u8> {
+    let part = |at: usize| -> Ipv4 { frame[at..at + 4].try_into().unwrap() };
+    let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 4]).ipv4(
+        part(30),
+        part(26),
+        64,
+    );
+    let mut bytes = Vec::new();
+    if frame[23] == 17 {
+        builder.udp(port(36), port(34)).write(&mut bytes, b"answer").unwrap();
+        return bytes;
+    }
+    let tcp = builder.tcp(port(36), port(34), 5, 100);
+    let tcp = match random.next(8) {
+        0 => tcp.rst(),
+        1 => tcp.fin().ack(1),
+        2 | 3 => tcp.ack(1),
+        _ => tcp.syn().ack(1),
+    };
+    tcp.write(&mut bytes, &[]).unwrap();
+    bytes
+}
+
+fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
+    for _ in 0..random.next(3) {
+        let at = random.next(frame.len());
+        frame[at] = u8::try_from(random.next(256)).unwrap();
+    }
+    if random.next(8) == 0 {
+        frame.truncate(14 + random.next(frame.len() - 13));
+    }
+}
+
+#[test]
+fn the_kernel_and_the_host_agree_on_every_frame() {
+    let pins = Pins(format!("/sys/fs/bpf/plt-twin-{}", std::process::id()).into());
+    let model = model::parse(CONFIG, "twin.toml").unwrap();
+    let kernel = Kernel::open(&pins.0, &model.limits, Drops::Counted).expect("loading programs needs root");
+    let maps: Maps = kernel.maps().unwrap();
+    let mut names = Names::default();
+    let image = plan::compile(&model, &mut names, &Default::default(), |_| "stack".into()).unwrap();
+    reconcile::apply(&maps, &Image::default(), &image).unwrap();
+    for (key, hop) in neighbours(&image) {
+        maps.neighbours.set(&key, &hop).unwrap();
+    }
+    for place in image.interfaces.values() {
+        // Nothing leaves: a test run returns the verdict. The loopback interface stands for all of them.
+        maps.egress.set(&place.slot.into(), &[1, 0]).unwrap();
+    }
+    let interfaces = interfaces(&image);
+    let memory = memory(image);
+    let program =
+        Xdp::from_pin(pins.0.join("programs/ingress"), aya_obj::programs::XdpAttachType::Interface).unwrap();
+
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let (mut sent, mut verdicts) = (Vec::<Vec<u8>>::new(), [0; 5]);
+    for number in 0..FRAMES {
+        let (mut frame, interface) = match random.next(4) {
+            0 if !sent.is_empty() => {
+                let chosen = random.next(sent.len());
+                (answer(&mut random, &sent[chosen].clone()), interfaces[1])
+            }
+            _ => (
+                invent(&mut random),
+                if random.next(5) == 0 { random.of(&interfaces) } else { interfaces[0] },
+            ),
+        };
+        if random.next(3) == 0 {
+            mutate(&mut random, &mut frame);
+        }
+        maps.interfaces.set(&1, &interface).unwrap();
+        memory.interface.set(interface);
+        let (mut host, kernel) =
+            (on_the_host(&memory, &frame, flows::now()), in_the_kernel(&program, &frame));
+        host.0 = host.0.min(4);
+        assert_eq!(host, kernel, "frame {number}: {frame:02x?} in VPC {}", interface.vpc);
+        verdicts[host.0 as usize] += 1;
+        if host.0 == 4 && host.1.len() >= 38 && host.1[12..14] == [8, 0] && matches!(host.1[23], 6 | 17) {
+            sent.push(host.1);
+        }
+        if sent.len() > 64 {
+            sent.remove(0);
+        }
+    }
+    assert!(
+        verdicts[1] > 1000 && verdicts[2] > 1000 && verdicts[4] > 1000,
+        "{verdicts:?} is no test of much"
+    );
+    assert_eq!(
+        memory.established.borrow().len(),
+        maps.established.keys().unwrap().len(),
+        "established entries"
+    );
+    assert!(!memory.established.borrow().is_empty(), "flows came about");
+}
