@@ -48,14 +48,14 @@ pub(crate) fn empty(_context: XdpContext) -> u32 {
 
 /// The least, for TCP.
 #[xdp(frags)]
-pub(crate) fn floor(context: XdpContext) -> u32 {
-    tcp(&context).unwrap_or(xdp_action::XDP_PASS)
+pub(crate) fn floor(mut context: XdpContext) -> u32 {
+    tcp(&mut context).unwrap_or(xdp_action::XDP_PASS)
 }
 
 /// The least, for UDP.
 #[xdp(frags)]
-pub(crate) fn minimal(context: XdpContext) -> u32 {
-    udp(&context).unwrap_or(xdp_action::XDP_PASS)
+pub(crate) fn minimal(mut context: XdpContext) -> u32 {
+    udp(&mut context).unwrap_or(xdp_action::XDP_PASS)
 }
 
 /// Sends on whatever comes.
@@ -76,12 +76,12 @@ pub(crate) fn sink(_context: XdpContext) -> u32 {
 
 /// Makes a datagram of the next flow out of the frame that it is given.
 #[xdp(frags)]
-pub(crate) fn generate(context: XdpContext) -> u32 {
-    datagram(&context).unwrap_or(xdp_action::XDP_DROP)
+pub(crate) fn generate(mut context: XdpContext) -> u32 {
+    datagram(&mut context).unwrap_or(xdp_action::XDP_DROP)
 }
 
 #[inline(always)]
-fn headers<T>(context: &XdpContext) -> Option<&mut Headers<T>> {
+fn headers<T>(context: &mut XdpContext) -> Option<&mut Headers<T>> {
     let start = context.data() as *mut u8;
     if start.wrapping_add(size_of::<Headers<T>>()) > context.data_end() as *mut u8 {
         return None;
@@ -92,7 +92,7 @@ fn headers<T>(context: &XdpContext) -> Option<&mut Headers<T>> {
 }
 
 #[inline(always)]
-fn tcp(context: &XdpContext) -> Option<u32> {
+fn tcp(context: &mut XdpContext) -> Option<u32> {
     let headers = headers::<Tcp>(context)?;
     if headers.ethernet.ethertype.get() != 0x0800
         || headers.ip.version_ihl != 0x45
@@ -110,7 +110,7 @@ fn tcp(context: &XdpContext) -> Option<u32> {
 }
 
 #[inline(always)]
-fn udp(context: &XdpContext) -> Option<u32> {
+fn udp(context: &mut XdpContext) -> Option<u32> {
     let headers = headers::<Udp>(context)?;
     if headers.ethernet.ethertype.get() != 0x0800
         || headers.ip.version_ihl != 0x45
@@ -155,7 +155,7 @@ fn translate(ethernet: &mut Ethernet, ip: &mut Ipv4Header, flow: &Flow) {
 
 /// The flows come in the order of a linear congruence, which visits each of them once before it comes back.
 #[inline(always)]
-fn datagram(context: &XdpContext) -> Option<u32> {
+fn datagram(context: &mut XdpContext) -> Option<u32> {
     let headers = headers::<Udp>(context)?;
     let load = LOAD.get_ptr_mut(0)?;
     // SAFETY: only this program writes here, and the benchmark runs it on one CPU.

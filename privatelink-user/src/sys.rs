@@ -343,11 +343,13 @@ pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> Result<
 /// Lets a socket that is bound to an address share its port with sockets that are connected elsewhere: the port is chosen when it
 /// connects (`IP_BIND_ADDRESS_NO_PORT`, ip(7)).
 pub fn choose_port_late(socket: BorrowedFd<'_>) -> Result<()> {
+    const LENGTH: libc::socklen_t = 4;
+    const _: () = assert!(size_of::<libc::c_int>() == LENGTH as usize);
     let on: libc::c_int = 1;
     // SAFETY: the option's value is an integer, which is there and as long as stated.
     let result = unsafe {
-        let (value, length) = ((&raw const on).cast(), size_of::<libc::c_int>() as libc::socklen_t);
-        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, value, length)
+        let (level, option) = (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT);
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), LENGTH)
     };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }

@@ -124,7 +124,7 @@ impl World {
     pub fn bare(config: &str) -> Self {
         remove_stale();
         let id = format!("plt-{:x}-{:x}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
-        let mut world = Self { id, dir: tempfile::tempdir().unwrap(), agent: None, children: Vec::new() };
+        let world = Self { id, dir: tempfile::tempdir().unwrap(), agent: None, children: Vec::new() };
         for name in ["dp"].into_iter().chain(ENDS.map(|(name, _)| name)) {
             ip(&format!("netns add {}", world.namespace(name)));
             world.shell(
@@ -167,7 +167,9 @@ impl World {
 
     /// A command inside a namespace.
     pub fn inside(&self, name: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = Command::new("setpriv");
+        // Whatever is started ends with the test that started it, also when that is killed.
+        command.args(["--pdeathsig", "KILL", "nsenter"]);
         command.arg(format!("--net=/run/netns/{}", self.namespace(name))).arg(program);
         command
     }

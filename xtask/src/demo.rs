@@ -1,10 +1,12 @@
 //! The main job, on real traffic: two consumers with the same addresses, one provider with the same addresses again.
 
-use crate::{build, run, setup};
-use anyhow::{Context, Result, bail};
+use crate::{Lack, build, is_root, run, setup};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 const NAMESPACES: [&str; 5] = ["pld-host", "pld-shop", "pld-bank", "pld-pay1", "pld-pay2"];
@@ -55,6 +57,9 @@ service   = "payments"
 addresses = { a = "10.0.9.9" }
 "#;
 
+/// Set by an interrupt, which then ends the demo instead of killing it.
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
 /// What the demo made, and takes away again however it ends.
 struct World {
     binary: PathBuf,
@@ -89,10 +94,26 @@ fn title(text: &str) {
     println!("\n\x1b[1m## {text}\x1b[0m");
 }
 
+/// A command inside a namespace, which does not outlive this process.
+fn inside(namespace: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "nsenter"])
+        .arg(format!("--net=/run/netns/{namespace}"))
+        .arg(program);
+    command
+}
+
 /// Runs a command line inside a namespace, after showing it.
 fn show(namespace: &str, line: &str) -> Result<()> {
     println!("{namespace}$ {line}");
-    run(Command::new("nsenter").arg(format!("--net=/run/netns/{namespace}")).args(["sh", "-c", line]))
+    run(inside(namespace, "sh").args(["-c", line]))?;
+    not_interrupted()
+}
+
+fn not_interrupted() -> Result<()> {
+    ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
+    Ok(())
 }
 
 fn quiet(program: &str, arguments: &str) -> Result<()> {
@@ -102,7 +123,16 @@ fn quiet(program: &str, arguments: &str) -> Result<()> {
 /// Shows it all.
 pub(crate) fn demo() -> Result<()> {
     setup::everything()?;
+    if !is_root()? {
+        return Err(Lack::Privilege(
+            "the demo makes network namespaces and loads programs, which needs root".into(),
+        )
+        .into());
+    }
     let binary = build()?;
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&INTERRUPTED)).context("cannot wait for signals")?;
+    }
     let started = Instant::now();
     // What a demo that was interrupted has left.
     if Path::new(PINS).exists() {
@@ -158,8 +188,8 @@ impl World {
             );
             let file = self.dir.path().join(format!("{name}.conf"));
             fs::write(&file, config)?;
-            let mut nginx = Command::new("nsenter");
-            nginx.arg(format!("--net=/run/netns/{name}")).args(["nginx", "-c"]).arg(&file);
+            let mut nginx = inside(name, "nginx");
+            nginx.arg("-c").arg(&file);
             self.children.push(nginx.spawn().context("cannot start nginx")?);
             println!("{name}: nginx on port 8080");
         }
@@ -175,8 +205,8 @@ impl World {
         println!("{CONFIG}");
         let file = self.dir.path().join("privatelink.toml");
         fs::write(&file, CONFIG)?;
-        let mut agent = Command::new("nsenter");
-        agent.arg("--net=/run/netns/pld-host").arg(&self.binary).args(["run", "--config"]).arg(&file);
+        let mut agent = inside("pld-host", &self.binary);
+        agent.args(["run", "--config"]).arg(&file);
         agent.args(self.places().split_whitespace());
         println!("pld-host$ privatelink run --config privatelink.toml");
         self.children.push(agent.spawn().context("cannot start the agent")?);
@@ -195,6 +225,7 @@ impl World {
     fn await_targets(&self, what: &str, good: impl Fn(&[String]) -> bool) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(30);
         while Instant::now() < until {
+            not_interrupted()?;
             let states = self.targets()?;
             if !states.is_empty() && good(&states) {
                 println!("{what}");
@@ -220,12 +251,12 @@ impl World {
         let mut pair = Vec::new();
         for consumer in ["pld-shop", "pld-bank"] {
             println!("{consumer}$ {line}");
-            let mut curl = Command::new("nsenter");
-            curl.arg(format!("--net=/run/netns/{consumer}")).args(["sh", "-c", line]);
+            let mut curl = inside(consumer, "sh");
+            curl.args(["-c", line]);
             pair.push(curl.spawn().context("cannot start curl")?);
         }
         for mut curl in pair {
-            anyhow::ensure!(curl.wait()?.success(), "a request failed");
+            ensure!(curl.wait()?.success(), "a request failed");
         }
         self.privatelink("flows")
     }

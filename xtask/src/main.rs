@@ -8,6 +8,7 @@ mod test;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -26,10 +27,15 @@ enum Task {
     Build,
     /// Show the main job on real traffic, in namespaces that are removed afterwards.
     Demo,
-    /// Run all tests; the ones in namespaces need root.
-    Test,
-    /// Measure the packet path against a floor program, in the same minute. Needs root.
+    /// Run all tests; those that load programs or make namespaces need root.
+    Test {
+        /// Only tests whose names contain one of these.
+        filters: Vec<String>,
+    },
+    /// Measure the packet path, the agent and the tables, each against something in the same minute. Needs root.
     Bench {
+        /// Only these parts: established, new-flow, udp-pps, footprint.
+        parts: Vec<String>,
         /// Write the figures there: an array of {name, unit, median, min, max, rounds}.
         #[arg(long)]
         json: Option<PathBuf>,
@@ -41,23 +47,62 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let task = Cli::parse().command;
+    let task = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // Nobody may be reading.
+            let _ = error.print();
+            return if error.use_stderr() { 64.into() } else { ExitCode::SUCCESS };
+        }
+    };
     let result = match task {
         Task::Setup => setup::everything(),
         Task::Build => build().map(drop),
         Task::Demo => demo::demo(),
-        Task::Test => test::test(),
-        Task::Bench { json } => bench(json.as_deref()),
+        Task::Test { filters } => test::test(&filters),
+        Task::Bench { parts, json } => bench(&parts, json.as_deref()),
         Task::Lint => lint::lint(),
-        Task::Ci => lint::lint().and_then(|()| test::test()),
+        Task::Ci => lint::lint().and_then(|()| test::test(&[])),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
+            error.downcast_ref::<Lack>().map_or(ExitCode::FAILURE, Lack::exit)
         }
     }
+}
+
+/// What this machine or this user cannot do, as opposed to what is wrong with the repository.
+#[derive(Debug)]
+pub(crate) enum Lack {
+    /// Something is missing that cannot be installed from here; sysexits' EX_UNAVAILABLE.
+    Software(String),
+    /// Root; sysexits' EX_NOPERM.
+    Privilege(String),
+}
+
+impl Lack {
+    fn exit(&self) -> ExitCode {
+        match self {
+            Self::Software(_) => 69.into(),
+            Self::Privilege(_) => 77.into(),
+        }
+    }
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Software(what) | Self::Privilege(what)) = self;
+        formatter.write_str(what)
+    }
+}
+
+impl std::error::Error for Lack {}
+
+/// Whether this is root.
+pub(crate) fn is_root() -> Result<bool> {
+    Ok(Command::new("id").arg("-u").output().context("cannot run id")?.stdout == b"0\n")
 }
 
 /// The repository.
@@ -86,10 +131,14 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(root().join("target/release/privatelink"))
 }
 
-fn bench(json: Option<&Path>) -> Result<()> {
+fn bench(parts: &[String], json: Option<&Path>) -> Result<()> {
     setup::toolchain()?;
+    setup::install(&["nftables", "iproute2"])?;
+    if !is_root()? {
+        return Err(Lack::Privilege("the benchmark loads programs, which needs root".into()).into());
+    }
     let mut command = cargo();
-    command.args(["bench", "--package", "privatelink-user", "--bench", "path", "--"]);
+    command.args(["bench", "--package", "privatelink-user", "--bench", "path", "--"]).args(parts);
     if let Some(path) = json {
         command.arg("--json").arg(std::path::absolute(path)?);
     }

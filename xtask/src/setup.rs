@@ -1,7 +1,7 @@
 //! Installs what is missing, and says so. By package name only; nothing is done where nothing is missing.
 
-use crate::{cargo, root, run};
-use anyhow::{Context, Result, bail};
+use crate::{Lack, cargo, is_root, root, run};
+use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -70,13 +70,16 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     }
     let list = missing.join(" ");
     if !Path::new("/usr/bin/apt-get").exists() {
-        bail!(
+        return Err(Lack::Software(format!(
             "this system has no apt-get; what Debian calls {list} is missing: install it by this system's own means"
-        );
+        ))
+        .into());
     }
-    let id = Command::new("id").arg("-u").output().context("cannot run id")?;
-    if id.stdout != b"0\n" {
-        bail!("these packages are missing, and installing them needs root: apt-get install {list}");
+    if !is_root()? {
+        return Err(Lack::Privilege(format!(
+            "these packages are missing, and installing them needs root: apt-get install {list}"
+        ))
+        .into());
     }
     println!("xtask: installing {list}");
     let apt = |arguments: &[&str]| {

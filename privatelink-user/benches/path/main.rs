@@ -21,8 +21,11 @@ use report::Report;
 use std::path::PathBuf;
 use world::World;
 
+/// A part of the benchmark.
+type Part = fn(&mut Report);
+
 /// What is measured, by the name that chooses it.
-const PARTS: [(&str, fn(&mut Report)); 4] = [
+const PARTS: [(&str, Part); 4] = [
     ("established", established::run),
     ("new-flow", opening::run),
     ("udp-pps", throughput::run),
