@@ -56,6 +56,19 @@ fn netlink<T>(work: impl AsyncFnOnce(Handle) -> Result<T>) -> Result<T> {
     })
 }
 
+/// Makes the directory of named namespaces a shared mount, as iproute2 does before its first namespace: were it done later, what is
+/// mounted there by then would be mounted twice, and could not be removed.
+fn share_namespaces() -> Result<()> {
+    use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
+    fs::create_dir_all(NAMESPACES)?;
+    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    if mount_change(NAMESPACES, shared).is_err() {
+        mount_bind_recursive(NAMESPACES, NAMESPACES)?;
+        mount_change(NAMESPACES, shared)?;
+    }
+    Ok(())
+}
+
 /// A VPC's own stack: a network namespace whose only link leads into the dataplane.
 #[derive(Clone, Debug)]
 pub struct Stack {
@@ -88,7 +101,7 @@ impl Stack {
     }
 
     fn make_namespace(&self) -> Result<()> {
-        fs::create_dir_all(NAMESPACES).context("cannot make /run/netns")?;
+        share_namespaces().with_context(|| format!("cannot prepare {NAMESPACES}"))?;
         File::create(&self.namespace).with_context(|| format!("cannot make {}", self.namespace.display()))?;
         let made = std::thread::scope(|scope| {
             let thread = scope.spawn(|| -> Result<()> {
