@@ -226,6 +226,15 @@ mod tests {
     use super::*;
     use crate::limits::OUTCOMES;
     use std::collections::BTreeSet;
+    use std::format;
+
+    #[test]
+    fn the_readme_has_every_reason_with_its_meaning() {
+        let rows =
+            DropReason::ALL.iter().map(|it| format!("| `{}` | {} |\n", it.name(), it.meaning().trim()));
+        let table = format!("| reason | meaning |\n|---|---|\n{}\n", rows.collect::<std::string::String>());
+        assert!(include_str!("../../README.md").contains(&table), "the README should have\n{table}");
+    }
 
     #[test]
     fn every_outcome_has_its_own_counter_and_name() {

@@ -281,7 +281,7 @@ fn status(rows: Value, format: &Format) -> Result<(), Failure> {
     text += "\n";
     text += &table(&status["interfaces"], &["interface", "vpc", "state", "hook", "mode", "problem"]);
     text += "\n";
-    text += &table(&status["maps"], &["map", "id", "used", "size"]);
+    text += &table(&status["maps"], &["map", "id", "used", "size", "bytes"]);
     text += "\n";
     text += &table(&status["outcomes"], &["vpc", "outcome", "packets", "bytes"]);
     say(&text)

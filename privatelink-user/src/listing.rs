@@ -114,19 +114,24 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
     maps.established.walk(4096, |keys, _| *count.entry("established").or_default() += keys.len())?;
     maps.pending.walk(4096, |keys, _| *count.entry("pending").or_default() += keys.len())?;
     let rows = [
-        ("prefixes", image.prefixes.len(), maps.prefixes.info()?),
-        ("addresses", image.addresses.len(), maps.addresses.info()?),
-        ("endpoints", image.endpoints.len(), maps.endpoints.info()?),
-        ("balancers", image.balancers.len(), maps.balancers.info()?),
-        ("listeners", image.listeners.len(), maps.listeners.info()?),
-        ("tables", image.tables.len(), maps.tables.info()?),
-        ("targets", image.targets.len(), maps.targets.info()?),
-        ("neighbours", maps.neighbours.keys()?.len(), maps.neighbours.info()?),
-        ("established", count["established"], maps.established.info()?),
-        ("pending", count["pending"], maps.pending.info()?),
-        ("names", image.names.len(), maps.names.info()?),
+        ("prefixes", image.prefixes.len(), maps.prefixes.info()?, maps.prefixes.memory()?),
+        ("addresses", image.addresses.len(), maps.addresses.info()?, maps.addresses.memory()?),
+        ("endpoints", image.endpoints.len(), maps.endpoints.info()?, maps.endpoints.memory()?),
+        ("balancers", image.balancers.len(), maps.balancers.info()?, maps.balancers.memory()?),
+        ("listeners", image.listeners.len(), maps.listeners.info()?, maps.listeners.memory()?),
+        ("tables", image.tables.len(), maps.tables.info()?, maps.tables.memory()?),
+        ("targets", image.targets.len(), maps.targets.info()?, maps.targets.memory()?),
+        ("neighbours", maps.neighbours.keys()?.len(), maps.neighbours.info()?, maps.neighbours.memory()?),
+        ("established", count["established"], maps.established.info()?, maps.established.memory()?),
+        ("pending", count["pending"], maps.pending.info()?, maps.pending.memory()?),
+        ("names", image.names.len(), maps.names.info()?, maps.names.memory()?),
     ];
-    Ok(rows.into_iter().map(|(name, used, info)| json!({ "map": name, "id": info.id, "used": used, "size": info.max_entries })).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(name, used, info, bytes)| {
+            json!({ "map": name, "id": info.id, "used": used, "size": info.max_entries, "bytes": bytes })
+        })
+        .collect())
 }
 
 /// What is published.

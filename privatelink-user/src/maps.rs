@@ -284,6 +284,11 @@ impl Tables {
             .context("cannot put Maglev tables in place")
     }
 
+    /// Bytes of the kernel's memory that the map of tables takes, without the tables.
+    pub fn memory(&self) -> Result<u64> {
+        self.map.memory()
+    }
+
     /// Takes a table away.
     pub fn delete(&self, index: u32) -> Result<()> {
         self.map.delete(&index)

@@ -67,6 +67,7 @@ fn agent(report: &mut Report) {
         .arg(&pins.0)
         .arg("--runtime-dir")
         .arg(dir.path())
+        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

@@ -1,6 +1,6 @@
 //! The packet path, the agent and the tables, each figure against something that ran in the same minute.
 //!
-//! Everything happens in a network namespace of this process, so nothing of it is left when it ends.
+//! Each part happens in a network namespace of its own, so nothing of it is left when it ends.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -43,10 +43,10 @@ fn main() {
             name => chosen.push(name.to_owned()),
         }
     }
-    World::enter();
     let mut report = Report::default();
     for (name, run) in PARTS {
         if chosen.is_empty() || chosen.iter().any(|it| it == name) {
+            World::enter();
             run(&mut report);
         }
     }
