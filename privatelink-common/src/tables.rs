@@ -133,8 +133,8 @@ table! {
         slots: u32,
         /// Idle timeout of its flows, in seconds.
         idle_timeout: u16,
-        /// Zero.
-        reserved: u16,
+        /// 1: the target is chosen by the source address alone.
+        sticky: u16,
     }
 }
 
@@ -146,21 +146,29 @@ pub const HEALTHY: u16 = 2;
 pub const UNHEALTHY: u16 = 3;
 /// [`Target::state`]: its health is not checked.
 pub const UNCHECKED: u16 = 4;
+/// [`Target::state`]: deregistered; it gets no new flows, and is forgotten when it has none left.
+pub const DRAINING: u16 = 5;
 
 table! {
     /// Value of `targets`, an array by target. Written by the agent, read for a flow's first packet.
     /// Full: the configuration is refused.
-    Target, 12, align 4, {
+    Target, 24, align 4, {
         /// Its address.
         address: Ipv4,
         /// Its port.
         port: U16,
         /// Its VPC; 0: no such target.
         vpc: u16,
-        /// Its measured health, which only the agent reads: it outlives the agent here.
+        /// Its measured health, which only the agent reads, as it does what follows but `cut`: it outlives the agent here.
         state: u16,
-        /// Zero.
-        reserved: u16,
+        /// 1: its flows are cut when its deregistration delay is over.
+        terminate: u16,
+        /// When it came into this state, in seconds since boot.
+        since: u32,
+        /// When its deregistration delay is over, in seconds since boot; 0: it is not deregistered.
+        until: u32,
+        /// Its flows that were opened by then have ended, in seconds since boot; 0: none.
+        cut: u32,
     }
 }
 
@@ -302,6 +310,8 @@ pub trait Entry {
     fn flow(&self) -> Flow;
     /// Replaces [`Flow::last_seen`].
     fn set_last_seen(&self, now: u32);
+    /// Replaces [`Flow::state`], [`Flow::idle_timeout`] and [`Flow::last_seen`].
+    fn set_ended(&self, state: u8, idle_timeout: u16, now: u32);
     /// Replaces [`Flow::state`] and [`Flow::idle_timeout`].
     fn set_state(&self, state: u8, idle_timeout: u16);
     /// Replaces [`Flow::seen_mac`] and [`Flow::seen_interface`].

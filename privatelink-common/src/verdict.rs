@@ -46,6 +46,8 @@ words! {
         ResetNoPort = 6 => "reset_no_port",
         /// A TCP flow that was about to be established while the table is full: answered with RST.
         ResetTableFull = 7 => "reset_table_full",
+        /// A segment of a TCP flow that was cut, since its target is unhealthy or deregistered: answered with RST.
+        ResetTerminated = 8 => "reset_terminated",
     }
 }
 

@@ -48,6 +48,14 @@ impl Entry for FlowEntry {
     }
 
     #[inline(always)]
+    fn set_ended(&self, state: u8, idle_timeout: u16, now: u32) {
+        // SAFETY: as above.
+        unsafe {
+            ((*self.0).state, (*self.0).idle_timeout, (*self.0).last_seen) = (state, idle_timeout, now);
+        }
+    }
+
+    #[inline(always)]
     fn set_state(&self, state: u8, idle_timeout: u16) {
         // SAFETY: as above.
         unsafe { ((*self.0).state, (*self.0).idle_timeout) = (state, idle_timeout) };

@@ -7,19 +7,21 @@ mod next_hops;
 pub use links::Attached;
 
 use crate::api::{Failure, Reply, Request};
-use crate::health::{self, Health, Observed, Sockets};
+use crate::flows::{self, Survey};
+use crate::health::{self, Health};
 use crate::kernel::Kernel;
 use crate::maps::Maps;
 use crate::model::{self, Model};
 use crate::names::{Kind, Names};
 use crate::neighbours::{Heard, Neighbours};
 use crate::net::Stack;
-use crate::plan::{self, Check, Image};
+use crate::plan::{self, Check, Image, Known};
+use crate::probe::{self, Observed, Sockets};
 use crate::sys::XdpMode;
 use crate::{listing, reconcile};
 use anyhow::{Context, Result};
 use log::{error, info, warn};
-use privatelink_common::tables::VpcAddress;
+use privatelink_common::tables::{DRAINING, VpcAddress};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +45,8 @@ pub enum Event {
     Observed(Observed),
     /// A neighbour.
     Heard(Heard),
+    /// What a sweep of the flows has seen.
+    Swept(Survey),
     /// Apply the same file again.
     Reload,
     /// Stop.
@@ -71,6 +75,8 @@ pub struct Agent {
     pub health: BTreeMap<u32, Health>,
     /// Why the last check of a target failed, and when its state changed.
     pub reasons: BTreeMap<u32, String>,
+    /// How many flows targets have, by the last sweep.
+    pub survey: Survey,
     /// When the agent started.
     pub started: Instant,
     /// How the program is attached, to all interfaces alike.
@@ -84,6 +90,8 @@ pub struct Agent {
     results: mpsc::Sender<Observed>,
     peers_at: Instant,
     resync_at: Instant,
+    /// The second in which the image was last made anew because of the time.
+    refreshed: u32,
 }
 
 /// What the agent is given to start with.
@@ -134,6 +142,8 @@ impl Agent {
             results: parts.results,
             peers_at: now,
             resync_at: now + RESYNC,
+            refreshed: 0,
+            survey: Survey::default(),
         };
         agent.apply(parts.model)?;
         Ok(agent)
@@ -165,6 +175,7 @@ impl Agent {
                     error!("{error:#}");
                 }
             }
+            Event::Swept(survey) => self.survey = survey,
             Event::Reload => {
                 let path = self.config.clone();
                 match read(&path).and_then(|model| self.apply(model).map_err(Failure::kernel)) {
@@ -182,11 +193,11 @@ impl Agent {
         let answer = match request {
             Request::Apply { path, text } => self.apply_text(path, &text),
             Request::Plan { path, text } => self.plan_text(&path, &text),
-            Request::Flows { limit } => {
+            Request::Flows(chosen) => {
                 let (maps, names) = (Arc::clone(&self.maps), self.names.clone());
                 std::thread::spawn(move || {
                     // Whoever asked may have gone.
-                    let _ = reply.send(listing::flows(&maps, &names, limit).map_err(Failure::kernel));
+                    let _ = reply.send(listing::flows(&maps, &names, &chosen).map_err(Failure::kernel));
                 });
                 return;
             }
@@ -216,8 +227,14 @@ impl Agent {
     }
 
     fn compile(&self, model: &Model, names: &mut Names) -> Result<Image> {
-        let health = self.health.iter().map(|(id, health)| (*id, health.state)).collect();
-        plan::compile(model, names, &health, |vpc| Stack::of(&self.pin_dir, vpc).link)
+        let known = Known {
+            now: flows::now(),
+            targets: self.image.targets.clone(),
+            health: self.health.iter().map(|(id, health)| (*id, health.state)).collect(),
+            before: Some(&self.model),
+            flows: self.survey.clone(),
+        };
+        plan::compile(model, names, &known, |vpc| Stack::of(&self.pin_dir, vpc).link)
     }
 
     /// Makes it so. Returns how many entries changed.
@@ -230,16 +247,33 @@ impl Agent {
         let image = self.compile(&model, &mut names)?;
         self.make_stacks(&model)?;
         self.leave(&image)?;
-        let changes = reconcile::apply(&self.maps, &self.image, &image)?;
-        self.forget_neighbours(&image)?;
-        (self.model, self.image) = (model, image);
-        let entries: Vec<_> = self.image.names.iter().map(|(key, name)| (*key, *name)).collect();
-        self.names = Names::read(&entries);
-        self.health.retain(|id, _| self.image.targets.contains_key(id));
+        let changes = self.update(image)?;
+        self.model = model;
         self.enter()?;
         self.watch();
         self.ask_neighbours();
         Ok(changes)
+    }
+
+    /// Makes the maps agree with an image of the same VPCs, interfaces and stacks. Returns how many entries changed.
+    fn update(&mut self, image: Image) -> Result<usize> {
+        let changes = reconcile::apply(&self.maps, &self.image, &image)?;
+        self.forget_neighbours(&image)?;
+        self.image = image;
+        let entries: Vec<_> = self.image.names.iter().map(|(key, name)| (*key, *name)).collect();
+        self.names = Names::read(&entries);
+        self.health.retain(|id, _| self.image.targets.get(id).is_some_and(|target| target.state != DRAINING));
+        self.reasons.retain(|id, _| self.image.targets.contains_key(id));
+        Ok(changes)
+    }
+
+    /// The same configuration, with what is known by now of its targets.
+    fn refresh(&mut self) {
+        let mut names = self.names.clone();
+        let result = self.compile(&self.model, &mut names).and_then(|image| self.update(image));
+        if let Err(error) = result {
+            error!("{error:#}");
+        }
     }
 
     fn make_stacks(&mut self, model: &Model) -> Result<()> {
@@ -266,6 +300,10 @@ impl Agent {
         self.enter()?;
         self.ask_neighbours();
         let now = Instant::now();
+        if plan::is_timed(&self.model, &self.image) && flows::now() != self.refreshed {
+            self.refreshed = flows::now();
+            self.refresh();
+        }
         if now >= self.peers_at {
             self.peers_at = now + PEERS;
             self.look_at_peers();
@@ -299,7 +337,7 @@ impl Agent {
                 continue;
             };
             let task =
-                self.runtime.spawn(health::watch(id, check.clone(), sockets.clone(), self.results.clone()));
+                self.runtime.spawn(probe::watch(id, check.clone(), sockets.clone(), self.results.clone()));
             self.watched.insert(id, (check, task));
         }
     }
@@ -320,9 +358,7 @@ impl Agent {
         }
         let name = self.names.name(Kind::Target, observed.target);
         info!("target {name} is {}, was {}", health::name(after), health::name(before));
-        if let Err(error) = self.apply(self.model.clone()) {
-            error!("{error:#}");
-        }
+        self.refresh();
     }
 
     /// Targets that are checked.

@@ -24,11 +24,26 @@ pub enum Request {
     Services,
     Endpoints,
     Targets,
-    Flows { limit: usize },
+    Flows(Chosen),
     Drops,
     Plan { path: PathBuf, text: String },
     Apply { path: PathBuf, text: String },
     Explain(Asked),
+}
+
+/// Which flows are asked for; what is not given chooses none out.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Chosen {
+    /// At most so many.
+    pub limit: usize,
+    /// `ENDPOINT` or `ENDPOINT/ZONE`.
+    pub endpoint: Option<String>,
+    /// `ADDRESS` or `ADDRESS:PORT`.
+    pub target: Option<String>,
+    /// A state's word.
+    pub state: Option<String>,
+    /// Opened at least so many seconds ago.
+    pub older_than: Option<u32>,
 }
 
 /// What is to be explained, as text.

@@ -1,7 +1,7 @@
 //! The command line: what is typed, and what is printed.
 
 use crate::agent::{Agent, Event, Parts};
-use crate::api::{self, Asked, Failure, Request};
+use crate::api::{self, Asked, Chosen, Failure, Request};
 use crate::kernel::{self, Drops, Kernel};
 use crate::names::Kind;
 use crate::net::Stack;
@@ -9,6 +9,7 @@ use crate::{flows, model};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use log::{error, info};
+use privatelink_common::path::state::State;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddrV4;
@@ -90,6 +91,18 @@ enum Command {
         /// At most so many.
         #[arg(long, default_value_t = 100_000)]
         limit: usize,
+        /// Only those of an endpoint: ENDPOINT or ENDPOINT/ZONE.
+        #[arg(long)]
+        endpoint: Option<String>,
+        /// Only those to a target: ADDRESS or ADDRESS:PORT.
+        #[arg(long)]
+        target: Option<String>,
+        /// Only those in a state: opening, answered, established, consumer_closed, provider_closed, closed, reset or terminated.
+        #[arg(long, value_parser = state)]
+        state: Option<String>,
+        /// Only those that were opened at least so long ago, such as 10s or 5m.
+        #[arg(long, value_parser = humantime::parse_duration)]
+        older_than: Option<Duration>,
         #[command(flatten)]
         format: Format,
     },
@@ -157,7 +170,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Endpoints(format) => print(ask(Request::Endpoints)?, ENDPOINTS, &format),
         Command::Targets(format) => print(ask(Request::Targets)?, TARGETS, &format),
-        Command::Flows { limit, format } => print(ask(Request::Flows { limit })?, FLOWS, &format),
+        Command::Flows { limit, endpoint, target, state, older_than, format } => {
+            let older_than = older_than.map(|it| u32::try_from(it.as_secs()).unwrap_or(u32::MAX));
+            let chosen = Chosen { limit, endpoint, target, state, older_than };
+            print(ask(Request::Flows(chosen))?, FLOWS, &format)
+        }
         Command::Drops(format) => {
             print(ask(Request::Drops)?, &["vpc", "reason", "packets", "bytes", "meaning"], &format)
         }
@@ -182,8 +199,22 @@ const ENDPOINTS: &[&str] = &[
     "to_consumer_bytes",
     "resets",
 ];
-const TARGETS: &[&str] =
-    &["target_group", "vpc", "zone", "address", "port", "weight", "state", "mac", "interface", "reason"];
+const TARGETS: &[&str] = &[
+    "target_group",
+    "vpc",
+    "zone",
+    "address",
+    "port",
+    "weight",
+    "state",
+    "since_seconds",
+    "flows",
+    "nat_ports",
+    "mac",
+    "interface",
+    "reason",
+    "description",
+];
 const FLOWS: &[&str] = &[
     "vpc",
     "protocol",
@@ -287,6 +318,15 @@ fn status(rows: Value, format: &Format) -> Result<(), Failure> {
     say(&text)
 }
 
+/// A flow's state, as it is typed.
+fn state(text: &str) -> Result<String, String> {
+    if State::ALL.iter().any(|state| state.name() == text) {
+        return Ok(text.to_owned());
+    }
+    let help = crate::config::nearest(text, State::ALL.iter().map(|state| state.name()));
+    Err(help.unwrap_or_else(|| "there is no such state".into()))
+}
+
 fn privileged() -> Result<(), Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
@@ -347,13 +387,17 @@ fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel, dr
     let socket = places.runtime_dir.join("control.sock");
     let listener = runtime.block_on(async { api::listen(&socket) })?;
     runtime.spawn(api::serve(listener, events.clone()));
+    let (maps, swept) = (Arc::clone(&agent.maps), events.clone());
     runtime.block_on(async { signals(events) })?;
-    let maps = Arc::clone(&agent.maps);
     std::thread::spawn(move || {
         loop {
             let started = Instant::now();
-            if let Err(error) = flows::sweep(&maps) {
+            let result = flows::sweep(&maps);
+            if let Err(error) = &result {
                 error!("cannot sweep the flows: {error:#}");
+            }
+            if result.is_ok_and(|survey| swept.send(Event::Swept(survey)).is_err()) {
+                return;
             }
             std::thread::sleep(SWEEP.max(started.elapsed() * 9));
         }

@@ -46,6 +46,7 @@ impl Entry for Copied {
         self.0
     }
     fn set_last_seen(&self, _: u32) {}
+    fn set_ended(&self, _: u8, _: u16, _: u32) {}
     fn set_state(&self, _: u8, _: u16) {}
     fn set_seen(&self, _: Mac, _: u16) {}
     fn set_next_hop(&self, _: Mac, _: u16) {}

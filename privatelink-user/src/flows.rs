@@ -4,7 +4,8 @@ use crate::maps::Maps;
 use anyhow::Result;
 use privatelink_common::tables::{Flow, FlowKey};
 use privatelink_common::verdict::Direction;
-use std::collections::BTreeSet;
+use privatelink_common::wire::Ipv4;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Entries that are read at once.
 const CHUNK: u32 = 4096;
@@ -20,14 +21,14 @@ pub fn idle(flow: &Flow, now: u32) -> u32 {
     now.saturating_sub(flow.last_seen)
 }
 
-/// Every flow, by the entry of its first direction. `pending` ones come after the established.
-pub fn list(maps: &Maps, limit: usize) -> Result<Vec<(FlowKey, Flow, bool)>> {
+/// Wanted flows, up to a limit, by the entry of their first direction. `pending` ones come after the established.
+pub fn list(maps: &Maps, limit: usize, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<(FlowKey, Flow)>> {
     let mut flows = Vec::new();
-    for (map, established) in [(&maps.established, true), (&maps.pending, false)] {
+    for map in [&maps.established, &maps.pending] {
         map.walk(CHUNK, |keys, values| {
             for (key, flow) in keys.iter().zip(values) {
-                if flow.direction == Direction::ToProvider as u8 && flows.len() < limit {
-                    flows.push((*key, *flow, established));
+                if flow.direction == Direction::ToProvider as u8 && flows.len() < limit && wanted(flow) {
+                    flows.push((*key, *flow));
                 }
             }
         })?;
@@ -35,25 +36,61 @@ pub fn list(maps: &Maps, limit: usize) -> Result<Vec<(FlowKey, Flow, bool)>> {
     Ok(flows)
 }
 
+/// What a sweep has seen.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// When it began, in seconds since boot; 0: there was none.
+    pub began: u32,
+    /// Entries that it removed.
+    pub removed: usize,
+    /// Flows of each target that has any, half-open ones included, by the load balancer's address that they come from.
+    pub targets: BTreeMap<(u32, Ipv4), u32>,
+}
+
+impl Survey {
+    /// How many flows a target had, if that was counted after a second.
+    pub fn of(&self, target: u32, after: u32) -> Option<u32> {
+        (self.began > after).then(|| self.counts(target).sum())
+    }
+
+    /// How many NAT ports a target takes of the load balancer's address that it takes the most of.
+    pub fn ports(&self, target: u32) -> u32 {
+        self.counts(target).max().unwrap_or(0)
+    }
+
+    fn counts(&self, target: u32) -> impl Iterator<Item = u32> {
+        self.targets.range((target, [0; 4])..=(target, [255; 4])).map(|(_, count)| *count)
+    }
+
+    fn count(&mut self, flow: &Flow) {
+        if flow.direction == Direction::ToProvider as u8 {
+            *self.targets.entry((flow.target, flow.source)).or_default() += 1;
+        }
+    }
+}
+
 /// Removes the flows that have ended: idle for longer than they may, in both directions, or of an endpoint's former generation.
-/// Returns how many entries were removed.
+/// Counts the others.
 ///
 /// It reads the table in chunks, holds no more than one of them, and no lock that the path would wait for.
-pub fn sweep(maps: &Maps) -> Result<usize> {
+pub fn sweep(maps: &Maps) -> Result<Survey> {
     let generations = generations(maps)?;
-    let mut removed = Ok(0);
+    let mut survey = Survey { began: now(), ..Survey::default() };
+    let mut failed = Ok(());
     maps.established.walk(CHUNK, |keys, values| {
         let now = now();
-        for (key, flow) in keys.iter().zip(values).filter(|(_, flow)| looks_over(flow, now, &generations)) {
-            if let Ok(count) = &mut removed {
-                match end(maps, key, flow, &generations) {
-                    Ok(ended) => *count += ended,
-                    Err(error) => removed = Err(error),
-                }
+        for (key, flow) in keys.iter().zip(values) {
+            let ended =
+                if looks_over(flow, now, &generations) { end(maps, key, flow, &generations) } else { Ok(0) };
+            match ended {
+                Ok(0) => survey.count(flow),
+                Ok(removed) => survey.removed += removed,
+                Err(error) => failed = Err(error),
             }
         }
     })?;
-    removed
+    maps.pending.walk(CHUNK, |_, values| values.iter().for_each(|flow| survey.count(flow)))?;
+    failed.map(|()| survey)
 }
 
 /// Removes both directions of a flow whose one direction looks over, if the other does too. Returns how many entries went.

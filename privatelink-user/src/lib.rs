@@ -17,5 +17,6 @@ pub mod names;
 pub mod neighbours;
 pub mod net;
 pub mod plan;
+pub mod probe;
 pub mod reconcile;
 pub mod sys;

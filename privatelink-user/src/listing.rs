@@ -1,7 +1,7 @@
 //! What the agent tells: every listing is an array of objects.
 
 use crate::agent::Agent;
-use crate::api::Asked;
+use crate::api::{Asked, Chosen};
 use crate::explain::mac;
 use crate::maps::Maps;
 use crate::names::{Kind, Names};
@@ -11,7 +11,7 @@ use crate::{explain, flows, health};
 use anyhow::Result;
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::path::state::State;
-use privatelink_common::tables::{Address, Counter, EndpointCounters, VpcAddress};
+use privatelink_common::tables::{Address, Counter, EndpointCounters, Flow, Target, VpcAddress};
 use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -183,39 +183,70 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
     Ok(Value::Array(rows))
 }
 
-/// Every target, with its health and where it is.
+/// Every target, with its health, what it has to do, and where it is; deregistered ones for as long as they drain.
 pub fn targets(agent: &Agent) -> Result<Value> {
     let mut rows = Vec::new();
+    let mut registered = std::collections::BTreeSet::new();
     for (name, group) in &agent.model.target_groups {
         for target in &group.targets {
             let Some(id) = agent.names.id(Kind::Target, &crate::plan::target_name(name, target)) else {
                 continue;
             };
             let Some(entry) = agent.image.targets.get(&id) else { continue };
-            let hop = agent.maps.neighbours.get(&VpcAddress::new(entry.vpc, entry.address))?;
-            let checked = agent.is_watched(id) || !group.health_check.enabled;
-            let state = if checked { health::name(entry.state) } else { "unused" };
-            let reason = match (checked, agent.reasons.get(&id)) {
-                (false, _) => Some(
-                    "Target group is not configured to receive traffic from the load balancer".to_owned(),
-                ),
-                (true, reason) => reason.cloned(),
-            };
-            rows.push(json!({
-                "target_group": name, "vpc": group.vpc, "zone": target.zone, "address": target.address.to_string(),
-                "port": target.port, "weight": target.weight, "state": state, "reason": reason,
-                "mac": hop.map(|hop| mac(hop.mac)),
-                "interface": hop.map(|hop| agent.names.name(Kind::Interface, hop.interface.into())),
-            }));
+            registered.insert(id);
+            let used = agent.is_watched(id) || !group.health_check.enabled;
+            let health = health::describe(entry.state, used, agent.reasons.get(&id));
+            let (zone, weight) = (Some(target.zone.as_str()), Some(target.weight));
+            rows.push(target_row(agent, id, entry, &health, zone, weight)?);
         }
+    }
+    for (id, entry) in agent.image.targets.iter().filter(|(id, _)| !registered.contains(id)) {
+        let health = health::describe(entry.state, true, None);
+        rows.push(target_row(agent, *id, entry, &health, None, None)?);
     }
     Ok(Value::Array(rows))
 }
 
+fn target_row(
+    agent: &Agent,
+    id: u32,
+    entry: &Target,
+    health: &health::Description,
+    zone: Option<&str>,
+    weight: Option<u16>,
+) -> Result<Value> {
+    let name = agent.names.name(Kind::Target, id);
+    let group = name.rsplit_once('/').map_or(name.as_str(), |(group, _)| group);
+    let hop = agent.maps.neighbours.get(&VpcAddress::new(entry.vpc, entry.address))?;
+    Ok(json!({
+        "target_group": group, "vpc": agent.names.name(Kind::Vpc, entry.vpc.into()), "zone": zone,
+        "address": ip(entry.address), "port": entry.port.get(), "weight": weight,
+        "state": health.state, "reason": health.reason, "description": health.description,
+        "since_seconds": flows::now().saturating_sub(entry.since),
+        "flows": agent.survey.of(id, 0), "nat_ports": agent.survey.ports(id),
+        "mac": hop.map(|hop| mac(hop.mac)),
+        "interface": hop.map(|hop| agent.names.name(Kind::Interface, hop.interface.into())),
+    }))
+}
+
 /// Flows, each once.
-pub fn flows(maps: &Maps, names: &Names, limit: usize) -> Result<Value> {
+pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
     let now = flows::now();
-    let rows = flows::list(maps, limit)?.into_iter().map(|(key, flow, _)| {
+    let wanted = |flow: &Flow| {
+        let endpoint = names.name(Kind::Endpoint, flow.endpoint);
+        let target = format!("{}:{}", ip(flow.destination), flow.destination_port);
+        let is = |name: &str, separator, wanted: &Option<String>| {
+            let whole = |wanted: &String| {
+                name == wanted || name.rsplit_once(separator).is_some_and(|(it, _)| it == wanted)
+            };
+            wanted.as_ref().is_none_or(whole)
+        };
+        is(&endpoint, '/', &chosen.endpoint)
+            && is(&target, ':', &chosen.target)
+            && chosen.state.as_ref().is_none_or(|state| State::from_number(flow.state).name() == state)
+            && chosen.older_than.is_none_or(|seconds| now.saturating_sub(flow.opened) >= seconds)
+    };
+    let rows = flows::list(maps, chosen.limit, wanted)?.into_iter().map(|(key, flow)| {
         json!({
             "vpc": names.name(Kind::Vpc, key.vpc.into()),
             "protocol": if key.protocol == 6 { "tcp" } else { "udp" },

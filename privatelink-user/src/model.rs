@@ -1,11 +1,15 @@
 //! The configuration, impossible to get wrong: what is here refers to what exists, and lies where it may.
 
+mod groups;
+
 use crate::config::{Fields, Problems, Reader, Value, nearest};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::Duration;
+
+pub use groups::{Attributes, CheckProtocol, HealthCheck, Target, TargetGroup};
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,51 +108,6 @@ impl Protocol {
             Self::TcpUdp => "tcp_udp",
         }
     }
-}
-
-/// A target group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TargetGroup {
-    /// The VPC of its targets.
-    pub vpc: String,
-    /// Its protocol.
-    pub protocol: Protocol,
-    /// The port of targets that do not say theirs.
-    pub port: u16,
-    /// Its targets.
-    pub targets: Vec<Target>,
-    /// How their health is measured.
-    pub health_check: HealthCheck,
-}
-
-/// A target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// Its port.
-    pub port: u16,
-    /// Its zone.
-    pub zone: String,
-    /// Its share of new flows, relative to the others.
-    pub weight: u16,
-}
-
-/// How health is measured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthCheck {
-    /// Whether it is.
-    pub enabled: bool,
-    /// The port; none: the target's own.
-    pub port: Option<u16>,
-    /// Time between checks.
-    pub interval: Duration,
-    /// Time for one check.
-    pub timeout: Duration,
-    /// Successes in a row that make a target healthy.
-    pub healthy_threshold: u8,
-    /// Failures in a row that make a target unhealthy.
-    pub unhealthy_threshold: u8,
 }
 
 /// A network load balancer.
@@ -432,91 +391,11 @@ impl Build<'_, '_> {
         }
     }
 
-    fn target_groups(&mut self, root: &mut Fields<'_, '_>) {
-        for (name, _, mut fields) in root.named(self.reader, "target_groups") {
-            let vpc = self.vpc_of(&mut fields);
-            let protocol = fields.need(self.reader, "protocol").and_then(|value| self.protocol(value));
-            let port = fields.need(self.reader, "port").and_then(|value| self.port(value));
-            let health_check = self.health_check(&mut fields);
-            let mut targets: Vec<Target> = Vec::new();
-            let listed = fields.get("targets").map(|list| self.reader.list(list)).unwrap_or_default();
-            for item in listed {
-                let Some(target) = self.target(item, vpc.as_ref(), port) else { continue };
-                if targets.iter().any(|other| (other.address, other.port) == (target.address, target.port)) {
-                    let message = format!("{}:{} is in this group already", target.address, target.port);
-                    self.reader.problem(item.span(), message, None);
-                    continue;
-                }
-                targets.push(target);
-            }
-            fields.finish(self.reader);
-            let (vpc, protocol, port) =
-                (vpc.unwrap_or_default(), protocol.unwrap_or(Protocol::Tcp), port.unwrap_or(1));
-            self.model.target_groups.insert(name, TargetGroup { vpc, protocol, port, targets, health_check });
-        }
-    }
-
-    fn target(&mut self, item: &Value<'_>, vpc: Option<&String>, default: Option<u16>) -> Option<Target> {
-        let mut fields = self.reader.table(item)?;
-        let at = fields.need(self.reader, "address");
-        let address = at.and_then(|value| self.address(value, vpc));
-        let zone = fields.need(self.reader, "zone").and_then(|value| self.zone(value));
-        let port = fields.get("port").and_then(|value| self.port(value)).or(default);
-        let weight = fields.get("weight").and_then(|value| self.reader.number(value, 1..=1000)).unwrap_or(1);
-        fields.finish(self.reader);
-        if let (Some(at), Some(address), Some(vpc)) = (at, address, vpc) {
-            self.own(at.span(), vpc, address, "a target".into());
-        }
-        Some(Target { address: address?, port: port?, zone: zone?, weight: u16::try_from(weight).ok()? })
-    }
-
     fn zone(&mut self, value: &Value<'_>) -> Option<String> {
         let legal = |text: &str| {
             (!text.is_empty() && text.len() <= 32 && !text.contains('/')).then(|| text.to_owned())
         };
         self.reader.parsed(value, "a zone's name: 1 to 32 characters, without /", legal)
-    }
-
-    fn health_check(&mut self, fields: &mut Fields<'_, '_>) -> HealthCheck {
-        let mut check = HealthCheck {
-            enabled: true,
-            port: None,
-            interval: Duration::from_secs(30),
-            timeout: Duration::from_secs(10),
-            healthy_threshold: 5,
-            unhealthy_threshold: 2,
-        };
-        let Some(value) = fields.get("health_check") else { return check };
-        let Some(mut fields) = self.reader.table(value) else { return check };
-        if let Some(value) = fields.get("protocol") {
-            self.reader.parsed(value, "a health check's protocol: this version has tcp", |text| {
-                (text == "tcp").then_some(())
-            });
-        }
-        check.enabled = fields.get("enabled").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
-        check.port = fields.get("port").and_then(|value| self.port(value));
-        if let Some(interval) = fields.get("interval").and_then(|value| self.duration(value, 5..=300)) {
-            check.interval = interval;
-            check.timeout = check.timeout.min(interval);
-        }
-        if let Some(value) = fields.get("timeout")
-            && let Some(timeout) = self.duration(value, 2..=120)
-        {
-            check.timeout = timeout;
-            if timeout > check.interval {
-                self.reader.problem(value.span(), "the timeout is longer than the interval", None);
-            }
-        }
-        for (name, threshold) in [
-            ("healthy_threshold", &mut check.healthy_threshold),
-            ("unhealthy_threshold", &mut check.unhealthy_threshold),
-        ] {
-            if let Some(number) = fields.get(name).and_then(|value| self.reader.number(value, 2..=10)) {
-                *threshold = u8::try_from(number).unwrap_or(*threshold);
-            }
-        }
-        fields.finish(self.reader);
-        check
     }
 
     /// An address for each zone.

@@ -1,5 +1,6 @@
 //! What the maps should contain: a pure function of the configuration, the numbers that names have, and measured health.
 
+use crate::flows::Survey;
 use crate::maps::PrefixKey;
 use crate::model::{Listener, LoadBalancer, Model, TargetGroup};
 use crate::names::{Kind, Names};
@@ -7,8 +8,8 @@ use anyhow::{Context, Result};
 use privatelink_common::limits::UDP_IDLE;
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
-    Address, BALANCER, Balancer, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target, UNCHECKED,
-    VpcAddress,
+    Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target,
+    UNCHECKED, UNHEALTHY, VpcAddress,
 };
 use privatelink_common::tables::{Listener as ListenerEntry, Name};
 use privatelink_common::wire::{Mac, UDP};
@@ -87,18 +88,36 @@ pub fn stack_name(vpc: &str) -> String {
     format!("stack/{vpc}")
 }
 
-/// Computes the image. `names` gains numbers for what is new; `health` holds the measured states by target.
+/// What is known beside the configuration.
+#[derive(Debug, Default)]
+pub struct Known<'a> {
+    /// Seconds since boot.
+    pub now: u32,
+    /// Targets as they are.
+    pub targets: BTreeMap<u32, Target>,
+    /// Measured states.
+    pub health: BTreeMap<u32, u16>,
+    /// The configuration before, which says how long targets that are in it no more may drain.
+    pub before: Option<&'a Model>,
+    /// How many flows targets have.
+    pub flows: Survey,
+}
+
+/// Computes the image. `names` gains numbers for what is new.
 pub fn compile(
     model: &Model,
     names: &mut Names,
-    health: &BTreeMap<u32, u16>,
+    known: &Known<'_>,
     stack_link: impl Fn(&str) -> String,
 ) -> Result<Image> {
-    let mut plan = Plan { model, names, used: BTreeSet::new(), image: Image::default(), health };
+    let (used, routed, image) = (BTreeSet::new(), BTreeSet::new(), Image::default());
+    let mut plan = Plan { model, names, used, routed, image, known };
     plan.vpcs(stack_link)?;
     plan.targets()?;
+    plan.drain();
     plan.balancers()?;
     plan.endpoints()?;
+    plan.cut()?;
     let used = plan.used;
     let mut image = plan.image;
     image.names =
@@ -110,8 +129,10 @@ struct Plan<'a> {
     model: &'a Model,
     names: &'a mut Names,
     used: BTreeSet<(u32, u32)>,
+    /// Targets that get new flows.
+    routed: BTreeSet<u32>,
     image: Image,
-    health: &'a BTreeMap<u32, u16>,
+    known: &'a Known<'a>,
 }
 
 impl Plan<'_> {
@@ -158,13 +179,73 @@ impl Plan<'_> {
             let vpc = self.small(Kind::Vpc, &group.vpc)?;
             for target in &group.targets {
                 let id = self.id(Kind::Target, &target_name(name, target))?;
+                let measured = self.known.health.get(&id).copied();
                 let state = if group.health_check.enabled {
-                    self.health.get(&id).copied().filter(|state| *state != UNCHECKED).unwrap_or(INITIAL)
+                    measured.filter(|state| [HEALTHY, UNHEALTHY].contains(state)).unwrap_or(INITIAL)
                 } else {
                     UNCHECKED
                 };
+                let before = self.known.targets.get(&id).filter(|before| before.state == state);
+                let since = before.map_or(self.known.now, |before| before.since);
                 let (address, port) = (target.address.octets(), U16::new(target.port));
-                self.image.targets.insert(id, Target { address, port, vpc, state, reserved: 0 });
+                let entry = Target { address, port, vpc, state, terminate: 0, since, until: 0, cut: 0 };
+                self.image.targets.insert(id, entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the targets that are deregistered for as long as they have flows, so that no other target gets their numbers.
+    fn drain(&mut self) {
+        for (id, before) in &self.known.targets {
+            let in_use = self.used.contains(&(Kind::Vpc as u32, before.vpc.into()));
+            if self.image.targets.contains_key(id) || !in_use {
+                continue;
+            }
+            let mut target = *before;
+            if target.state != DRAINING {
+                let (delay, cut) = self.delay(*id);
+                (target.state, target.since, target.cut) = (DRAINING, self.known.now, 0);
+                target.until = self.known.now.saturating_add(delay);
+                target.terminate = cut.into();
+            }
+            if self.known.now >= target.until && target.terminate == 1 {
+                target.cut = target.until;
+            }
+            if self.known.flows.of(*id, target.since) != Some(0) {
+                self.used.insert((Kind::Target as u32, *id));
+                self.image.targets.insert(*id, target);
+            }
+        }
+    }
+
+    /// For how many seconds the flows of a target that was deregistered may go on, and whether they are cut then.
+    fn delay(&self, id: u32) -> (u32, bool) {
+        let name = self.names.name(Kind::Target, id);
+        let group = name.rsplit_once('/').map(|(group, _)| group);
+        let group = group.and_then(|group| self.known.before?.target_groups.get(group));
+        group.map_or((300, false), |group| {
+            let delay = group.attributes.deregistration_delay.as_secs();
+            (u32::try_from(delay).unwrap_or(u32::MAX), group.attributes.cut_deregistered)
+        })
+    }
+
+    /// Cuts the flows of unhealthy targets, unless they get new ones because too few are healthy (AWS: fail-open).
+    fn cut(&mut self) -> Result<()> {
+        for (name, group) in &self.model.target_groups {
+            for target in &group.targets {
+                let id = self.id(Kind::Target, &target_name(name, target))?;
+                let routed = self.routed.contains(&id);
+                let Some(entry) =
+                    self.image.targets.get_mut(&id).filter(|it| it.state == UNHEALTHY && !routed)
+                else {
+                    continue;
+                };
+                let draining = u32::try_from(group.attributes.unhealthy_draining.as_secs())?;
+                let at = entry.since.saturating_add(draining).max(1);
+                if group.attributes.cut_unhealthy || draining > 0 && self.known.now >= at {
+                    entry.cut = at;
+                }
             }
         }
         Ok(())
@@ -190,13 +271,17 @@ impl Plan<'_> {
     }
 
     fn listener(&mut self, balancer: u32, zone: &str, of: &LoadBalancer, listener: &Listener) -> Result<()> {
-        let zone = if of.cross_zone { "*" } else { zone };
+        let group = &self.model.target_groups.get(&listener.target_group);
+        let attributes = group.map(|group| &group.attributes);
+        let cross_zone = attributes.and_then(|it| it.cross_zone).unwrap_or(of.cross_zone);
+        let sticky = attributes.is_some_and(|it| it.sticky).into();
+        let zone = if cross_zone { "*" } else { zone };
         let (table, slots) = self.table(&listener.target_group, zone)?;
         for &protocol in listener.protocol.numbers() {
             let key = ListenerKey { balancer, port: U16::new(listener.port), protocol, reserved: 0 };
             let tcp_idle = u16::try_from(listener.tcp_idle_timeout.as_secs())?;
             let idle_timeout = if protocol == UDP { UDP_IDLE } else { tcp_idle };
-            self.image.listeners.insert(key, ListenerEntry { table, slots, idle_timeout, reserved: 0 });
+            self.image.listeners.insert(key, ListenerEntry { table, slots, idle_timeout, sticky });
         }
         Ok(())
     }
@@ -205,8 +290,8 @@ impl Plan<'_> {
     fn table(&mut self, name: &str, zone: &str) -> Result<(u32, u32)> {
         let group =
             self.model.target_groups.get(name).context("a target group that the model does not have")?;
-        let mut shares = self.shares(name, group, zone)?;
-        let slots = size(shares.iter().map(|share| u64::from(share.weight)).sum());
+        let (mut shares, weight) = self.shares(name, group, zone)?;
+        let slots = size(weight);
         if shares.is_empty() {
             return Ok((0, 0));
         }
@@ -220,19 +305,27 @@ impl Plan<'_> {
         Ok((id, slots))
     }
 
-    /// The targets that get new flows: the healthy ones, or all of them where none is healthy (AWS: fail-open).
-    fn shares(&mut self, name: &str, group: &TargetGroup, zone: &str) -> Result<Vec<Share>> {
+    /// The targets that get new flows, and the sum of their weights: the healthy ones, or all of them where too few are (AWS:
+    /// fail-open). Shares are in hundredths of a weight, of which a target that is starting slowly has fewer.
+    fn shares(&mut self, name: &str, group: &TargetGroup, zone: &str) -> Result<(Vec<Share>, u64)> {
         let (mut healthy, mut all) = (Vec::new(), Vec::new());
+        let (mut healthy_weight, mut weight) = (0, 0);
         for target in group.targets.iter().filter(|target| zone == "*" || target.zone == zone) {
             let id = self.id(Kind::Target, &target_name(name, target))?;
             let seed = hash(&[b"maglev", &target.address.octets(), &target.port.to_be_bytes()]);
-            let share = Share::new(id, seed, target.weight.into());
-            all.push(share);
-            if self.image.targets.get(&id).is_some_and(|it| it.state == HEALTHY || it.state == UNCHECKED) {
-                healthy.push(share);
+            let Some(entry) = self.image.targets.get(&id) else { continue };
+            all.push(Share::new(id, seed, u32::from(target.weight) * 100));
+            weight += u64::from(target.weight);
+            if entry.state == HEALTHY || entry.state == UNCHECKED {
+                let part = started(entry, group, self.known.now);
+                healthy.push(Share::new(id, seed, u32::from(target.weight) * part));
+                healthy_weight += u64::from(target.weight);
             }
         }
-        Ok(if healthy.is_empty() { all } else { healthy })
+        let enough = group.attributes.are_enough(healthy.len(), all.len());
+        let (shares, weight) = if enough { (healthy, healthy_weight) } else { (all, weight) };
+        self.routed.extend(shares.iter().map(|share| share.target));
+        Ok((shares, weight))
     }
 
     fn endpoints(&mut self) -> Result<()> {
@@ -270,6 +363,29 @@ impl Plan<'_> {
         }
         Ok(())
     }
+}
+
+/// How many hundredths of its weight a healthy target has by now.
+fn started(target: &Target, group: &TargetGroup, now: u32) -> u32 {
+    let duration = group.attributes.slow_start.as_secs();
+    let elapsed = u64::from(now.saturating_sub(target.since));
+    if target.state != HEALTHY || elapsed >= duration {
+        return 100;
+    }
+    u32::try_from(elapsed * 100 / duration).unwrap_or(100).max(1)
+}
+
+/// Whether the image changes by itself as time goes on: while targets drain or start slowly.
+pub fn is_timed(model: &Model, image: &Image) -> bool {
+    let attributes = || model.target_groups.values().map(|group| &group.attributes);
+    let draining = attributes().any(|it| !it.unhealthy_draining.is_zero());
+    let starting = attributes().any(|it| !it.slow_start.is_zero());
+    image.targets.values().any(|target| match target.state {
+        DRAINING => true,
+        UNHEALTHY => draining,
+        HEALTHY => starting,
+        _ => false,
+    })
 }
 
 /// The health checks that the configuration asks for, by target. A group that no listener uses is not checked (AWS: `unused`).

@@ -25,7 +25,15 @@ vpc = "payments"
 protocol = "tcp_udp"
 port = 8080
 targets = [{ address = "10.0.1.21", zone = "a", weight = 3 }, { address = "10.0.1.22", zone = "b", port = 81 }]
-health_check = { protocol = "tcp", interval = "10s", timeout = "5s", healthy_threshold = 3, unhealthy_threshold = 3 }
+health_check = { protocol = "http", path = "/up", matcher = "200,204-206", interval = "10s", timeout = "5s", healthy_threshold = 3, unhealthy_threshold = 3 }
+deregistration_delay.timeout_seconds = 30
+deregistration_delay.connection_termination.enabled = true
+target_health_state.unhealthy.connection_termination.enabled = false
+target_health_state.unhealthy.draining_interval_seconds = 60
+target_group_health.unhealthy_state_routing.minimum_healthy_targets = { count = 2, percentage = 50 }
+stickiness = { enabled = true, type = "source_ip" }
+load_balancing.cross_zone.enabled = "use_load_balancer_configuration"
+slow_start.duration_seconds = 30
 [load_balancers.edge]
 vpc = "payments"
 addresses = { a = "10.0.1.10", b = "10.0.1.11" }
@@ -66,11 +74,15 @@ fn a_right_file_is_right_and_has_the_defaults_of_aws() {
     assert_eq!(model.region, "local-1");
     let plain = RIGHT.replace(", tcp_idle_timeout = \"60s\"", "");
     let plain = plain.split("health_check").next().unwrap().to_owned()
-        + plain.split_once("unhealthy_threshold = 3 }").unwrap().1;
+        + plain.split_once("slow_start.duration_seconds = 30\n").unwrap().1;
     let model = model::parse(&plain, "right.toml").unwrap();
     let check = model.target_groups["web"].health_check.clone();
     assert_eq!((check.interval.as_secs(), check.timeout.as_secs()), (30, 10));
     assert_eq!((check.healthy_threshold, check.unhealthy_threshold), (5, 2));
+    let attributes = &model.target_groups["web"].attributes;
+    assert_eq!(attributes.deregistration_delay.as_secs(), 300);
+    assert!(attributes.cut_unhealthy && attributes.cut_deregistered, "of a group that has UDP");
+    assert!(!attributes.sticky && attributes.cross_zone.is_none() && attributes.minimum_count == 1);
     assert_eq!(model.load_balancers["edge"].listeners[0].tcp_idle_timeout.as_secs(), 350);
 }
 

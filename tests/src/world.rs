@@ -200,17 +200,42 @@ impl World {
         self.children[child].wait().unwrap().success()
     }
 
-    /// A web server on port 8080 that says which target it is.
+    /// Makes a target's health check by HTTP fail, or succeed again; what else it serves goes on.
+    pub fn set_up(&self, name: &str, up: bool) {
+        let file = self.dir.path().join(name).join("up");
+        if up { fs::write(file, "").unwrap() } else { fs::remove_file(file).unwrap() }
+    }
+
+    /// A web server on port 8080, and with TLS on 8443, that says which target it is.
     pub fn serve(&mut self, name: &str) -> usize {
         let dir = self.dir.path().join(name);
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("index.html"), name).unwrap();
         fs::write(dir.join("large"), vec![b'x'; 20 << 20]).unwrap();
+        fs::write(dir.join("up"), "").unwrap();
+        let certificate = Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "1",
+                "-subj",
+                "/CN=nobody.invalid",
+            ])
+            .args(["-keyout", "key", "-out", "certificate"])
+            .current_dir(&dir)
+            .output()
+            .unwrap();
+        assert!(certificate.status.success(), "{certificate:?}");
         let dir = dir.display();
         let config = format!(
             "daemon off; master_process off; pid {dir}/pid; error_log stderr error; events {{}} http {{ access_log off; \
              client_body_temp_path {dir}/1; proxy_temp_path {dir}/2; fastcgi_temp_path {dir}/3; uwsgi_temp_path {dir}/4; \
-             scgi_temp_path {dir}/5; server {{ listen 8080; root {dir}; }} }}"
+             scgi_temp_path {dir}/5; server {{ listen 8080; \
+             listen 8443 ssl; ssl_certificate {dir}/certificate; ssl_certificate_key {dir}/key; root {dir}; }} }}"
         );
         let file = self.dir.path().join(format!("{name}.conf"));
         fs::write(&file, config).unwrap();
@@ -274,6 +299,16 @@ impl World {
         std::thread::spawn(move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             work()
+        })
+    }
+
+    /// Runs a command inside a namespace beside the test; its thread returns what it prints.
+    pub fn beside(&self, name: &str, program: &str, arguments: &[&str]) -> std::thread::JoinHandle<String> {
+        let mut command = self.inside(name, program);
+        command.args(arguments);
+        std::thread::spawn(move || {
+            let output = command.output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
         })
     }
 

@@ -10,8 +10,19 @@ const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// Building bpf-linker.
 const LLVM: [&str; 5] = ["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev", "g++"];
 /// What tests and the demo run.
-const TOOLS: [&str; 9] =
-    ["bpftool", "nginx-light", "curl", "iperf3", "ethtool", "iproute2", "procps", "tcpdump", "util-linux"];
+const TOOLS: [&str; 11] = [
+    "bpftool",
+    "nginx-light",
+    "curl",
+    "iperf3",
+    "ethtool",
+    "iproute2",
+    "procps",
+    "tcpdump",
+    "util-linux",
+    "openssl",
+    "wrk",
+];
 
 /// The linker of eBPF objects, and the version that fits LLVM 22.
 const LINKER: &str = "bpf-linker@0.13.0";

@@ -4,8 +4,10 @@ use super::admit::{Admission, admit};
 use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
+use super::state::State;
 use crate::tables::{Entry, Flow, Tables};
 use crate::verdict::{Answer, DropReason, FlowEvent};
+use crate::wire::RST;
 
 /// What is to be done with the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,9 +75,12 @@ pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
         Pending::Full => return table_full(packet),
         Pending::Miss => {}
     }
-    // Another CPU may have moved the flow from one table to the other between the two lookups.
+    // It may be one that was cut, or another CPU may have moved it from one table to the other between the two lookups.
     if let Some(entry) = tables.established(&packet.key) {
         *flow = entry.flow();
+        if flow.state == State::Terminated as u8 {
+            return terminated(packet);
+        }
         return Step::send(super::event(packet));
     }
     let door = match admit(tables, packet) {
@@ -101,6 +106,16 @@ fn refuse(packet: &Packet, refusal: Refusal) -> Step {
         (Refusal::NoNatPort, false) => Step::drop(DropReason::NoNatPort),
         (Refusal::NoNextHop, _) => Step::drop(DropReason::NoNextHop),
         (Refusal::Full, _) => Step::drop(DropReason::FlowTableFull),
+    }
+}
+
+/// A segment of a flow that was cut. A RST is never answered (RFC 9293, 3.10.7.1).
+#[inline(always)]
+fn terminated(packet: &Packet) -> Step {
+    if packet.flags & RST != 0 {
+        Step::drop(DropReason::NoFlow)
+    } else {
+        Step::reset(Answer::ResetTerminated)
     }
 }
 

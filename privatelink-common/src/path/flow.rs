@@ -6,7 +6,7 @@
 
 use super::parse::Packet;
 use super::state::State;
-use crate::limits::TCP_OPENING;
+use crate::limits::{TCP_CLOSED, TCP_OPENING};
 use crate::tables::{Entry, Flow, FlowKey, Tables, VpcAddress};
 use crate::verdict::Direction;
 use crate::wire::{ACK, FIN, RST, SYN};
@@ -22,22 +22,45 @@ pub(super) fn established<T: Tables>(tables: &T, packet: &Packet, now: u32) -> O
     let known = flow.direction != TO_PROVIDER
         || (flow.seen_mac == packet.source_mac && flow.seen_interface == packet.interface);
     let settled = flow.last_seen == now && known && packet.flags & (SYN | FIN | RST) == 0;
-    if current && (settled || maintain(tables, packet, &entry, now)) {
+    if current && settled {
         return Some(flow);
     }
-    remove(tables, packet);
+    match if current { maintain(tables, packet, &entry, now) } else { Upkeep::Over } {
+        Upkeep::Alive => return Some(flow),
+        Upkeep::Over => remove(tables, packet),
+        Upkeep::Terminated => {}
+    }
     None
 }
 
-/// Brings a flow up to date by a packet: its time, where the target and the consumer are, its state. Says no where the flow is over.
+/// How a flow stands after it was brought up to date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Upkeep {
+    /// The packet belongs to it.
+    Alive = 0,
+    /// It is over; the packet is one of no flow.
+    Over = 1,
+    /// It was cut; the packet is to be answered by a RST.
+    Terminated = 2,
+}
+
+/// Brings a flow up to date by a packet: its time, where the target and the consumer are, its state.
 /// Not inlined: the kernel bounds a function's stack.
 #[inline(never)]
-fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) -> bool {
+fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) -> Upkeep {
     let flow = entry.flow();
+    if flow.state == State::Terminated as u8 {
+        let over = now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) || opens(packet, &flow);
+        return if over { Upkeep::Over } else { Upkeep::Terminated };
+    }
     if flow.last_seen != now {
         if now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) && idle(tables, packet, &flow, now)
         {
-            return false;
+            return Upkeep::Over;
+        }
+        if is_cut(tables, &flow) {
+            return terminate(tables, packet, entry, &flow, now);
         }
         entry.set_last_seen(now);
         if flow.direction == TO_PROVIDER {
@@ -47,7 +70,37 @@ fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) 
     if flow.direction == TO_PROVIDER {
         follow_consumer(tables, packet, entry, &flow);
     }
-    packet.flags & (SYN | FIN | RST) == 0 || advance(tables, packet, entry, &flow)
+    if packet.flags & (SYN | FIN | RST) == 0 || advance(tables, packet, entry, &flow) {
+        return Upkeep::Alive;
+    }
+    Upkeep::Over
+}
+
+/// Whether the agent has cut this flow's target since it was opened. Asked once a second.
+#[inline(always)]
+fn is_cut<T: Tables>(tables: &T, flow: &Flow) -> bool {
+    tables.target(flow.target).is_some_and(|target| target.cut != 0 && target.cut >= flow.opened)
+}
+
+/// Ends a flow, in place: its memory stays its own until it has been silent for a while. The mark is older than this second, so that
+/// the next packet, too, comes to [`maintain`]. UDP has no way to be told, and its next datagram may as well open another flow.
+#[inline(always)]
+fn terminate<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow, now: u32) -> Upkeep {
+    if !packet.is_tcp {
+        return Upkeep::Over;
+    }
+    let (state, before) = (State::Terminated as u8, now.wrapping_sub(1));
+    if let Some(peer) = tables.established(&packet.key.mirror(flow)) {
+        peer.set_ended(state, TCP_CLOSED, before);
+    }
+    entry.set_ended(state, TCP_CLOSED, before);
+    if opens(packet, flow) { Upkeep::Over } else { Upkeep::Terminated }
+}
+
+/// Whether the packet is a consumer's SYN, which opens a flow where the one that it belongs to is over.
+#[inline(always)]
+fn opens(packet: &Packet, flow: &Flow) -> bool {
+    packet.flags & (SYN | ACK | RST) == SYN && flow.direction == TO_PROVIDER
 }
 
 /// Whether the other direction has been silent for as long, too.
@@ -98,7 +151,7 @@ fn follow_consumer<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flo
 fn advance<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow) -> bool {
     let state = State::from_number(flow.state);
     let direction = direction_of(flow);
-    if packet.flags & (SYN | ACK | RST) == SYN && state.is_over() && direction == Direction::ToProvider {
+    if opens(packet, flow) && state.is_over() {
         return false;
     }
     let next = state.after(direction, packet.flags);

@@ -44,6 +44,18 @@ fn flow_hash(key: &FlowKey) -> u64 {
     mix(mix(addresses) ^ rest)
 }
 
+/// The slot of the listener's table: by the flow, or by its source alone where sources stick to their targets.
+#[inline(always)]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the upper half is taken on purpose: the lower chooses the port"
+)]
+fn slot(key: &FlowKey, hash: u64, door: &Door) -> u32 {
+    let source = (u64::from(key.vpc) << 32) | u64::from(u32::from_ne_bytes(key.source));
+    let by = if door.listener.sticky == 0 { hash } else { mix(source) };
+    (by >> 32) as u32 % door.listener.slots
+}
+
 /// Opens the flow of `packet` through `door`, and puts the entry of the packet's own direction into `forward`.
 #[inline(always)]
 pub(super) fn open<T: Tables>(
@@ -57,11 +69,7 @@ pub(super) fn open<T: Tables>(
     if door.listener.slots == 0 {
         return Err(Refusal::NoTarget);
     }
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "the upper half is taken on purpose: the lower chooses the port"
-    )]
-    let slot = (hash >> 32) as u32 % door.listener.slots;
+    let slot = slot(&packet.key, hash, door);
     let id = tables.slot(door.listener.table, slot).ok_or(Refusal::NoTarget)?;
     let target = tables.target(id).filter(|target| target.vpc != 0).ok_or(Refusal::NoTarget)?;
     let balancer = tables.balancer(door.address.balancer).ok_or(Refusal::NoTarget)?;

@@ -9,7 +9,10 @@
 //!   Established ── FIN from the consumer ──▶ ConsumerClosed ── FIN from the provider ──▶ Closed
 //!   Established ── FIN from the provider ──▶ ProviderClosed ── FIN from the consumer ──▶ Closed
 //!   any ── RST ──▶ Reset (pending flows are removed)         Closed, Reset ── SYN from the consumer ──▶ (miss)
+//!   any established ── its target is cut ──▶ Terminated      Terminated ── SYN from the consumer ──▶ (miss)
 //! ```
+//!
+//! A terminated flow answers every segment of either side with a RST, and keeps its NAT port for as long as a closed one does.
 //!
 //! A half-closed flow keeps the listener's idle timeout, since data may go the other way for as long as it likes. Closed and
 //! Reset only shorten the timeout: late segments are still delivered to the side that knows best what to do with them.
@@ -36,11 +39,13 @@ pub enum State {
     Closed = 6,
     /// One sent RST.
     Reset = 7,
+    /// Its target is unhealthy or deregistered: whoever speaks is told by a RST.
+    Terminated = 8,
 }
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Opening,
         Self::Answered,
         Self::Established,
@@ -48,6 +53,7 @@ impl State {
         Self::ProviderClosed,
         Self::Closed,
         Self::Reset,
+        Self::Terminated,
     ];
 
     /// The word that people see.
@@ -60,6 +66,7 @@ impl State {
             Self::ProviderClosed => "provider_closed",
             Self::Closed => "closed",
             Self::Reset => "reset",
+            Self::Terminated => "terminated",
         }
     }
 
@@ -73,6 +80,7 @@ impl State {
             4 => Self::ConsumerClosed,
             5 => Self::ProviderClosed,
             6 => Self::Closed,
+            8 => Self::Terminated,
             _ => Self::Reset,
         }
     }
@@ -80,6 +88,9 @@ impl State {
     /// The state of an established TCP flow after a segment with these flags.
     #[inline(always)]
     pub const fn after(self, direction: Direction, flags: u8) -> Self {
+        if matches!(self, Self::Terminated) {
+            return self;
+        }
         if flags & RST != 0 {
             return Self::Reset;
         }
@@ -96,21 +107,24 @@ impl State {
             (Self::ConsumerClosed, Direction::ToConsumer) | (Self::ProviderClosed, Direction::ToProvider) => {
                 Self::Closed
             }
-            (Self::ConsumerClosed | Self::ProviderClosed | Self::Closed | Self::Reset, _) => self,
+            (
+                Self::ConsumerClosed | Self::ProviderClosed | Self::Closed | Self::Reset | Self::Terminated,
+                _,
+            ) => self,
         }
     }
 
     /// Whether the flow is over, so that a SYN opens another.
     #[inline(always)]
     pub const fn is_over(self) -> bool {
-        matches!(self, Self::Closed | Self::Reset)
+        matches!(self, Self::Closed | Self::Reset | Self::Terminated)
     }
 
     /// The idle timeout on entering this state, where it is not the one that the flow has.
     #[inline(always)]
     pub const fn idle_timeout(self, current: u16) -> u16 {
         match self {
-            Self::Closed => TCP_CLOSED,
+            Self::Closed | Self::Terminated => TCP_CLOSED,
             Self::Reset => TCP_RESET,
             Self::Opening
             | Self::Answered
@@ -134,6 +148,7 @@ mod tests {
             for direction in [ToProvider, ToConsumer] {
                 for flags in 0..=u8::MAX {
                     let expected = match (state, direction, flags & RST != 0, flags & FIN != 0) {
+                        (Terminated, ..) => Terminated,
                         (_, _, true, _) => Reset,
                         (_, _, false, false) => state,
                         (Opening | Answered | Established, ToProvider, ..) => ConsumerClosed,

@@ -37,7 +37,7 @@ fn configure(world: &World) {
     let address = Address { endpoint: 1, balancer: 1, mac: MAC, kind: ENDPOINT, ..Address::default() };
     maps.addresses.set(&VpcAddress::new(1, SERVICE), &address).unwrap();
     maps.balancers.set(&1, &Balancer { address: [10, 0, 0, 77], vpc: 1, mac: MAC }).unwrap();
-    let target = Target { address: SERVICE, port: U16::new(80), vpc: 1, state: HEALTHY, reserved: 0 };
+    let target = Target { address: SERVICE, port: U16::new(80), vpc: 1, state: HEALTHY, ..Target::default() };
     maps.targets.set(&1, &target).unwrap();
     maps.targets.set(&2, &Target { address: NOWHERE, ..target }).unwrap();
     let whole = |target| vec![target; SLOTS as usize];
@@ -45,7 +45,7 @@ fn configure(world: &World) {
     for (port, table) in [(80, 1), (81, 2)] {
         let listener = ListenerKey { balancer: 1, port: U16::new(port), protocol: 6, reserved: 0 };
         maps.listeners
-            .set(&listener, &Listener { table, slots: SLOTS, idle_timeout: 350, reserved: 0 })
+            .set(&listener, &Listener { table, slots: SLOTS, idle_timeout: 350, sticky: 0 })
             .unwrap();
     }
     maps.neighbours

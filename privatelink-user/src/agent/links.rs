@@ -2,11 +2,11 @@
 //! redirects natively can leave only by an interface whose driver takes them.
 
 use super::Agent;
-use crate::health::Sockets;
 use crate::kernel::Refused;
 use crate::names::Kind;
 use crate::net::{self, Peer};
 use crate::plan::{Image, Place};
+use crate::probe::Sockets;
 use crate::sys::XdpMode;
 use crate::{features, flows};
 use anyhow::Result;

@@ -73,6 +73,9 @@ impl Entry for Shared {
     fn set_last_seen(&self, now: u32) {
         self.change(|flow| flow.last_seen = now);
     }
+    fn set_ended(&self, state: u8, idle_timeout: u16, now: u32) {
+        self.change(|flow| (flow.state, flow.idle_timeout, flow.last_seen) = (state, idle_timeout, now));
+    }
     fn set_state(&self, state: u8, idle_timeout: u16) {
         self.change(|flow| (flow.state, flow.idle_timeout) = (state, idle_timeout));
     }

@@ -36,7 +36,7 @@ fn play(steps: &[Step]) {
     let two = CONFIG.replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
     let model = model::parse(&two, "time.toml").unwrap();
     let image =
-        plan::compile(&model, &mut Names::default(), &Default::default(), |_| "stack".into()).unwrap();
+        plan::compile(&model, &mut Names::default(), &plan::Known::default(), |_| "stack".into()).unwrap();
     let (interfaces, memory) = (interfaces(&image), memory(image));
     let (client, endpoint) = (([10, 0, 1, 5], 1000), ([10, 0, 9, 9], 80));
     let (mut target, mut nat) = (([0; 4], 0), ([0; 4], 0));

@@ -112,7 +112,7 @@ fn the_kernel_and_the_host_agree_on_every_frame() {
     let kernel = Kernel::open(&pins.0, &model.limits, Drops::Counted).expect("loading programs needs root");
     let maps: Maps = kernel.maps().unwrap();
     let mut names = Names::default();
-    let image = plan::compile(&model, &mut names, &Default::default(), |_| "stack".into()).unwrap();
+    let image = plan::compile(&model, &mut names, &plan::Known::default(), |_| "stack".into()).unwrap();
     reconcile::apply(&maps, &Image::default(), &image).unwrap();
     for (key, hop) in neighbours(&image) {
         maps.neighbours.set(&key, &hop).unwrap();

@@ -1,0 +1,188 @@
+//! Health checks: connections and requests from the load balancer's address, inside the provider's VPC.
+
+use crate::model::CheckProtocol;
+use crate::plan::Check;
+use crate::sys;
+use anyhow::{Context, Result, ensure};
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+
+/// A check's result.
+#[derive(Debug)]
+pub struct Observed {
+    /// The target.
+    pub target: u32,
+    /// What went wrong, if anything.
+    pub result: Result<(), String>,
+}
+
+/// Opens sockets inside a stack, for whoever asks: a thread that lives there.
+#[derive(Clone, Debug)]
+pub struct Sockets(mpsc::UnboundedSender<(Ipv4Addr, oneshot::Sender<Result<socket2::Socket>>)>);
+
+impl Sockets {
+    /// The sockets of the stack in this namespace.
+    pub fn new(namespace: PathBuf) -> Self {
+        let (sender, mut receiver) =
+            mpsc::unbounded_channel::<(Ipv4Addr, oneshot::Sender<Result<socket2::Socket>>)>();
+        std::thread::spawn(move || {
+            let entered = std::fs::File::open(&namespace).map_err(anyhow::Error::from).and_then(|file| {
+                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+                Ok(rustix::thread::move_into_link_name_space(file.as_fd(), kind)?)
+            });
+            while let Some((source, reply)) = receiver.blocking_recv() {
+                let socket = match &entered {
+                    Ok(()) => open(source),
+                    Err(error) => Err(anyhow::anyhow!("cannot enter {}: {error}", namespace.display())),
+                };
+                // Whoever asked may have gone.
+                let _ = reply.send(socket);
+            }
+        });
+        Self(sender)
+    }
+
+    async fn tcp(&self, source: Ipv4Addr) -> Result<socket2::Socket> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send((source, reply)).ok().context("the stack's thread is gone")?;
+        answer.await.context("the stack's thread is gone")?
+    }
+}
+
+fn open(source: Ipv4Addr) -> Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    // A port for each target, not for each check: closed connections hold theirs for a minute.
+    sys::choose_port_late(socket.as_fd())?;
+    socket.bind(&SocketAddr::from((source, 0)).into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// First checks of many targets begin so far from each other.
+const APART: Duration = Duration::from_millis(1);
+
+/// Checks one target for as long as the task lives: the first time at once, but for the targets with lower numbers, and then at every
+/// interval, however long a check takes. Intervals are up to 4 % shorter, by the target's number, so that checks stay spread.
+pub async fn watch(target: u32, check: Check, sockets: Sockets, results: mpsc::Sender<Observed>) {
+    tokio::time::sleep(APART * target).await;
+    let interval = check.how.interval - check.how.interval / 100 * (target % 5);
+    let mut turns = tokio::time::interval(interval);
+    turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        turns.tick().await;
+        let result = match tokio::time::timeout(check.how.timeout, check_once(&check, &sockets)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(_) => Err(format!("no success within {}", humantime::format_duration(check.how.timeout))),
+        };
+        if results.send(Observed { target, result }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// One check, whatever it is.
+async fn check_once(check: &Check, sockets: &Sockets) -> Result<()> {
+    let stream = connect(check, sockets).await?;
+    match &check.how.protocol {
+        CheckProtocol::Tcp => Ok(()),
+        CheckProtocol::Http { tls: false, path, matcher } => ask(stream, check, path, matcher).await,
+        CheckProtocol::Http { tls: true, path, matcher } => {
+            let name = ServerName::IpAddress(check.address.into());
+            let connector = TlsConnector::from(Arc::new(tls()?));
+            let stream = connector.connect(name, stream).await.context("no TLS handshake")?;
+            ask(stream, check, path, matcher).await
+        }
+    }
+}
+
+async fn connect(check: &Check, sockets: &Sockets) -> Result<TcpStream> {
+    let socket = sockets.tcp(check.source).await?;
+    let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+    let to = SocketAddrV4::new(check.address, check.port);
+    socket.connect(to.into()).await.with_context(|| format!("cannot connect to {to}"))
+}
+
+/// Sends the request, and compares the answer's status; its body is of no interest, and redirects are not followed (AWS:
+/// target-group-health-checks).
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    check: &Check,
+    path: &str,
+    matcher: &[RangeInclusive<u16>],
+) -> Result<()> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("no HTTP")?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get(path)
+        .header("host", format!("{}:{}", check.address, check.port))
+        .header("user-agent", "ELB-HealthChecker/2.0")
+        .header("connection", "close")
+        .body(Empty::<&'static [u8]>::new())?;
+    let answer = sender.send_request(request).await;
+    connection.abort();
+    let status = answer.context("no answer to the request")?.status().as_u16();
+    ensure!(matcher.iter().any(|range| range.contains(&status)), "the answer's status is {status}");
+    Ok(())
+}
+
+/// TLS that believes any certificate, as AWS's health checks do: they ask whether a target works, not who it is.
+fn tls() -> Result<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(Anyone(provider.signature_verification_algorithms.supported_schemes()));
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+}
+
+#[derive(Debug)]
+struct Anyone(Vec<SignatureScheme>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, tokio_rustls::rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, tokio_rustls::rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, tokio_rustls::rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
+    }
+}
