@@ -22,6 +22,7 @@ use crate::{listing, reconcile};
 use anyhow::{Context, Result};
 use log::{error, info, warn};
 use privatelink_common::tables::{DRAINING, VpcAddress};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,6 +82,7 @@ pub struct Agent {
     pub started: Instant,
     /// How the program is attached, to all interfaces alike.
     mode: XdpMode,
+    memo: RefCell<plan::Memo>,
     stacks: BTreeMap<String, (Stack, Sockets)>,
     watched: BTreeMap<u32, (Check, tokio::task::JoinHandle<()>)>,
     neighbours: Neighbours,
@@ -144,6 +146,7 @@ impl Agent {
             resync_at: now + RESYNC,
             refreshed: 0,
             survey: Survey::default(),
+            memo: RefCell::default(),
         };
         agent.apply(parts.model)?;
         Ok(agent)
@@ -230,11 +233,15 @@ impl Agent {
         let known = Known {
             now: flows::now(),
             targets: self.image.targets.clone(),
+            addresses: self.image.addresses.clone(),
             health: self.health.iter().map(|(id, health)| (*id, health.state)).collect(),
             before: Some(&self.model),
             flows: self.survey.clone(),
+            memo: RefCell::new(std::mem::take(&mut *self.memo.borrow_mut())),
         };
-        plan::compile(model, names, &known, |vpc| Stack::of(&self.pin_dir, vpc).link)
+        let image = plan::compile(model, names, &known, |vpc| Stack::of(&self.pin_dir, vpc).link);
+        *self.memo.borrow_mut() = known.memo.take();
+        image
     }
 
     /// Makes it so. Returns how many entries changed.

@@ -80,11 +80,10 @@ pub fn sweep(maps: &Maps) -> Result<Survey> {
     maps.established.walk(CHUNK, |keys, values| {
         let now = now();
         for (key, flow) in keys.iter().zip(values) {
-            let ended =
-                if looks_over(flow, now, &generations) { end(maps, key, flow, &generations) } else { Ok(0) };
-            match ended {
-                Ok(0) => survey.count(flow),
-                Ok(removed) => survey.removed += removed,
+            let over = looks_over(flow, now, &generations);
+            match if over { end(maps, key, flow, &generations) } else { Ok(None) } {
+                Ok(None) => survey.count(flow),
+                Ok(Some(removed)) => survey.removed += removed,
                 Err(error) => failed = Err(error),
             }
         }
@@ -93,12 +92,13 @@ pub fn sweep(maps: &Maps) -> Result<Survey> {
     failed.map(|()| survey)
 }
 
-/// Removes both directions of a flow whose one direction looks over, if the other does too. Returns how many entries went.
-fn end(maps: &Maps, key: &FlowKey, flow: &Flow, generations: &[u32]) -> Result<usize> {
+/// Removes both directions of a flow whose one direction looks over, if the other does too. Returns how many entries went; nothing
+/// where the flow lives on.
+fn end(maps: &Maps, key: &FlowKey, flow: &Flow, generations: &[u32]) -> Result<Option<usize>> {
     let (now, peer_key) = (now(), key.mirror(flow));
     let peer = maps.established.get(&peer_key)?.filter(|peer| peer_key.mirror(peer) == *key);
     if peer.is_some_and(|peer| !looks_over(&peer, now, generations)) {
-        return Ok(0);
+        return Ok(None);
     }
     let mut removed = 0;
     for key in [Some(*key), peer.map(|_| peer_key)].into_iter().flatten() {
@@ -106,11 +106,11 @@ fn end(maps: &Maps, key: &FlowKey, flow: &Flow, generations: &[u32]) -> Result<u
         if !looks_over(&taken, now, generations) {
             // A packet brought it to life in between. Someone else may have opened it anew meanwhile; theirs is as good.
             let _ = maps.established.insert(&key, &taken);
-            break;
+            return Ok(None);
         }
         removed += 1;
     }
-    Ok(removed)
+    Ok(Some(removed))
 }
 
 fn looks_over(flow: &Flow, now: u32, generations: &[u32]) -> bool {

@@ -14,6 +14,7 @@ use privatelink_common::tables::{
 use privatelink_common::tables::{Listener as ListenerEntry, Name};
 use privatelink_common::wire::{Mac, UDP};
 use siphasher::sip::SipHasher13;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::Ipv4Addr;
@@ -95,13 +96,20 @@ pub struct Known<'a> {
     pub now: u32,
     /// Targets as they are.
     pub targets: BTreeMap<u32, Target>,
+    /// Addresses as they are.
+    pub addresses: BTreeMap<VpcAddress, Address>,
     /// Measured states.
     pub health: BTreeMap<u32, u16>,
     /// The configuration before, which says how long targets that are in it no more may drain.
     pub before: Option<&'a Model>,
     /// How many flows targets have.
     pub flows: Survey,
+    /// Tables that were computed before.
+    pub memo: RefCell<Memo>,
 }
+
+/// What tables were computed from, and what came of it: the same again costs nothing.
+pub type Memo = BTreeMap<u32, (Vec<(u32, u64, u32)>, Vec<u32>)>;
 
 /// Computes the image. `names` gains numbers for what is new.
 pub fn compile(
@@ -297,11 +305,23 @@ impl Plan<'_> {
         }
         // The size is part of the name, so that a table never changes its size under a listener that counts on it.
         let id = self.id(Kind::Table, &format!("{name}/{zone}/{slots}"))?;
-        self.image.tables.entry(id).or_insert_with(|| {
-            let mut table = vec![0; slots as usize];
-            fill(&mut table, &mut shares, u32::MAX);
-            table
-        });
+        if !self.image.tables.contains_key(&id) {
+            let of = shares.iter().map(|share| (share.target, share.seed, share.weight)).collect();
+            let table = self
+                .known
+                .memo
+                .borrow()
+                .get(&id)
+                .filter(|(shares, _)| *shares == of)
+                .map(|(_, table)| table.clone());
+            let table = table.unwrap_or_else(|| {
+                let mut table = vec![0; slots as usize];
+                fill(&mut table, &mut shares, u32::MAX);
+                self.known.memo.borrow_mut().insert(id, (of, table.clone()));
+                table
+            });
+            self.image.tables.insert(id, table);
+        }
         Ok((id, slots))
     }
 
@@ -328,6 +348,23 @@ impl Plan<'_> {
         Ok((shares, weight))
     }
 
+    /// One load balancer for each of an endpoint's addresses, and the same one for as long as it is there (AWS:
+    /// create-endpoint-service): the one that it has, or the one that is nearest to it by a hash of both names.
+    fn chosen(&self, endpoint: u32, name: &str, candidates: &[(String, u32)]) -> Option<u32> {
+        let has = self
+            .known
+            .addresses
+            .values()
+            .find(|address| address.endpoint == endpoint)
+            .map(|address| address.balancer);
+        if let Some(has) = has.filter(|has| candidates.iter().any(|(_, id)| id == has)) {
+            return Some(has);
+        }
+        let near =
+            |(balancer, _): &&(String, u32)| hash(&[b"balancer", name.as_bytes(), balancer.as_bytes()]);
+        candidates.iter().max_by_key(near).map(|(_, id)| *id)
+    }
+
     fn endpoints(&mut self) -> Result<()> {
         for (name, endpoint) in &self.model.endpoints {
             let vpc = self.small(Kind::Vpc, &endpoint.vpc)?;
@@ -348,12 +385,13 @@ impl Plan<'_> {
                         .is_some_and(|balancer| balancer.addresses.contains_key(zone))
                 };
                 let balancers: Vec<_> = service.load_balancers.iter().filter(in_zone).cloned().collect();
-                // One load balancer for each of an endpoint's addresses, the same one for good (AWS: create-endpoint-service).
-                let chosen = hash(&[b"balancer", full.as_bytes()]) % balancers.len().max(1) as u64;
-                let balancer = balancers
-                    .get(usize::try_from(chosen)?)
-                    .context("a zone that the service does not have")?;
-                let balancer = self.id(Kind::Balancer, &format!("{balancer}/{zone}"))?;
+                let mut candidates = Vec::new();
+                for balancer in balancers {
+                    candidates
+                        .push((balancer.clone(), self.id(Kind::Balancer, &format!("{balancer}/{zone}"))?));
+                }
+                let balancer =
+                    self.chosen(id, &full, &candidates).context("a zone that the service does not have")?;
                 let (mac, ping) = (mac(&endpoint.vpc, *address), endpoint.ping.into());
                 let entry =
                     Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, reserved: 0 };

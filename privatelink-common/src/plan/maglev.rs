@@ -3,8 +3,9 @@
 //! Every target fills the table in an order of its own; they take turns, a target with twice the weight twice as often. Removing
 //! a target moves its own slots, and few others.
 
-/// Table sizes to choose from: primes, so that every skip visits every slot.
-pub const SIZES: [u32; 5] = [251, 1021, 4093, 16381, 65521];
+/// Table sizes to choose from: primes, so that every skip visits every slot. Few and large: a table of another size moves nearly all
+/// new flows, so a target more or less should not be what makes one.
+pub const SIZES: [u32; 2] = [16381, 65521];
 
 /// One target's part in a table.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +88,13 @@ mod tests {
     use std::{collections::BTreeMap, vec, vec::Vec};
 
     fn shares(weights: &[u32]) -> Vec<Share> {
-        let seed = |id: usize| (id as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // The finaliser of splitmix64: real seeds are hashes, too.
+        let seed = |id: usize| {
+            let z = (id as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        };
         weights
             .iter()
             .enumerate()
@@ -120,14 +127,16 @@ mod tests {
         }
 
         #[test]
-        fn removing_a_target_moves_little_but_its_own(count in 2usize..20, gone in 0usize..20) {
+        fn removing_one_of_n_targets_moves_its_own_flows_and_at_most_two_percent_besides(count in 2usize..120, gone in 0usize..120) {
             let gone = gone % count;
             let all = shares(&vec![1; count]);
             let mut rest = all.clone();
             let removed = rest.remove(gone).target;
-            let (before, after) = (table(all, 4093), table(rest, 4093));
+            let size = size(count as u64);
+            prop_assert_eq!(size, super::size(count as u64 - 1), "a table of another size would move them all");
+            let (before, after) = (table(all, size), table(rest, size));
             let moved = before.iter().zip(&after).filter(|(a, b)| a != b && **a != removed).count();
-            prop_assert!(moved * 100 <= before.len() * 10, "{moved} of {} moved besides", before.len());
+            prop_assert!(moved * 100 <= before.len() * 2, "{moved} of {} moved besides", before.len());
             prop_assert!(!after.contains(&removed));
         }
 

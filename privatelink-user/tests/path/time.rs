@@ -1,8 +1,9 @@
 //! When flows end.
 
-use crate::memory::{CONFIG, RESET, interfaces, memory, on_the_host};
+use crate::memory::{CONFIG, Memory, RESET, interfaces, memory, on_the_host};
 use privatelink::names::Names;
 use privatelink::{model, plan};
+use privatelink_common::tables::Interface;
 use privatelink_common::wire::Ipv4;
 
 /// A packet of the one connection that the tests about time have.
@@ -31,26 +32,50 @@ type Step = (u32, bool, &'static str, u32);
 /// The opening of a connection.
 const OPEN: [Step; 3] = [(1000, true, "S", 4), (1000, false, "SA", 4), (1000, true, "A", 4)];
 
-/// Plays a connection.
-fn play(steps: &[Step]) {
-    let two = CONFIG.replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
-    let model = model::parse(&two, "time.toml").unwrap();
-    let image =
-        plan::compile(&model, &mut Names::default(), &plan::Known::default(), |_| "stack".into()).unwrap();
-    let (interfaces, memory) = (interfaces(&image), memory(image));
-    let (client, endpoint) = (([10, 0, 1, 5], 1000), ([10, 0, 9, 9], 80));
-    let (mut target, mut nat) = (([0; 4], 0), ([0; 4], 0));
-    for (second, consumer, flags, expected) in steps {
-        let frame = if *consumer { segment(client, endpoint, flags) } else { segment(target, nat, flags) };
-        memory.interface.set(interfaces[usize::from(!consumer)]);
-        let (verdict, out) = on_the_host(&memory, &frame, *second);
-        assert_eq!(verdict, *expected, "{flags} at {second} s of {steps:?}");
-        if *consumer && verdict == 4 {
-            let port = |at: usize| u16::from_be_bytes([out[at], out[at + 1]]);
-            nat = (out[26..30].try_into().unwrap(), port(34));
-            target = (out[30..34].try_into().unwrap(), port(36));
+/// A connection through tables of its own.
+struct Connection {
+    memory: Memory,
+    interfaces: Vec<Interface>,
+    /// The target and the load balancer's address, as the first packet left.
+    target: (Ipv4, u16),
+    nat: (Ipv4, u16),
+}
+
+impl Connection {
+    fn new() -> Self {
+        let two = CONFIG.replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
+        let model = model::parse(&two, "time.toml").unwrap();
+        let image = plan::compile(&model, &mut Names::default(), &plan::Known::default(), |_| "stack".into())
+            .unwrap();
+        let (interfaces, memory) = (interfaces(&image), memory(image));
+        Self { memory, interfaces, target: ([0; 4], 0), nat: ([0; 4], 0) }
+    }
+
+    /// Sends packets, and checks what becomes of each.
+    fn play(&mut self, steps: &[Step]) {
+        let (client, endpoint) = (([10, 0, 1, 5], 1000), ([10, 0, 9, 9], 80));
+        for (second, consumer, flags, expected) in steps {
+            let (from, to) = if *consumer { (client, endpoint) } else { (self.target, self.nat) };
+            self.memory.interface.set(self.interfaces[usize::from(!consumer)]);
+            let (verdict, out) = on_the_host(&self.memory, &segment(from, to, flags), *second);
+            assert_eq!(verdict, *expected, "{flags} at {second} s of {steps:?}");
+            if *consumer && verdict == 4 {
+                let port = |at: usize| u16::from_be_bytes([out[at], out[at + 1]]);
+                self.nat = (out[26..30].try_into().unwrap(), port(34));
+                self.target = (out[30..34].try_into().unwrap(), port(36));
+            }
         }
     }
+
+    /// Cuts every target's flows that were opened by a second.
+    fn cut(&mut self, second: u32) {
+        self.memory.image.targets.values_mut().for_each(|target| target.cut = second);
+    }
+}
+
+/// Plays a connection.
+fn play(steps: &[Step]) {
+    Connection::new().play(steps);
 }
 
 fn play_after_opening(steps: &[Step]) {
@@ -97,4 +122,37 @@ fn a_handshake_that_takes_over_a_minute_is_forgotten_and_udp_lives_for_two() {
         (1300, false, "udp", 4),
         (1421, false, "udp", 1),
     ]);
+}
+
+#[test]
+fn a_cut_connection_is_reset_on_both_sides_until_the_consumer_opens_another() {
+    let mut connection = Connection::new();
+    connection.play(&OPEN);
+    connection.cut(1000);
+    connection.play(&[
+        (1001, true, "A", RESET),
+        (1001, true, "A", RESET),
+        (1002, false, "A", RESET),
+        (1003, false, "RA", 1),
+        (1030, false, "FA", RESET),
+        (1031, true, "S", 4),
+        (1031, false, "SA", 4),
+        (1031, true, "A", 4),
+        (1033, true, "A", 4),
+    ]);
+    let mut connection = Connection::new();
+    connection.cut(999);
+    connection.play(&[&OPEN[..], &[(1005, true, "A", 4), (1006, false, "A", 4)]].concat());
+}
+
+#[test]
+fn a_cut_flow_of_datagrams_goes_on_as_another_flow_and_its_old_target_is_not_heard() {
+    let mut connection = Connection::new();
+    connection.play(&[(1000, true, "udp", 4), (1000, false, "udp", 4)]);
+    let old = (connection.target, connection.nat);
+    connection.cut(1000);
+    connection.play(&[(1001, true, "udp", 4), (1001, false, "udp", 4), (1003, true, "udp", 4)]);
+    let flows = connection.memory.established.borrow();
+    assert_eq!(flows.len(), 2, "the old flow is gone");
+    assert!(flows.values().all(|flow| flow.get().opened == 1001), "{old:?}");
 }
