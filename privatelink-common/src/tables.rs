@@ -89,11 +89,28 @@ table! {
 table! {
     /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
     /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
-    Endpoint, 8, align 4, {
+    Endpoint, 16, align 4, {
         /// Flows that were admitted under another generation are judged anew. It only ever grows.
         generation: u32,
         /// 1: new flows are admitted.
-        open: u32,
+        open: u16,
+        /// 1: it has as many flows as it may, and no new ones are admitted.
+        full: u16,
+        /// How many new flows a second it may open; 0: any number.
+        rate: u32,
+        /// How many of these it may save up.
+        burst: u32,
+    }
+}
+
+table! {
+    /// Value of `buckets`, an array by endpoint: the token bucket of its new flows. Written by the path, which reads and writes it in
+    /// two steps: two CPUs at once may take one token for two flows.
+    Bucket, 8, align 4, {
+        /// When it was last filled, in seconds since boot.
+        filled: u32,
+        /// New flows that it has left.
+        tokens: u32,
     }
 }
 
@@ -271,6 +288,33 @@ table! {
 }
 
 table! {
+    /// Value of `target_counters`, an array by target and CPU: what its new flows met. Written by the path, read by the agent.
+    TargetCounters, 32, align 8, {
+        /// TCP flows opened.
+        opened: u64,
+        /// TCP flows that it answered with SYN-ACK.
+        answered: u64,
+        /// TCP flows that it answered with RST.
+        refused: u64,
+        /// Flows that found no NAT port towards it (AWS: PortAllocationErrorCount).
+        port_allocation_errors: u64,
+    }
+}
+
+/// What a new flow met at its target: which of [`TargetCounters`] it adds to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetEvent {
+    /// [`TargetCounters::opened`]
+    Opened,
+    /// [`TargetCounters::answered`]
+    Answered,
+    /// [`TargetCounters::refused`]
+    Refused,
+    /// [`TargetCounters::port_allocation_errors`]
+    PortAllocationError,
+}
+
+table! {
     /// Value of `outcomes`, an array by VPC, outcome and CPU. Written by the path, read by the agent.
     Counter, 16, align 8, {
         /// Packets.
@@ -355,6 +399,12 @@ pub trait Tables {
     fn target(&self, target: u32) -> Option<Target>;
     /// Where a target is reached.
     fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour>;
+    /// The token bucket of an endpoint.
+    fn bucket(&self, endpoint: u32) -> Option<Bucket>;
+    /// Replaces it.
+    fn set_bucket(&self, endpoint: u32, bucket: Bucket);
+    /// Counts what a new flow met at its target.
+    fn count(&self, target: u32, event: TargetEvent);
     /// Whether a packet can leave by this slot; in the kernel, this is where the redirect is set up.
     fn egress(&self, interface: u16) -> bool;
 }

@@ -86,6 +86,10 @@ words! {
         FlowTableFull = 30 => "flow_table_full",
         /// The interface that the packet should leave by is gone.
         NoInterface = 31 => "no_interface",
+        /// A new flow of an endpoint that has opened as many this second as it may.
+        EndpointRate = 32 => "endpoint_rate",
+        /// A new flow of an endpoint that has as many flows as it may.
+        EndpointFull = 33 => "endpoint_full",
     }
 }
 

@@ -8,8 +8,8 @@ use aya_ebpf::{
 use privatelink_common::{
     limits::OUTCOMES,
     tables::{
-        Address, Balancer, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-        ListenerKey, Name, NameKey, Neighbour, Prefix, Target, VpcAddress,
+        Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
+        ListenerKey, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
     },
 };
 
@@ -44,6 +44,10 @@ pub(crate) static ESTABLISHED: HashMap<FlowKey, Flow, 1048576> = HashMap::new();
 pub(crate) static PENDING: LruHashMap<FlowKey, Flow, 65536> = LruHashMap::new();
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<EndpointCounters, 4096> = PerCpuArray::new();
+#[btf_map(name = "target_counters")]
+pub(crate) static TARGET_COUNTERS: PerCpuArray<TargetCounters, 16384> = PerCpuArray::new();
+#[btf_map(name = "buckets")]
+pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
 #[btf_map(name = "outcomes")]
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "names")]

@@ -1,8 +1,8 @@
 //! [`Tables`] over the kernel's maps.
 
 use crate::maps::{
-    ADDRESSES, BALANCERS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, NEIGHBOURS, PENDING,
-    PREFIXES, TABLES, TARGETS,
+    ADDRESSES, BALANCERS, BUCKETS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, NEIGHBOURS,
+    PENDING, PREFIXES, TABLES, TARGET_COUNTERS, TARGETS,
 };
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, xdp_action},
@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use privatelink_common::{
     tables::{
-        Address, Balancer, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey,
-        Neighbour, Prefix, Tables, Target, VpcAddress,
+        Address, Balancer, Bucket, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener,
+        ListenerKey, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
     },
     wire::Mac,
 };
@@ -121,7 +121,13 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn endpoint(&self, endpoint: u32) -> Endpoint {
-        ENDPOINTS.get(endpoint).copied().unwrap_or(Endpoint { generation: 0, open: 0 })
+        ENDPOINTS.get(endpoint).copied().unwrap_or(Endpoint {
+            generation: 0,
+            open: 0,
+            full: 0,
+            rate: 0,
+            burst: 0,
+        })
     }
 
     #[inline(always)]
@@ -161,6 +167,32 @@ impl Tables for KernelTables {
     fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour> {
         // SAFETY: as for `address`.
         unsafe { NEIGHBOURS.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn bucket(&self, endpoint: u32) -> Option<Bucket> {
+        BUCKETS.get(endpoint).copied()
+    }
+
+    #[inline(always)]
+    fn set_bucket(&self, endpoint: u32, bucket: Bucket) {
+        let Some(place) = BUCKETS.get_ptr_mut(endpoint) else { return };
+        // SAFETY: the map returned a pointer to its own memory, which outlives the run; other CPUs may write there too, and a mixture
+        // of two buckets is a bucket.
+        unsafe { *place = bucket };
+    }
+
+    #[inline(always)]
+    fn count(&self, target: u32, event: TargetEvent) {
+        let Some(counters) = TARGET_COUNTERS.get_ptr_mut(target) else { return };
+        // SAFETY: the map returned a pointer to this CPU's own value, and XDP programs do not nest on a CPU.
+        let counters = unsafe { &mut *counters };
+        match event {
+            TargetEvent::Opened => counters.opened += 1,
+            TargetEvent::Answered => counters.answered += 1,
+            TargetEvent::Refused => counters.refused += 1,
+            TargetEvent::PortAllocationError => counters.port_allocation_errors += 1,
+        }
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 
 mod links;
 mod next_hops;
+mod passive;
 
 pub use links::Attached;
 
@@ -82,6 +83,7 @@ pub struct Agent {
     pub started: Instant,
     /// How the program is attached, to all interfaces alike.
     mode: XdpMode,
+    streaks: BTreeMap<u32, passive::Streak>,
     memo: RefCell<plan::Memo>,
     stacks: BTreeMap<String, (Stack, Sockets)>,
     watched: BTreeMap<u32, (Check, tokio::task::JoinHandle<()>)>,
@@ -147,6 +149,7 @@ impl Agent {
             refreshed: 0,
             survey: Survey::default(),
             memo: RefCell::default(),
+            streaks: BTreeMap::new(),
         };
         agent.apply(parts.model)?;
         Ok(agent)
@@ -178,7 +181,12 @@ impl Agent {
                     error!("{error:#}");
                 }
             }
-            Event::Swept(survey) => self.survey = survey,
+            Event::Swept(survey) => {
+                self.survey = survey;
+                if self.model.endpoints.values().any(|endpoint| endpoint.max_flows.is_some()) {
+                    self.refresh();
+                }
+            }
             Event::Reload => {
                 let path = self.config.clone();
                 match read(&path).and_then(|model| self.apply(model).map_err(Failure::kernel)) {
@@ -306,6 +314,7 @@ impl Agent {
     fn look_around(&mut self) -> Result<()> {
         self.enter()?;
         self.ask_neighbours();
+        self.look_at_targets()?;
         let now = Instant::now();
         if plan::is_timed(&self.model, &self.image) && flows::now() != self.refreshed {
             self.refreshed = flows::now();

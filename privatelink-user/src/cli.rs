@@ -210,6 +210,7 @@ const TARGETS: &[&str] = &[
     "since_seconds",
     "flows",
     "nat_ports",
+    "port_allocation_errors",
     "mac",
     "interface",
     "reason",

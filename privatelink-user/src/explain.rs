@@ -8,8 +8,8 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path;
 use privatelink_common::tables::{
-    Address, Balancer, ENDPOINT, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener,
-    ListenerKey, Neighbour, Prefix, Tables, Target, VpcAddress,
+    Address, Balancer, Bucket, ENDPOINT, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener,
+    ListenerKey, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::Action;
 use privatelink_common::wire::{Ipv4, Mac};
@@ -98,6 +98,20 @@ impl Tables for Narrator<'_> {
     fn pending(&self, key: &FlowKey) -> Option<Copied> {
         self.flow("pending", key, self.maps.pending.get(key).ok().flatten())
     }
+
+    fn bucket(&self, endpoint: u32) -> Option<Bucket> {
+        let bucket = self.maps.buckets.get(&endpoint).ok().flatten();
+        if let Some(bucket) = bucket {
+            let text =
+                format!("new flows that the endpoint may open this second: {} at its last", bucket.tokens);
+            self.told.borrow_mut().push(text);
+        }
+        bucket
+    }
+
+    fn set_bucket(&self, _: u32, _: Bucket) {}
+
+    fn count(&self, _: u32, _: TargetEvent) {}
 
     fn establish(&self, _: &FlowKey, _: &Flow) -> Result<(), InsertError> {
         self.told.borrow_mut().push("would establish the flow".into());

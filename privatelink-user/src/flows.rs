@@ -45,6 +45,8 @@ pub struct Survey {
     pub removed: usize,
     /// Flows of each target that has any, half-open ones included, by the load balancer's address that they come from.
     pub targets: BTreeMap<(u32, Ipv4), u32>,
+    /// Flows of each endpoint that has any, likewise.
+    pub endpoints: BTreeMap<u32, u32>,
 }
 
 impl Survey {
@@ -65,6 +67,7 @@ impl Survey {
     fn count(&mut self, flow: &Flow) {
         if flow.direction == Direction::ToProvider as u8 {
             *self.targets.entry((flow.target, flow.source)).or_default() += 1;
+            *self.endpoints.entry(flow.endpoint).or_default() += 1;
         }
     }
 }

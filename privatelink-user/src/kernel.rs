@@ -63,7 +63,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 15] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 17] {
     [
         ("interfaces", "max_ifindex", limits.max_ifindex),
         ("egress", "interfaces", limits.interfaces),
@@ -78,6 +78,8 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 15] {
         ("established", "flows", limits.flows),
         ("pending", "pending_flows", limits.pending_flows),
         ("counters", "endpoints", limits.endpoints),
+        ("target_counters", "targets", limits.targets),
+        ("buckets", "endpoints", limits.endpoints),
         ("outcomes", "vpcs", limits.vpcs.saturating_mul(OUTCOMES)),
         ("names", "addresses", limits.addresses.saturating_mul(4)),
     ]

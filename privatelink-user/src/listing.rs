@@ -169,7 +169,7 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
                     resets: sum.resets + it.resets,
                 }
             });
-            let open = agent.image.endpoints.get(&id).copied().unwrap_or(false);
+            let open = agent.image.endpoints.get(&id).is_some_and(|gate| gate.open);
             rows.push(json!({
                 "endpoint": name, "vpc": endpoint.vpc, "service": endpoint.service, "zone": zone,
                 "address": address.to_string(), "state": if open { "available" } else { "rejected" },
@@ -224,6 +224,7 @@ fn target_row(
         "state": health.state, "reason": health.reason, "description": health.description,
         "since_seconds": flows::now().saturating_sub(entry.since),
         "flows": agent.survey.of(id, 0), "nat_ports": agent.survey.ports(id),
+        "port_allocation_errors": agent.target_counters(id)?.port_allocation_errors,
         "mac": hop.map(|hop| mac(hop.mac)),
         "interface": hop.map(|hop| agent.names.name(Kind::Interface, hop.interface.into())),
     }))
@@ -284,7 +285,7 @@ pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
         format!("{} {}", own(it), at(key))
     });
     changes(&mut rows, "endpoint", &from.endpoints, &to.endpoints, |id, open| {
-        format!("{} {}", names.name(Kind::Endpoint, *id), if *open { "available" } else { "rejected" })
+        format!("{} {}", names.name(Kind::Endpoint, *id), if open.open { "available" } else { "rejected" })
     });
     changes(&mut rows, "listener", &from.listeners, &to.listeners, |key, _| {
         let protocol = if key.protocol == 6 { "tcp" } else { "udp" };

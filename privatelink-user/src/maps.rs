@@ -6,8 +6,8 @@
 use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
-    Address, Balancer, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener, ListenerKey,
-    Name, NameKey, Neighbour, Prefix, Target, VpcAddress,
+    Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
+    ListenerKey, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
 };
 use std::fmt::Debug;
 use std::io;
@@ -329,6 +329,8 @@ pub struct Maps {
     pub established: Map<FlowKey, Flow>,
     pub pending: Map<FlowKey, Flow>,
     pub counters: PerCpu<EndpointCounters>,
+    pub target_counters: PerCpu<TargetCounters>,
+    pub buckets: Map<u32, Bucket>,
     pub outcomes: PerCpu<Counter>,
     pub names: Map<NameKey, Name>,
     pub layout: Map<u32, u32>,
@@ -336,7 +338,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 16] = [
+    pub const NAMES: [&str; 18] = [
         "interfaces",
         "egress",
         "prefixes",
@@ -350,6 +352,8 @@ impl Maps {
         "established",
         "pending",
         "counters",
+        "target_counters",
+        "buckets",
         "outcomes",
         "names",
         "layout",
@@ -371,6 +375,8 @@ impl Maps {
             established: Map::open(dir, "established")?,
             pending: Map::open(dir, "pending")?,
             counters: PerCpu::open(dir, "counters")?,
+            target_counters: PerCpu::open(dir, "target_counters")?,
+            buckets: Map::open(dir, "buckets")?,
             outcomes: PerCpu::open(dir, "outcomes")?,
             names: Map::open(dir, "names")?,
             layout: Map::open(dir, "layout")?,

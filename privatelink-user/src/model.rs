@@ -175,6 +175,12 @@ pub struct Endpoint {
     pub addresses: BTreeMap<String, Ipv4Addr>,
     /// Whether it answers ICMP echo requests.
     pub ping: bool,
+    /// How many flows each of its addresses may have; none: any number.
+    pub max_flows: Option<u32>,
+    /// How many new flows a second each of its addresses may open; 0: any number.
+    pub new_flow_rate: u32,
+    /// How many of these it may save up.
+    pub new_flow_burst: u32,
 }
 
 /// Reads a configuration; all of its problems at once.
@@ -547,6 +553,11 @@ impl Build<'_, '_> {
             let at = fields.get("addresses").map(Value::span).unwrap_or_default();
             let addresses = self.addresses(&mut fields, vpc.as_ref(), &format!("the endpoint \"{name}\""));
             let ping = fields.get("ping").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
+            let mut amount =
+                |name| fields.get(name).and_then(|value| self.reader.number(value, 1..=100_000_000));
+            let max_flows = amount("max_flows");
+            let new_flow_rate = amount("max_new_flows_per_second").unwrap_or(0);
+            let new_flow_burst = amount("new_flow_burst").unwrap_or(new_flow_rate);
             fields.refuse(
                 self.reader,
                 "security_groups",
@@ -556,7 +567,9 @@ impl Build<'_, '_> {
             fields.finish(self.reader);
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
             self.zones(&service, &addresses, at);
-            self.model.endpoints.insert(name, Endpoint { vpc, service, addresses, ping });
+            let endpoint =
+                Endpoint { vpc, service, addresses, ping, max_flows, new_flow_rate, new_flow_burst };
+            self.model.endpoints.insert(name, endpoint);
         }
     }
 

@@ -27,13 +27,25 @@ pub struct Image {
     pub interfaces: BTreeMap<String, Place>,
     pub prefixes: BTreeMap<PrefixKey, u32>,
     pub addresses: BTreeMap<VpcAddress, Address>,
-    /// Whether each endpoint is open.
-    pub endpoints: BTreeMap<u32, bool>,
+    pub endpoints: BTreeMap<u32, Gate>,
     pub balancers: BTreeMap<u32, Balancer>,
     pub listeners: BTreeMap<ListenerKey, ListenerEntry>,
     pub tables: BTreeMap<u32, Vec<u32>>,
     pub targets: BTreeMap<u32, Target>,
     pub names: BTreeMap<NameKey, Name>,
+}
+
+/// What an endpoint lets through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gate {
+    /// Whether its account may connect.
+    pub open: bool,
+    /// Whether it has as many flows as it may.
+    pub full: bool,
+    /// New flows a second; 0: any number.
+    pub rate: u32,
+    /// How many of these it may save up.
+    pub burst: u32,
 }
 
 /// Where an interface belongs.
@@ -396,7 +408,10 @@ impl Plan<'_> {
                 let entry =
                     Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, reserved: 0 };
                 self.image.addresses.insert(VpcAddress::new(vpc, address.octets()), entry);
-                self.image.endpoints.insert(id, service.admits(account));
+                let has = self.known.flows.endpoints.get(&id).copied().unwrap_or(0);
+                let full = endpoint.max_flows.is_some_and(|most| has >= most);
+                let (rate, burst) = (endpoint.new_flow_rate, endpoint.new_flow_burst);
+                self.image.endpoints.insert(id, Gate { open: service.admits(account), full, rate, burst });
             }
         }
         Ok(())

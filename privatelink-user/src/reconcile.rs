@@ -4,9 +4,9 @@
 //! finds leads somewhere; what is old goes out the other way.
 
 use crate::maps::{Map, Maps, Plain};
-use crate::plan::Image;
+use crate::plan::{Gate, Image};
 use anyhow::Result;
-use privatelink_common::tables::{Address, Endpoint, EndpointCounters};
+use privatelink_common::tables::{Address, Bucket, Endpoint, EndpointCounters};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -17,7 +17,7 @@ pub fn actual(maps: &Maps) -> Result<Image> {
         interfaces: BTreeMap::new(),
         prefixes: maps.prefixes.entries()?.into_iter().collect(),
         addresses: maps.addresses.entries()?.into_iter().collect(),
-        endpoints: open.map(|(id, _)| (id, true)).collect(),
+        endpoints: open.map(|(id, it)| (id, gate(&it))).collect(),
         balancers: array(&maps.balancers)?,
         listeners: maps.listeners.entries()?.into_iter().collect(),
         tables: BTreeMap::new(),
@@ -30,6 +30,11 @@ pub fn actual(maps: &Maps) -> Result<Image> {
         }
     }
     Ok(image)
+}
+
+fn gate(endpoint: &Endpoint) -> Gate {
+    let (rate, burst) = (endpoint.rate, endpoint.burst);
+    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst }
 }
 
 /// The entries of an array that are not all zeros.
@@ -104,19 +109,23 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
     for id in
         from.endpoints.keys().chain(to.endpoints.keys()).copied().collect::<std::collections::BTreeSet<_>>()
     {
-        let (was, is) = (from.endpoints.get(&id).copied(), to.endpoints.get(&id).copied());
+        let (was, is) = (from.endpoints.get(&id), to.endpoints.get(&id).copied().unwrap_or_default());
         let moved = match (before.get(&id), after.get(&id)) {
             (Some(before), Some(after)) => before.balancer != after.balancer,
             _ => false,
         };
-        if was.unwrap_or(false) == is.unwrap_or(false) && !moved {
+        let judged_anew = was.is_some_and(|was| was.open) != is.open || moved;
+        if !judged_anew && was.copied().unwrap_or_default() == is {
             continue;
         }
-        let generation = maps.endpoints.get(&id)?.unwrap_or_default().generation.wrapping_add(1).max(1);
+        let generation = maps.endpoints.get(&id)?.unwrap_or_default().generation;
+        let generation = if judged_anew { generation.wrapping_add(1).max(1) } else { generation };
         if was.is_none() {
             maps.counters.set_all(id, &EndpointCounters::default())?;
+            maps.buckets.set(&id, &Bucket::default())?;
         }
-        maps.endpoints.set(&id, &Endpoint { generation, open: is.unwrap_or(false).into() })?;
+        let (open, full) = (is.open.into(), is.full.into());
+        maps.endpoints.set(&id, &Endpoint { generation, open, full, rate: is.rate, burst: is.burst })?;
         changes += 1;
     }
     Ok(changes)

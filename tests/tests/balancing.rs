@@ -230,3 +230,52 @@ fn a_target_that_is_killed_stopped_or_unplugged_is_noticed_within_the_configured
         world.shell("t1", "ip link set eth0 down");
     });
 }
+
+#[test]
+fn a_target_that_refuses_connections_is_noticed_long_before_its_next_check() {
+    let slow = r#"interval = "300s", timeout = "2s""#;
+    let mut world = World::bare(&config("", slow));
+    let server = world.serve("t1");
+    world.serve("t2");
+    world.start(&[]);
+    eventually("both are healthy", || {
+        let rows = world.json("targets");
+        rows.as_array()?.iter().all(|row| row["state"] == "healthy").then_some(())
+    });
+    world.kill(server);
+    let line = "curl -sS --max-time 2 http://10.0.9.9/ || true";
+    eventually("it is unhealthy", || {
+        world.shell("ca", line);
+        (state(&world)? == "unhealthy").then_some(())
+    });
+    assert!(first(&world).unwrap()["description"].as_str().unwrap().contains("refused"));
+    assert!(served(&world, 20).iter().all(|who| who == "t2"));
+}
+
+#[test]
+fn an_endpoint_at_its_limits_opens_no_more_flows_and_the_other_tenant_does_not_notice() {
+    let limited = config("", UNCHECKED)
+        .replace("[endpoints.bank]", "max_new_flows_per_second = 2\nnew_flow_burst = 5\n[endpoints.bank]");
+    let mut world = World::new(&limited);
+    world.serve("t1");
+    world.serve("t2");
+    let flood = world.beside(
+        "ca",
+        "sh",
+        &["-c", "for n in $(seq 60); do curl -s --max-time 1 -o /dev/null http://10.0.9.9/ & done; wait"],
+    );
+    let bank: Vec<String> = (0..50).map(|_| world.fetch("cb", "")).collect();
+    assert!(bank.iter().all(|it| !it.is_empty()));
+    flood.join().unwrap();
+    let state = world.state();
+    assert!(state["shop endpoint_rate"] >= 30, "{state:?}");
+    assert!(!state.contains_key("bank endpoint_rate"), "{state:?}");
+    let full = config("", UNCHECKED).replace("[endpoints.bank]", "max_flows = 3\n[endpoints.bank]");
+    apply(&world, &full);
+    let line = "curl -sS --max-time 1 -o /dev/null http://10.0.9.9/ || true";
+    eventually("it is full", || {
+        world.shell("ca", line);
+        world.state().get("shop endpoint_full").copied()
+    });
+    assert!(!world.fetch("cb", "").is_empty());
+}

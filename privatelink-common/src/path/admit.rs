@@ -2,7 +2,7 @@
 
 use super::parse::Packet;
 use crate::limits::STACK_PORTS;
-use crate::tables::{Address, BALANCER, Listener, ListenerKey, Tables, VpcAddress};
+use crate::tables::{Address, BALANCER, Bucket, Endpoint, Listener, ListenerKey, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason};
 use crate::wire::{ACK, FIN, RST, SYN};
 
@@ -32,7 +32,7 @@ pub(super) struct Door {
 
 /// Judges a packet that belongs to no flow.
 #[inline(always)]
-pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet) -> Result<Admission, DropReason> {
+pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<Admission, DropReason> {
     let key = &packet.key;
     let Some(address) = tables.address(&VpcAddress::new(key.vpc, key.destination)) else {
         return Ok(Admission::NotOurs);
@@ -61,7 +61,29 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet) -> Result<Admission,
     if packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) != SYN {
         return stray(packet);
     }
+    if endpoint.full != 0 {
+        return Err(DropReason::EndpointFull);
+    }
+    if endpoint.rate != 0 && !take_token(tables, address.endpoint, &endpoint, now) {
+        return Err(DropReason::EndpointRate);
+    }
     Ok(Admission::Open(Door { address, listener, generation: endpoint.generation }))
+}
+
+/// Takes a token for one new flow. The bucket is filled once a second, since that is the path's clock.
+#[inline(always)]
+fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> bool {
+    let Some(mut bucket) = tables.bucket(id) else { return false };
+    if bucket.filled != now {
+        let saved =
+            u64::from(endpoint.rate) * u64::from(now.wrapping_sub(bucket.filled)) + u64::from(bucket.tokens);
+        #[allow(clippy::cast_possible_truncation, reason = "not above the burst")]
+        let tokens = saved.min(endpoint.burst.into()) as u32;
+        bucket = Bucket { filled: now, tokens };
+    }
+    let left = bucket.tokens.checked_sub(1);
+    tables.set_bucket(id, Bucket { tokens: left.unwrap_or(0), ..bucket });
+    left.is_some()
 }
 
 /// A packet to a load balancer's address that belongs to no flow: an answer to the VPC's own stack, a late segment of a flow that

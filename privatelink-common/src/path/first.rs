@@ -83,7 +83,7 @@ pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
         }
         return Step::send(super::event(packet));
     }
-    let door = match admit(tables, packet) {
+    let door = match admit(tables, packet, now) {
         Ok(Admission::Open(door)) => door,
         Ok(Admission::NotOurs) => return Step::PASS,
         Ok(Admission::Stack(interface)) => return Step::stack(interface),

@@ -7,7 +7,7 @@
 use super::parse::Packet;
 use super::state::State;
 use crate::limits::{TCP_CLOSED, TCP_OPENING};
-use crate::tables::{Entry, Flow, FlowKey, Tables, VpcAddress};
+use crate::tables::{Entry, Flow, FlowKey, Tables, TargetEvent, VpcAddress};
 use crate::verdict::Direction;
 use crate::wire::{ACK, FIN, RST, SYN};
 
@@ -195,7 +195,11 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
         tables.remove_pending(&peer_key);
         return discard(tables, &packet.key);
     }
+    let unanswered = flow.direction != TO_PROVIDER && flow.state == State::Opening as u8;
     if packet.flags & RST != 0 {
+        if unanswered {
+            tables.count(flow.target, TargetEvent::Refused);
+        }
         tables.remove_pending(&peer_key);
         tables.remove_pending(&packet.key);
         return Pending::Hit;
@@ -204,7 +208,8 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
         return establish(tables, packet, &peer_key, flow, &mut peer, now);
     }
     entry.set_last_seen(now);
-    if packet.flags & (SYN | ACK) == SYN | ACK && flow.direction != TO_PROVIDER {
+    if packet.flags & (SYN | ACK) == SYN | ACK && unanswered {
+        tables.count(flow.target, TargetEvent::Answered);
         entry.set_state(State::Answered as u8, flow.idle_timeout);
         peer_entry.set_state(State::Answered as u8, flow.idle_timeout);
     }

@@ -8,7 +8,9 @@ use super::parse::Packet;
 use super::state::State;
 use crate::checksum::{address, delta, word};
 use crate::limits::{NAT_PORT_COUNT, NAT_PORT_FIRST, NAT_PROBES, UDP_IDLE};
-use crate::tables::{Balancer, Flow, FlowKey, InsertError, Neighbour, Tables, Target, VpcAddress};
+use crate::tables::{
+    Balancer, Flow, FlowKey, InsertError, Neighbour, Tables, Target, TargetEvent, VpcAddress,
+};
 use crate::verdict::Direction;
 use zerocopy::big_endian::U16;
 
@@ -80,9 +82,19 @@ pub(super) fn open<T: Tables>(
     (forward.target, reverse.target) = (id, id);
     (forward.opened, reverse.opened) = (now, now);
     (forward.last_seen, reverse.last_seen) = (now, now);
-    claim_port(tables, packet, hash, forward, &mut reverse)?;
+    if let Err(refusal) = claim_port(tables, packet, hash, forward, &mut reverse) {
+        if refusal == Refusal::NoNatPort {
+            tables.count(id, TargetEvent::PortAllocationError);
+        }
+        return Err(refusal);
+    }
     match tables.claim(&packet.key, forward) {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            if packet.is_tcp {
+                tables.count(id, TargetEvent::Opened);
+            }
+            Ok(())
+        }
         Err(_) => {
             tables.remove_pending(&packet.key.mirror(forward));
             Err(Refusal::Full)

@@ -7,7 +7,7 @@ use privatelink::model::Limits;
 use privatelink::names::Names;
 use privatelink::{flows, model, plan};
 use privatelink_common::limits::NAT_PORT_COUNT;
-use privatelink_common::tables::{Endpoint, Flow, FlowKey};
+use privatelink_common::tables::{Endpoint, Flow, FlowKey, TargetEvent};
 use privatelink_common::verdict::Direction;
 use zerocopy::big_endian::U16;
 
@@ -86,7 +86,37 @@ fn when_every_port_is_taken_tcp_gets_a_reset_and_udp_is_dropped_and_no_flow_is_h
         assert_eq!(on_the_host(&memory, &frame, 1000).0, expected, "{flags}");
     }
     assert_eq!(memory.pending.borrow().len(), before, "what was tried was let go again");
+    let errors = memory.counted.borrow().iter().filter(|it| **it == TargetEvent::PortAllocationError).count();
+    assert!(errors >= 2, "each is counted at the target: {errors}");
     assert!(NAT_PORT_COUNT as usize > AWS);
+}
+
+#[test]
+fn an_endpoint_opens_as_many_flows_a_second_as_it_may_and_saves_up_no_more_than_its_burst() {
+    let memory = one_target();
+    memory.limits.set(Endpoint { rate: 10, burst: 25, ..Endpoint::default() });
+    let clients = std::cell::Cell::new(0u16);
+    let opened = |second: u32, tries: usize| {
+        let attempt = |_: &usize| {
+            clients.set(clients.get() + 1);
+            let [a, b] = clients.get().to_be_bytes();
+            let frame = segment(([10, 0, a | 0x80, b], 1000), ([10, 0, 9, 9], 80), "S");
+            let (verdict, out) = on_the_host(&memory, &frame, second);
+            assert!(verdict == 4 || verdict == 1 && out == frame, "what is refused is dropped as it is");
+            verdict == 4
+        };
+        (0..tries).filter(attempt).count()
+    };
+    assert_eq!(opened(1000, 100), 25, "the burst");
+    assert_eq!(opened(1000, 5), 0);
+    assert_eq!(opened(1001, 100), 10, "a second's worth");
+    assert_eq!(opened(1003, 7), 7);
+    assert_eq!(opened(1004, 100), 13 + 10, "what was left, and a second's worth");
+    assert_eq!(opened(2000, 100), 25, "and never more than the burst");
+    memory.limits.set(Endpoint { full: 1, ..Endpoint::default() });
+    assert_eq!(opened(3000, 5), 0, "a full endpoint opens none");
+    memory.limits.set(Endpoint::default());
+    assert_eq!(opened(3001, 100), 100, "one without limits opens any number");
 }
 
 /// An entry of the flow with this number, in one direction or the other.
@@ -136,7 +166,7 @@ fn a_sweep_of_half_a_million_flows_removes_exactly_those_that_have_ended() {
     let kernel =
         Kernel::open(&pins.0, &Limits::default(), Drops::Counted).expect("loading programs needs root");
     let maps = kernel.maps().unwrap();
-    maps.endpoints.set(&1, &Endpoint { generation: 7, open: 1 }).unwrap();
+    maps.endpoints.set(&1, &Endpoint { generation: 7, open: 1, ..Endpoint::default() }).unwrap();
     let old = 10;
     // Of each four flows, one lives, one is idle both ways, one only in one, and one is of a former generation.
     let flow = |number: u32| {

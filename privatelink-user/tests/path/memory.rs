@@ -7,8 +7,8 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path;
 use privatelink_common::tables::{
-    Address, Balancer, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey,
-    Neighbour, Tables, Target, VpcAddress,
+    Address, Balancer, Bucket, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey,
+    Neighbour, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ipv4, Mac};
@@ -54,6 +54,10 @@ pub(crate) struct Memory {
     neighbours: HashMap<VpcAddress, Neighbour>,
     pub established: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
     pub pending: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
+    /// What the endpoint may do; its generation and whether it is open are the image's.
+    pub limits: Cell<Endpoint>,
+    pub bucket: Cell<Bucket>,
+    pub counted: RefCell<Vec<TargetEvent>>,
 }
 
 pub(crate) struct Shared(Rc<Cell<Flow>>);
@@ -124,8 +128,17 @@ impl Tables for Memory {
         self.pending.borrow_mut().remove(key);
     }
     fn endpoint(&self, endpoint: u32) -> Endpoint {
-        let open = self.image.endpoints.get(&endpoint).copied().unwrap_or(false);
-        Endpoint { generation: open.into(), open: open.into() }
+        let open = self.image.endpoints.get(&endpoint).is_some_and(|gate| gate.open);
+        Endpoint { generation: open.into(), open: open.into(), ..self.limits.get() }
+    }
+    fn bucket(&self, _: u32) -> Option<Bucket> {
+        Some(self.bucket.get())
+    }
+    fn set_bucket(&self, _: u32, bucket: Bucket) {
+        self.bucket.set(bucket);
+    }
+    fn count(&self, _: u32, event: TargetEvent) {
+        self.counted.borrow_mut().push(event);
     }
     fn address(&self, address: &VpcAddress) -> Option<Address> {
         self.image.addresses.get(address).copied()
@@ -219,5 +232,8 @@ pub(crate) fn memory(image: Image) -> Memory {
         interface: Cell::default(),
         established: RefCell::default(),
         pending: RefCell::default(),
+        limits: Cell::default(),
+        bucket: Cell::default(),
+        counted: RefCell::default(),
     }
 }
