@@ -117,13 +117,32 @@ table! {
 table! {
     /// Value of `balancers`, an array: one address (one zone) of a load balancer.
     /// Written by the agent, read for a flow's first packet. Full: the configuration is refused.
-    Balancer, 12, align 4, {
+    Balancer, 44, align 4, {
         /// What targets see as the source.
         address: Ipv4,
         /// The provider's VPC.
         vpc: u16,
         /// The source of what leaves from this address.
         mac: Mac,
+        /// The addresses that new flows may leave from, as indices of `balancers`: this one and its secondary ones, over and over.
+        sources: [u32; 8],
+    }
+}
+
+/// How a load balancer's address looks to targets: the part of a [`Balancer`] that a packet needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Face {
+    /// The address.
+    pub address: Ipv4,
+    /// Its link-layer address.
+    pub mac: Mac,
+}
+
+impl Balancer {
+    /// How it looks to targets.
+    #[inline(always)]
+    pub const fn face(&self) -> Face {
+        Face { address: self.address, mac: self.mac }
     }
 }
 
@@ -389,8 +408,10 @@ pub trait Tables {
     fn address(&self, address: &VpcAddress) -> Option<Address>;
     /// Whether the address is within the VPC's CIDRs.
     fn in_vpc(&self, address: &VpcAddress) -> bool;
-    /// A load balancer's address.
-    fn balancer(&self, balancer: u32) -> Option<Balancer>;
+    /// Which of a load balancer's addresses a new flow leaves from: `pick`, of which the lowest three bits count, chooses.
+    fn source(&self, balancer: u32, pick: usize) -> Option<u32>;
+    /// How a load balancer's address looks to targets.
+    fn face(&self, balancer: u32) -> Option<Face>;
     /// A listener.
     fn listener(&self, key: &ListenerKey) -> Option<Listener>;
     /// The target in one slot of a Maglev table.

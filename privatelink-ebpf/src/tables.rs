@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use privatelink_common::{
     tables::{
-        Address, Balancer, Bucket, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener,
+        Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
         ListenerKey, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
     },
     wire::Mac,
@@ -143,8 +143,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn balancer(&self, balancer: u32) -> Option<Balancer> {
-        BALANCERS.get(balancer).copied()
+    fn source(&self, balancer: u32, pick: usize) -> Option<u32> {
+        BALANCERS.get(balancer)?.sources.get(pick & 7).copied()
+    }
+
+    #[inline(always)]
+    fn face(&self, balancer: u32) -> Option<Face> {
+        BALANCERS.get(balancer).map(Balancer::face)
     }
 
     #[inline(always)]

@@ -294,8 +294,7 @@ impl Agent {
     fn make_stacks(&mut self, model: &Model) -> Result<()> {
         for vpc in model.vpcs.keys() {
             let balancers = model.load_balancers.values().filter(|balancer| balancer.vpc == *vpc);
-            let addresses: Vec<_> =
-                balancers.flat_map(|balancer| balancer.addresses.values().copied()).collect();
+            let addresses: Vec<_> = balancers.flat_map(model::LoadBalancer::every_address).collect();
             if addresses.is_empty() {
                 continue;
             }

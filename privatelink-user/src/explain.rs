@@ -8,7 +8,7 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path;
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, ENDPOINT, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener,
+    Address, Bucket, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
     ListenerKey, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::Action;
@@ -165,11 +165,14 @@ impl Tables for Narrator<'_> {
         self.tell(what, found, |_| "yes".into()).is_some()
     }
 
-    fn balancer(&self, balancer: u32) -> Option<Balancer> {
+    fn source(&self, balancer: u32, pick: usize) -> Option<u32> {
+        Some(self.maps.balancers.get(&balancer).ok().flatten()?.sources[pick & 7])
+    }
+
+    fn face(&self, balancer: u32) -> Option<Face> {
         let what = format!("load balancer {}", self.names.name(Kind::Balancer, balancer));
-        self.tell(what, self.maps.balancers.get(&balancer).ok().flatten(), |found| {
-            format!("targets see {}", ip(found.address))
-        })
+        let face = self.maps.balancers.get(&balancer).ok().flatten().map(|it| it.face());
+        self.tell(what, face, |found| format!("targets see {}", ip(found.address)))
     }
 
     fn listener(&self, key: &ListenerKey) -> Option<Listener> {

@@ -117,10 +117,19 @@ pub struct LoadBalancer {
     pub vpc: String,
     /// Its address in each zone.
     pub addresses: BTreeMap<String, Ipv4Addr>,
+    /// More addresses that targets see as the source, by zone: as many more flows as each has ports.
+    pub secondary_addresses: BTreeMap<String, Vec<Ipv4Addr>>,
     /// Whether an address uses the targets of every zone.
     pub cross_zone: bool,
     /// Its listeners.
     pub listeners: Vec<Listener>,
+}
+
+impl LoadBalancer {
+    /// Its addresses in every zone.
+    pub fn every_address(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.addresses.values().chain(self.secondary_addresses.values().flatten()).copied()
+    }
 }
 
 /// A listener.
@@ -434,11 +443,50 @@ impl Build<'_, '_> {
         addresses
     }
 
+    /// Up to seven more addresses in zones that have one (AWS: secondary_ips.auto_assigned.per_subnet).
+    fn secondary(
+        &mut self,
+        fields: &mut Fields<'_, '_>,
+        vpc: Option<&String>,
+        primary: &BTreeMap<String, Ipv4Addr>,
+        name: &str,
+    ) -> BTreeMap<String, Vec<Ipv4Addr>> {
+        let mut secondary = BTreeMap::new();
+        let Some(value) = fields.get("secondary_addresses") else { return secondary };
+        let Some(pairs) = self.reader.table(value) else { return secondary };
+        for (zone, place, list) in pairs.pairs() {
+            if !primary.contains_key(&zone) {
+                let message = format!("the load balancer has no address in the zone \"{zone}\"");
+                self.reader.problem(place, message, nearest(&zone, primary.keys().map(String::as_str)));
+            }
+            let items = self.reader.list(list);
+            if items.len() > 7 {
+                self.reader.problem(list.span(), "a zone has seven secondary addresses at most", None);
+            }
+            let mut addresses = Vec::new();
+            for item in items {
+                let Some(address) = self.address(item, vpc) else { continue };
+                if let Some(vpc) = vpc {
+                    self.own(
+                        item.span(),
+                        vpc,
+                        address,
+                        format!("the load balancer \"{name}\" in zone \"{zone}\""),
+                    );
+                }
+                addresses.push(address);
+            }
+            secondary.insert(zone, addresses);
+        }
+        secondary
+    }
+
     fn load_balancers(&mut self, root: &mut Fields<'_, '_>) {
         for (name, _, mut fields) in root.named(self.reader, "load_balancers") {
             let vpc = self.vpc_of(&mut fields);
             let addresses =
                 self.addresses(&mut fields, vpc.as_ref(), &format!("the load balancer \"{name}\""));
+            let secondary_addresses = self.secondary(&mut fields, vpc.as_ref(), &addresses, &name);
             let cross_zone =
                 fields.get("cross_zone").and_then(|value| self.reader.boolean(value)).unwrap_or(false);
             let mut listeners: Vec<Listener> = Vec::new();
@@ -463,7 +511,13 @@ impl Build<'_, '_> {
                 "remove it: a rule that is not enforced protects no one",
             );
             fields.finish(self.reader);
-            let balancer = LoadBalancer { vpc: vpc.unwrap_or_default(), addresses, cross_zone, listeners };
+            let balancer = LoadBalancer {
+                vpc: vpc.unwrap_or_default(),
+                addresses,
+                secondary_addresses,
+                cross_zone,
+                listeners,
+            };
             self.model.load_balancers.insert(name, balancer);
         }
     }
@@ -590,7 +644,8 @@ impl Build<'_, '_> {
     fn sizes(&mut self) {
         let model = &self.model;
         let sum = |lengths: &mut dyn Iterator<Item = usize>| lengths.sum::<usize>();
-        let balancers = sum(&mut model.load_balancers.values().map(|it| it.addresses.len()));
+        let secondary = |it: &LoadBalancer| it.secondary_addresses.values().map(Vec::len).sum::<usize>();
+        let balancers = sum(&mut model.load_balancers.values().map(|it| it.addresses.len() + secondary(it)));
         let endpoints = sum(&mut model.endpoints.values().map(|it| it.addresses.len()));
         let targets = sum(&mut model.target_groups.values().map(|it| it.targets.len()));
         let interfaces = sum(&mut model.vpcs.values().map(|it| it.interfaces.len() + 1));

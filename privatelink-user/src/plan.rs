@@ -277,11 +277,27 @@ impl Plan<'_> {
             let stack = self.small(Kind::Interface, &stack_name(&balancer.vpc))?;
             for (zone, address) in &balancer.addresses {
                 let id = self.id(Kind::Balancer, &format!("{name}/{zone}"))?;
-                let mac = mac(&balancer.vpc, *address);
-                self.image.balancers.insert(id, Balancer { address: address.octets(), vpc, mac });
-                let entry =
-                    Address { endpoint: 0, balancer: id, stack, mac, kind: BALANCER, ping: 0, reserved: 0 };
-                self.image.addresses.insert(VpcAddress::new(vpc, address.octets()), entry);
+                let mut ids = vec![(id, *address)];
+                for address in balancer.secondary_addresses.get(zone).into_iter().flatten() {
+                    ids.push((self.id(Kind::Balancer, &format!("{name}/{zone}/{address}"))?, *address));
+                }
+                let sources = std::array::from_fn(|place| ids[place % ids.len()].0);
+                for (id, address) in ids {
+                    let mac = mac(&balancer.vpc, address);
+                    self.image
+                        .balancers
+                        .insert(id, Balancer { address: address.octets(), vpc, mac, sources });
+                    let entry = Address {
+                        endpoint: 0,
+                        balancer: id,
+                        stack,
+                        mac,
+                        kind: BALANCER,
+                        ping: 0,
+                        reserved: 0,
+                    };
+                    self.image.addresses.insert(VpcAddress::new(vpc, address.octets()), entry);
+                }
                 for listener in &balancer.listeners {
                     self.listener(id, zone, balancer, listener)?;
                 }

@@ -8,9 +8,7 @@ use super::parse::Packet;
 use super::state::State;
 use crate::checksum::{address, delta, word};
 use crate::limits::{NAT_PORT_COUNT, NAT_PORT_FIRST, NAT_PROBES, UDP_IDLE};
-use crate::tables::{
-    Balancer, Flow, FlowKey, InsertError, Neighbour, Tables, Target, TargetEvent, VpcAddress,
-};
+use crate::tables::{Face, Flow, FlowKey, InsertError, Neighbour, Tables, Target, TargetEvent, VpcAddress};
 use crate::verdict::Direction;
 use zerocopy::big_endian::U16;
 
@@ -58,6 +56,12 @@ fn slot(key: &FlowKey, hash: u64, door: &Door) -> u32 {
     (by >> 32) as u32 % door.listener.slots
 }
 
+/// Which of the load balancer's addresses the flow leaves from: bits that choose neither the port nor the slot alone.
+#[inline(always)]
+const fn pick(hash: u64) -> usize {
+    (hash >> 16) as usize & 7
+}
+
 /// Opens the flow of `packet` through `door`, and puts the entry of the packet's own direction into `forward`.
 #[inline(always)]
 pub(super) fn open<T: Tables>(
@@ -74,7 +78,8 @@ pub(super) fn open<T: Tables>(
     let slot = slot(&packet.key, hash, door);
     let id = tables.slot(door.listener.table, slot).ok_or(Refusal::NoTarget)?;
     let target = tables.target(id).filter(|target| target.vpc != 0).ok_or(Refusal::NoTarget)?;
-    let balancer = tables.balancer(door.address.balancer).ok_or(Refusal::NoTarget)?;
+    let source = tables.source(door.address.balancer, pick(hash)).ok_or(Refusal::NoTarget)?;
+    let balancer = tables.face(source).ok_or(Refusal::NoTarget)?;
     let hop = tables.neighbour(&VpcAddress::new(target.vpc, target.address)).ok_or(Refusal::NoNextHop)?;
 
     *forward = to_provider(packet, door, &balancer, &target, &hop);
@@ -154,7 +159,7 @@ fn port_delta(packet: &Packet, flow: &Flow) -> u16 {
 }
 
 #[inline(always)]
-fn to_provider(packet: &Packet, door: &Door, balancer: &Balancer, target: &Target, hop: &Neighbour) -> Flow {
+fn to_provider(packet: &Packet, door: &Door, balancer: &Face, target: &Target, hop: &Neighbour) -> Flow {
     let key = &packet.key;
     Flow {
         source: balancer.address,
@@ -184,7 +189,7 @@ fn to_provider(packet: &Packet, door: &Door, balancer: &Balancer, target: &Targe
 }
 
 #[inline(always)]
-fn to_consumer(packet: &Packet, door: &Door, balancer: &Balancer, target: &Target) -> Flow {
+fn to_consumer(packet: &Packet, door: &Door, balancer: &Face, target: &Target) -> Flow {
     let key = &packet.key;
     Flow {
         source: key.destination,

@@ -36,7 +36,7 @@ fn configure(world: &World) {
     maps.prefixes.set(&network, &1).unwrap();
     let address = Address { endpoint: 1, balancer: 1, mac: MAC, kind: ENDPOINT, ..Address::default() };
     maps.addresses.set(&VpcAddress::new(1, SERVICE), &address).unwrap();
-    maps.balancers.set(&1, &Balancer { address: [10, 0, 0, 77], vpc: 1, mac: MAC }).unwrap();
+    maps.balancers.set(&1, &Balancer { address: [10, 0, 0, 77], vpc: 1, mac: MAC, sources: [1; 8] }).unwrap();
     let target = Target { address: SERVICE, port: U16::new(80), vpc: 1, state: HEALTHY, ..Target::default() };
     maps.targets.set(&1, &target).unwrap();
     maps.targets.set(&2, &Target { address: NOWHERE, ..target }).unwrap();

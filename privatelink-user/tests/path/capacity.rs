@@ -9,6 +9,7 @@ use privatelink::{flows, model, plan};
 use privatelink_common::limits::NAT_PORT_COUNT;
 use privatelink_common::tables::{Endpoint, Flow, FlowKey, TargetEvent};
 use privatelink_common::verdict::Direction;
+use privatelink_common::wire::Ipv4;
 use zerocopy::big_endian::U16;
 
 /// What AWS allows a target for each of the load balancer's addresses.
@@ -16,7 +17,12 @@ const AWS: usize = 55_000;
 
 /// Two consumers' worth of an endpoint whose service has one target.
 fn one_target() -> Memory {
+    with_addresses("")
+}
+
+fn with_addresses(secondary: &str) -> Memory {
     let one = CONFIG
+        .replace("listeners =", &format!("{secondary}\nlisteners ="))
         .replace(", { address = \"10.0.1.22\", zone = \"a\" }", "")
         .replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
     let model = model::parse(&one, "one.toml").unwrap();
@@ -117,6 +123,21 @@ fn an_endpoint_opens_as_many_flows_a_second_as_it_may_and_saves_up_no_more_than_
     assert_eq!(opened(3000, 5), 0, "a full endpoint opens none");
     memory.limits.set(Endpoint::default());
     assert_eq!(opened(3001, 100), 100, "one without limits opens any number");
+}
+
+#[test]
+fn each_secondary_address_of_the_load_balancer_takes_as_many_flows_again() {
+    let memory =
+        with_addresses("secondary_addresses = { a = [\"10.0.1.11\", \"10.0.1.12\", \"10.0.1.13\"] }");
+    let refused = open(&memory, "S", 4 * AWS);
+    assert!(refused <= 4 * AWS / 500, "{refused} were refused");
+    let pending = memory.pending.borrow();
+    let mut ports = std::collections::BTreeMap::<Ipv4, u32>::new();
+    for flow in pending.values().map(|it| it.get()).filter(|it| it.direction == Direction::ToProvider as u8) {
+        *ports.entry(flow.source).or_default() += 1;
+    }
+    assert_eq!(ports.len(), 4, "{ports:?}");
+    assert!(ports.values().all(|count| *count <= NAT_PORT_COUNT), "{ports:?}");
 }
 
 /// An entry of the flow with this number, in one direction or the other.

@@ -7,8 +7,8 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path;
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Endpoint, Entry, Flow, FlowKey, InsertError, Interface, Listener, ListenerKey,
-    Neighbour, Tables, Target, TargetEvent, VpcAddress,
+    Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
+    ListenerKey, Neighbour, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ipv4, Mac};
@@ -152,8 +152,11 @@ impl Tables for Memory {
         };
         self.image.prefixes.keys().any(within)
     }
-    fn balancer(&self, balancer: u32) -> Option<Balancer> {
-        self.image.balancers.get(&balancer).copied()
+    fn source(&self, balancer: u32, pick: usize) -> Option<u32> {
+        Some(self.image.balancers.get(&balancer)?.sources[pick & 7])
+    }
+    fn face(&self, balancer: u32) -> Option<Face> {
+        self.image.balancers.get(&balancer).map(Balancer::face)
     }
     fn listener(&self, key: &ListenerKey) -> Option<Listener> {
         self.image.listeners.get(key).copied()
