@@ -29,8 +29,8 @@ pub const UDP_IDLE: u16 = 120;
 /// SYN, and each one refreshes the flow.
 pub const TCP_OPENING: u16 = 60;
 
-/// How long both directions are kept after both sides sent FIN: Linux's TIME_WAIT, so that a NAT port is not used again while its
-/// target still remembers the last connection from it.
+/// How long both directions are kept after both sides sent FIN, unless the load balancer sets its own: Linux's TIME_WAIT, so that a
+/// NAT port is not used again while its target still remembers the last connection from it. Also how long a flow that was cut is kept.
 pub const TCP_CLOSED: u16 = 60;
 
 /// How long a flow is kept after a RST: enough for what is in flight, and for every CPU to have let go of the entry.

@@ -89,7 +89,7 @@ table! {
 table! {
     /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
     /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
-    Endpoint, 16, align 4, {
+    Endpoint, 20, align 4, {
         /// Flows that were admitted under another generation are judged anew. It only ever grows.
         generation: u32,
         /// 1: new flows are admitted.
@@ -100,6 +100,8 @@ table! {
         rate: u32,
         /// How many of these it may save up.
         burst: u32,
+        /// For how many seconds a TCP flow that both sides have closed keeps its entries, and with them its NAT port.
+        hold: u32,
     }
 }
 

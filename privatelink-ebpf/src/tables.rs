@@ -121,13 +121,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn endpoint(&self, endpoint: u32) -> Endpoint {
-        ENDPOINTS.get(endpoint).copied().unwrap_or(Endpoint {
-            generation: 0,
-            open: 0,
-            full: 0,
-            rate: 0,
-            burst: 0,
-        })
+        ENDPOINTS.get(endpoint).copied().unwrap_or_default()
     }
 
     #[inline(always)]

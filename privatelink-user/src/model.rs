@@ -4,6 +4,7 @@ mod groups;
 
 use crate::config::{Fields, Problems, Reader, Value, nearest};
 use ipnet::Ipv4Net;
+use privatelink_common::limits::TCP_CLOSED;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -119,6 +120,8 @@ pub struct LoadBalancer {
     pub addresses: BTreeMap<String, Ipv4Addr>,
     /// More addresses that targets see as the source, by zone: as many more flows as each has ports.
     pub secondary_addresses: BTreeMap<String, Vec<Ipv4Addr>>,
+    /// How long a NAT port is not used again after both sides have closed its flow.
+    pub port_reuse_delay: Duration,
     /// Whether an address uses the targets of every zone.
     pub cross_zone: bool,
     /// Its listeners.
@@ -486,6 +489,9 @@ impl Build<'_, '_> {
             let vpc = self.vpc_of(&mut fields);
             let addresses =
                 self.addresses(&mut fields, vpc.as_ref(), &format!("the load balancer \"{name}\""));
+            let port_reuse_delay =
+                fields.get("port_reuse_delay").and_then(|value| self.duration(value, 1..=600));
+            let port_reuse_delay = port_reuse_delay.unwrap_or(Duration::from_secs(TCP_CLOSED.into()));
             let secondary_addresses = self.secondary(&mut fields, vpc.as_ref(), &addresses, &name);
             let cross_zone =
                 fields.get("cross_zone").and_then(|value| self.reader.boolean(value)).unwrap_or(false);
@@ -515,6 +521,7 @@ impl Build<'_, '_> {
                 vpc: vpc.unwrap_or_default(),
                 addresses,
                 secondary_addresses,
+                port_reuse_delay,
                 cross_zone,
                 listeners,
             };

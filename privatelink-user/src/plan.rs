@@ -5,7 +5,7 @@ use crate::maps::PrefixKey;
 use crate::model::{Listener, LoadBalancer, Model, TargetGroup};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result};
-use privatelink_common::limits::UDP_IDLE;
+use privatelink_common::limits::{TCP_CLOSED, UDP_IDLE};
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
     Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target,
@@ -46,6 +46,8 @@ pub struct Gate {
     pub rate: u32,
     /// How many of these it may save up.
     pub burst: u32,
+    /// For how many seconds closed flows keep their NAT ports.
+    pub hold: u32,
 }
 
 /// Where an interface belongs.
@@ -427,7 +429,11 @@ impl Plan<'_> {
                 let has = self.known.flows.endpoints.get(&id).copied().unwrap_or(0);
                 let full = endpoint.max_flows.is_some_and(|most| has >= most);
                 let (rate, burst) = (endpoint.new_flow_rate, endpoint.new_flow_burst);
-                self.image.endpoints.insert(id, Gate { open: service.admits(account), full, rate, burst });
+                let name = self.names.name(Kind::Balancer, balancer);
+                let of = name.split('/').next().and_then(|name| self.model.load_balancers.get(name));
+                let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
+                let (open, hold) = (service.admits(account), u32::try_from(hold)?);
+                self.image.endpoints.insert(id, Gate { open, full, rate, burst, hold });
             }
         }
         Ok(())

@@ -33,8 +33,8 @@ pub fn actual(maps: &Maps) -> Result<Image> {
 }
 
 fn gate(endpoint: &Endpoint) -> Gate {
-    let (rate, burst) = (endpoint.rate, endpoint.burst);
-    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst }
+    let (rate, burst, hold) = (endpoint.rate, endpoint.burst, endpoint.hold);
+    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold }
 }
 
 /// The entries of an array that are not all zeros.
@@ -125,7 +125,8 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
             maps.buckets.set(&id, &Bucket::default())?;
         }
         let (open, full) = (is.open.into(), is.full.into());
-        maps.endpoints.set(&id, &Endpoint { generation, open, full, rate: is.rate, burst: is.burst })?;
+        maps.endpoints
+            .set(&id, &Endpoint { generation, open, full, rate: is.rate, burst: is.burst, hold: is.hold })?;
         changes += 1;
     }
     Ok(changes)

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 /// What needs no privilege.
-const PLAIN: [&str; 8] = [
+const PLAIN: [&str; 10] = [
     "--package",
     "privatelink-common",
     "--package",
@@ -14,6 +14,8 @@ const PLAIN: [&str; 8] = [
     "--lib",
     "--test",
     "check",
+    "--test",
+    "plan",
     "--no-fail-fast",
 ];
 /// The host's tests, with those that load programs.

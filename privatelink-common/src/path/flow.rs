@@ -156,7 +156,9 @@ fn advance<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow
     }
     let next = state.after(direction, packet.flags);
     if next != state {
-        let idle_timeout = next.idle_timeout(flow.idle_timeout);
+        #[allow(clippy::cast_possible_truncation, reason = "the agent sets no more than 600")]
+        let hold = tables.endpoint(flow.endpoint).hold as u16;
+        let idle_timeout = next.idle_timeout(flow.idle_timeout, hold);
         entry.set_state(next as u8, idle_timeout);
         if let Some(peer) = tables.established(&packet.key.mirror(flow)) {
             peer.set_state(next as u8, idle_timeout);

@@ -121,10 +121,12 @@ impl State {
     }
 
     /// The idle timeout on entering this state, where it is not the one that the flow has.
+    /// `hold` is that of flows which both sides have closed.
     #[inline(always)]
-    pub const fn idle_timeout(self, current: u16) -> u16 {
+    pub const fn idle_timeout(self, current: u16, hold: u16) -> u16 {
         match self {
-            Self::Closed | Self::Terminated => TCP_CLOSED,
+            Self::Closed => hold,
+            Self::Terminated => TCP_CLOSED,
             Self::Reset => TCP_RESET,
             Self::Opening
             | Self::Answered

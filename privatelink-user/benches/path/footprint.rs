@@ -1,4 +1,4 @@
-//! What the agent and the flow tables take of memory, and what a sweep of a million flows takes of time.
+//! What the agent and the flow tables take of memory, and what a sweep of two million flows takes of time.
 
 use crate::report::Report;
 use crate::throughput::{attached, links, rate, translated};
@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-const ROUNDS: usize = 5;
-const MILLION: u32 = 1_000_000;
+const ROUNDS: usize = 3;
+const FLOWS: u32 = 2_000_000;
 
 const CONFIG: &str = r#"
 [vpcs.shop]
@@ -45,7 +45,12 @@ addresses = { a = "10.0.9.9" }
 
 pub(crate) fn run(report: &mut Report) {
     agent(report);
-    let limits = Limits { flows: 1 << 21, ..Limits::default() };
+    for (name, flows) in [("1M", 1 << 20), ("4M", 1 << 22), ("16M", 1 << 24)] {
+        let world = World::new(&Limits { flows: 2 * flows, ..Limits::default() });
+        let bytes = world.maps.established.memory().unwrap() as f64;
+        report.add(&format!("memory/flows/{name}"), "MiB", vec![bytes / f64::from(1 << 20)]);
+    }
+    let limits = Limits { flows: 1 << 22, ..Limits::default() };
     let world = World::new(&limits);
     let entry = world.maps.established.memory().unwrap() as f64 / f64::from(limits.flows);
     report.add("memory/flow", "bytes", vec![2.0 * entry]);
@@ -83,8 +88,8 @@ fn agent(report: &mut Report) {
     report.add("memory/agent-resident", "MiB", vec![kib / 1024.0]);
 }
 
-/// A million flows, both directions; as if the load balancer had an address for each.
-fn million() -> Vec<(FlowKey, Flow)> {
+/// Two million flows, both directions; as if the load balancer had an address for each.
+fn many() -> Vec<(FlowKey, Flow)> {
     let one = |number| {
         let forward = key(number, 17, 53);
         let [_, a, b, c] = forward.source;
@@ -99,7 +104,7 @@ fn million() -> Vec<(FlowKey, Flow)> {
         };
         [(forward, there), (back, flow(&back, &answer))]
     };
-    (0..MILLION).flat_map(one).collect()
+    (0..FLOWS).flat_map(one).collect()
 }
 
 /// How long a sweep takes that finds nothing and one that removes everything, and what it leaves of the traffic, against another
@@ -109,7 +114,7 @@ fn sweep(report: &mut Report, world: &World) {
     world.load.set(&0, &[1, 0]).unwrap();
     let _sink = attached(world.program("sink").fd().unwrap().as_fd(), "sink");
     let _ingress = attached(world.ingress.fd().unwrap().as_fd(), "in");
-    let flows = million();
+    let flows = many();
     let (mut idle, mut whole) = (Vec::new(), Vec::new());
     let (mut kept, mut removing) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -123,10 +128,10 @@ fn sweep(report: &mut Report, world: &World) {
         whole.push(seconds * 1e3);
         removing.push(during / before);
     }
-    report.add("sweep/1M/nothing-ended", "ms", idle);
-    report.add("sweep/1M/all-ended", "ms", whole);
-    report.add("sweep/1M/nothing-ended/traffic-kept", "ratio", kept);
-    report.add("sweep/1M/all-ended/traffic-kept", "ratio", removing);
+    report.add("sweep/2M/nothing-ended", "ms", idle);
+    report.add("sweep/2M/all-ended", "ms", whole);
+    report.add("sweep/2M/nothing-ended/traffic-kept", "ratio", kept);
+    report.add("sweep/2M/all-ended/traffic-kept", "ratio", removing);
 }
 
 /// All but the first flow, which the traffic keeps alive, were last seen at `seen`.

@@ -235,7 +235,7 @@ pub(crate) fn memory(image: Image) -> Memory {
         interface: Cell::default(),
         established: RefCell::default(),
         pending: RefCell::default(),
-        limits: Cell::default(),
+        limits: Cell::new(Endpoint { hold: 60, ..Endpoint::default() }),
         bucket: Cell::default(),
         counted: RefCell::default(),
     }

@@ -3,7 +3,7 @@
 use crate::memory::{CONFIG, Memory, RESET, interfaces, memory, on_the_host};
 use privatelink::names::Names;
 use privatelink::{model, plan};
-use privatelink_common::tables::Interface;
+use privatelink_common::tables::{Endpoint, Interface};
 use privatelink_common::wire::Ipv4;
 
 /// A packet of the one connection that the tests about time have.
@@ -155,4 +155,12 @@ fn a_cut_flow_of_datagrams_goes_on_as_another_flow_and_its_old_target_is_not_hea
     let flows = connection.memory.established.borrow();
     assert_eq!(flows.len(), 2, "the old flow is gone");
     assert!(flows.values().all(|flow| flow.get().opened == 1001), "{old:?}");
+}
+
+#[test]
+fn a_closed_flow_keeps_its_port_for_as_long_as_the_load_balancer_says() {
+    let mut connection = Connection::new();
+    connection.memory.limits.set(Endpoint { hold: 5, ..Endpoint::default() });
+    let close = [(1001, true, "FA", 4), (1001, false, "FA", 4)];
+    connection.play(&[&OPEN[..], &close, &[(1005, true, "A", 4), (1011, true, "A", RESET)]].concat());
 }
