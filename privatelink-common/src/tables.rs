@@ -58,7 +58,8 @@ table! {
     /// Value of `addresses`, a hash: the addresses that exist only here.
     /// Written by the agent, read for a flow's first packet, ARP and ICMP. Full: the configuration is refused.
     Address, 20, align 4, {
-        /// Endpoint of an [`ENDPOINT`]; 0 otherwise.
+        /// The endpoint, whose counters, quotas and generation apply; of a [`BALANCER`] that serves its own VPC, the one that stands
+        /// for that; 0: there is none.
         endpoint: u32,
         /// The load balancer's address that serves it, or that it is: index of `balancers`.
         balancer: u32,

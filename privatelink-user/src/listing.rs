@@ -11,7 +11,7 @@ use crate::{explain, flows, health};
 use anyhow::Result;
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::path::state::State;
-use privatelink_common::tables::{Address, Counter, EndpointCounters, Flow, Target, VpcAddress};
+use privatelink_common::tables::{Address, BALANCER, Counter, EndpointCounters, Flow, Target, VpcAddress};
 use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -158,29 +158,49 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
     let mut rows = Vec::new();
     for (name, endpoint) in &agent.model.endpoints {
         for (zone, address) in &endpoint.addresses {
-            let Some(id) = agent.names.id(Kind::Endpoint, &format!("{name}/{zone}")) else { continue };
-            let sum = agent.maps.counters.get(id)?.iter().fold(EndpointCounters::default(), |sum, it| {
-                EndpointCounters {
-                    to_provider_packets: sum.to_provider_packets + it.to_provider_packets,
-                    to_provider_bytes: sum.to_provider_bytes + it.to_provider_bytes,
-                    to_consumer_packets: sum.to_consumer_packets + it.to_consumer_packets,
-                    to_consumer_bytes: sum.to_consumer_bytes + it.to_consumer_bytes,
-                    new_flows: sum.new_flows + it.new_flows,
-                    resets: sum.resets + it.resets,
-                }
-            });
-            let open = agent.image.endpoints.get(&id).is_some_and(|gate| gate.open);
-            rows.push(json!({
-                "endpoint": name, "vpc": endpoint.vpc, "service": endpoint.service, "zone": zone,
-                "address": address.to_string(), "state": if open { "available" } else { "rejected" },
-                "active_flows": active.get(&id).unwrap_or(&0),
-                "to_provider_packets": sum.to_provider_packets, "to_provider_bytes": sum.to_provider_bytes,
-                "to_consumer_packets": sum.to_consumer_packets, "to_consumer_bytes": sum.to_consumer_bytes,
-                "new_flows": sum.new_flows, "resets": sum.resets,
-            }));
+            let full = format!("{name}/{zone}");
+            let about = (name.as_str(), endpoint.vpc.as_str(), Some(endpoint.service.as_str()));
+            rows.extend(endpoint_row(agent, &full, about, zone, *address, &active)?);
+        }
+    }
+    for (name, balancer) in agent.model.load_balancers.iter().filter(|(_, it)| it.serves_own_vpc) {
+        for (zone, address) in &balancer.addresses {
+            let full = crate::plan::own_name(name, zone);
+            let shown = full.rsplit_once('/').map_or(full.as_str(), |(name, _)| name);
+            rows.extend(endpoint_row(agent, &full, (shown, &balancer.vpc, None), zone, *address, &active)?);
         }
     }
     Ok(Value::Array(rows))
+}
+
+/// A row about an endpoint's address; `about` is its name, VPC and service.
+fn endpoint_row(
+    agent: &Agent,
+    full: &str,
+    (name, vpc, service): (&str, &str, Option<&str>),
+    zone: &str,
+    address: Ipv4Addr,
+    active: &BTreeMap<u32, u64>,
+) -> Result<Option<Value>> {
+    let Some(id) = agent.names.id(Kind::Endpoint, full) else { return Ok(None) };
+    let sum =
+        agent.maps.counters.get(id)?.iter().fold(EndpointCounters::default(), |sum, it| EndpointCounters {
+            to_provider_packets: sum.to_provider_packets + it.to_provider_packets,
+            to_provider_bytes: sum.to_provider_bytes + it.to_provider_bytes,
+            to_consumer_packets: sum.to_consumer_packets + it.to_consumer_packets,
+            to_consumer_bytes: sum.to_consumer_bytes + it.to_consumer_bytes,
+            new_flows: sum.new_flows + it.new_flows,
+            resets: sum.resets + it.resets,
+        });
+    let gate = agent.image.endpoints.get(&id).copied().unwrap_or_default();
+    Ok(Some(json!({
+        "endpoint": name, "vpc": vpc, "service": service, "zone": zone,
+        "address": address.to_string(), "state": if gate.open { "available" } else { "rejected" }, "full": gate.full,
+        "active_flows": active.get(&id).unwrap_or(&0),
+        "to_provider_packets": sum.to_provider_packets, "to_provider_bytes": sum.to_provider_bytes,
+        "to_consumer_packets": sum.to_consumer_packets, "to_consumer_bytes": sum.to_consumer_bytes,
+        "new_flows": sum.new_flows, "resets": sum.resets,
+    })))
 }
 
 /// Every target, with its health, what it has to do, and where it is; deregistered ones for as long as they drain.
@@ -276,7 +296,7 @@ pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
 /// The difference between two images, an entry a row.
 pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
     let mut rows = Vec::new();
-    let own = |it: &Address| if it.endpoint == 0 { "load balancer" } else { "endpoint" };
+    let own = |it: &Address| if it.kind == BALANCER { "load balancer" } else { "endpoint" };
     let at = |key: &VpcAddress| format!("{} in {}", ip(key.address), names.name(Kind::Vpc, key.vpc.into()));
     changes(&mut rows, "interface", &from.interfaces, &to.interfaces, |name, place| {
         format!("{name} in {}", names.name(Kind::Vpc, place.vpc.into()))

@@ -120,6 +120,8 @@ pub struct LoadBalancer {
     pub addresses: BTreeMap<String, Ipv4Addr>,
     /// More addresses that targets see as the source, by zone: as many more flows as each has ports.
     pub secondary_addresses: BTreeMap<String, Vec<Ipv4Addr>>,
+    /// Whether clients inside its own VPC may use it, too.
+    pub serves_own_vpc: bool,
     /// How long a NAT port is not used again after both sides have closed its flow.
     pub port_reuse_delay: Duration,
     /// Whether an address uses the targets of every zone.
@@ -492,6 +494,8 @@ impl Build<'_, '_> {
             let port_reuse_delay =
                 fields.get("port_reuse_delay").and_then(|value| self.duration(value, 1..=600));
             let port_reuse_delay = port_reuse_delay.unwrap_or(Duration::from_secs(TCP_CLOSED.into()));
+            let serves_own_vpc =
+                fields.get("serves_own_vpc").and_then(|value| self.reader.boolean(value)).unwrap_or(false);
             let secondary_addresses = self.secondary(&mut fields, vpc.as_ref(), &addresses, &name);
             let cross_zone =
                 fields.get("cross_zone").and_then(|value| self.reader.boolean(value)).unwrap_or(false);
@@ -521,6 +525,7 @@ impl Build<'_, '_> {
                 vpc: vpc.unwrap_or_default(),
                 addresses,
                 secondary_addresses,
+                serves_own_vpc,
                 port_reuse_delay,
                 cross_zone,
                 listeners,
@@ -653,7 +658,9 @@ impl Build<'_, '_> {
         let sum = |lengths: &mut dyn Iterator<Item = usize>| lengths.sum::<usize>();
         let secondary = |it: &LoadBalancer| it.secondary_addresses.values().map(Vec::len).sum::<usize>();
         let balancers = sum(&mut model.load_balancers.values().map(|it| it.addresses.len() + secondary(it)));
-        let endpoints = sum(&mut model.endpoints.values().map(|it| it.addresses.len()));
+        let own = |it: &LoadBalancer| if it.serves_own_vpc { it.addresses.len() } else { 0 };
+        let endpoints = sum(&mut model.endpoints.values().map(|it| it.addresses.len()))
+            + sum(&mut model.load_balancers.values().map(own));
         let targets = sum(&mut model.target_groups.values().map(|it| it.targets.len()));
         let interfaces = sum(&mut model.vpcs.values().map(|it| it.interfaces.len() + 1));
         let limits = &model.limits;

@@ -98,6 +98,11 @@ pub fn target_name(group: &str, target: &crate::model::Target) -> String {
     format!("{group}/{}:{}", target.address, target.port)
 }
 
+/// The name under which a load balancer's flows from its own VPC are counted; no endpoint can have it.
+pub fn own_name(load_balancer: &str, zone: &str) -> String {
+    format!("load_balancer:{load_balancer}/{zone}")
+}
+
 /// The name of the slot that leads to a VPC's stack.
 pub fn stack_name(vpc: &str) -> String {
     format!("stack/{vpc}")
@@ -284,13 +289,15 @@ impl Plan<'_> {
                     ids.push((self.id(Kind::Balancer, &format!("{name}/{zone}/{address}"))?, *address));
                 }
                 let sources = std::array::from_fn(|place| ids[place % ids.len()].0);
+                let endpoint =
+                    if balancer.serves_own_vpc { self.own_endpoint(name, zone, balancer)? } else { 0 };
                 for (id, address) in ids {
                     let mac = mac(&balancer.vpc, address);
                     self.image
                         .balancers
                         .insert(id, Balancer { address: address.octets(), vpc, mac, sources });
                     let entry = Address {
-                        endpoint: 0,
+                        endpoint: if id == sources[0] { endpoint } else { 0 },
                         balancer: id,
                         stack,
                         mac,
@@ -306,6 +313,14 @@ impl Plan<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What stands for the endpoint where a load balancer serves its own VPC.
+    fn own_endpoint(&mut self, name: &str, zone: &str, balancer: &LoadBalancer) -> Result<u32> {
+        let id = self.id(Kind::Endpoint, &own_name(name, zone))?;
+        let hold = u32::try_from(balancer.port_reuse_delay.as_secs())?;
+        self.image.endpoints.insert(id, Gate { open: true, hold, ..Gate::default() });
+        Ok(id)
     }
 
     fn listener(&mut self, balancer: u32, zone: &str, of: &LoadBalancer, listener: &Listener) -> Result<()> {

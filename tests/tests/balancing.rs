@@ -279,3 +279,43 @@ fn an_endpoint_at_its_limits_opens_no_more_flows_and_the_other_tenant_does_not_n
     });
     assert!(!world.fetch("cb", "").is_empty());
 }
+
+#[test]
+fn a_load_balancer_may_serve_its_own_vpc_too_its_targets_included() {
+    let own = config("", UNCHECKED)
+        .replace("vpc = \"payments\"\naddresses", "vpc = \"payments\"\nserves_own_vpc = true\naddresses");
+    let mut world = World::new(&own);
+    world.serve("t1");
+    world.serve("t2");
+    let fetch = |world: &World| world.shell("t2", "curl -sSf --max-time 5 http://10.0.1.10/");
+    let who: std::collections::BTreeSet<String> = (0..30).map(|_| fetch(&world)).collect();
+    assert_eq!(who.len(), 2, "both targets, of which one is the client itself: {who:?}");
+    let rows = world.json("endpoints");
+    let row =
+        rows.as_array().unwrap().iter().find(|row| row["endpoint"] == "load_balancer:edge").unwrap().clone();
+    assert_eq!((row["vpc"].as_str(), row["new_flows"].as_u64()), (Some("payments"), Some(30)));
+    assert!(!world.fetch("ca", "").is_empty());
+    let silent = world.shell("t2", "curl -sS --max-time 1 http://10.0.1.10:81/ || true");
+    assert!(silent.is_empty(), "a port without a listener stays silent");
+    assert!(counted(&world, "payments no_listener") > 0);
+    apply(&world, &config("", UNCHECKED));
+    let refused = world.shell("t2", "curl -sS --max-time 1 http://10.0.1.10/ || true");
+    assert!(refused.is_empty());
+    assert!(counted(&world, "payments provider_initiated") > 0);
+}
+
+#[test]
+fn secondary_addresses_carry_flows_as_well() {
+    let more = config("", UNCHECKED).replace(
+        "addresses = { a = \"10.0.1.10\" }",
+        "addresses = { a = \"10.0.1.10\" }\nsecondary_addresses = { a = [\"10.0.1.11\"] }",
+    );
+    let mut world = World::new(&more);
+    world.serve("t1");
+    world.serve("t2");
+    assert!(served(&world, 30).iter().all(|who| !who.is_empty()));
+    let flows = world.json("flows");
+    let sources: std::collections::BTreeSet<&str> =
+        flows.as_array().unwrap().iter().filter_map(|flow| flow["nat"].as_str()?.split(':').next()).collect();
+    assert_eq!(sources, ["10.0.1.10", "10.0.1.11"].into());
+}

@@ -1,23 +1,14 @@
 //! Who may open a flow, and to what: the door that a first packet stands before.
+//!
+//! What is refused is a [`Step`], one word that is defined as a whole, whatever it says: the kernel's verifier does not let the
+//! compiler move a part of a result that nothing has set.
 
+use super::first::Step;
 use super::parse::Packet;
 use crate::limits::STACK_PORTS;
 use crate::tables::{Address, BALANCER, Bucket, Endpoint, Listener, ListenerKey, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason};
 use crate::wire::{ACK, FIN, RST, SYN};
-
-/// What a first packet is to become.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Admission {
-    /// A flow through this door.
-    Open(Door),
-    /// Not addressed to us.
-    NotOurs,
-    /// A packet for the VPC's own stack, behind this interface.
-    Stack(u16),
-    /// A RST.
-    Reset(Answer),
-}
 
 /// An endpoint's listener, open for the packet at hand.
 #[derive(Clone, Copy, Debug)]
@@ -32,24 +23,24 @@ pub(super) struct Door {
 
 /// Judges a packet that belongs to no flow.
 #[inline(always)]
-pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<Admission, DropReason> {
+pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<Door, Step> {
     let key = &packet.key;
     let Some(address) = tables.address(&VpcAddress::new(key.vpc, key.destination)) else {
-        return Ok(Admission::NotOurs);
+        return Err(Step::PASS);
     };
     let source = VpcAddress::new(key.vpc, key.source);
     if tables.address(&source).is_some() {
-        return Err(DropReason::SpoofedSource);
+        return Err(Step::drop(DropReason::SpoofedSource));
     }
-    if address.kind == BALANCER {
-        return from_provider(packet, &address);
+    if address.kind == BALANCER && (address.endpoint == 0 || !is_first(packet, &address)) {
+        return Err(from_provider(packet, &address));
     }
     if !tables.in_vpc(&source) {
-        return Err(DropReason::SourceOutsideVpc);
+        return Err(Step::drop(DropReason::SourceOutsideVpc));
     }
     let endpoint = tables.endpoint(address.endpoint);
     if endpoint.open == 0 {
-        return Err(DropReason::EndpointClosed);
+        return Err(Step::drop(DropReason::EndpointClosed));
     }
     let wanted = ListenerKey {
         balancer: address.balancer,
@@ -57,17 +48,20 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
         protocol: key.protocol,
         reserved: 0,
     };
-    let listener = tables.listener(&wanted).ok_or(DropReason::NoListener)?;
+    let Some(listener) = tables.listener(&wanted) else {
+        let late = address.kind == BALANCER && !packet.is_tcp;
+        return Err(Step::drop(if late { DropReason::NoFlow } else { DropReason::NoListener }));
+    };
     if packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) != SYN {
-        return stray(packet);
+        return Err(stray(packet));
     }
     if endpoint.full != 0 {
-        return Err(DropReason::EndpointFull);
+        return Err(Step::drop(DropReason::EndpointFull));
     }
     if endpoint.rate != 0 && !take_token(tables, address.endpoint, &endpoint, now) {
-        return Err(DropReason::EndpointRate);
+        return Err(Step::drop(DropReason::EndpointRate));
     }
-    Ok(Admission::Open(Door { address, listener, generation: endpoint.generation }))
+    Ok(Door { address, listener, generation: endpoint.generation })
 }
 
 /// Takes a token for one new flow. The bucket is filled once a second, since that is the path's clock.
@@ -86,24 +80,32 @@ fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> 
     left.is_some()
 }
 
+/// Whether a packet to a load balancer that serves its own VPC may open a flow: it is neither for the VPC's stack nor a segment of a
+/// connection.
+#[inline(always)]
+fn is_first(packet: &Packet, address: &Address) -> bool {
+    let for_stack = address.stack != 0 && STACK_PORTS.contains(&packet.key.destination_port.get());
+    !for_stack && (!packet.is_tcp || packet.flags & (SYN | ACK | FIN | RST) == SYN)
+}
+
 /// A packet to a load balancer's address that belongs to no flow: an answer to the VPC's own stack, a late segment of a flow that
 /// has ended, or somebody on the provider's side who has no business here.
 #[inline(always)]
-fn from_provider(packet: &Packet, address: &Address) -> Result<Admission, DropReason> {
+fn from_provider(packet: &Packet, address: &Address) -> Step {
     if address.stack != 0 && STACK_PORTS.contains(&packet.key.destination_port.get()) {
-        return Ok(Admission::Stack(address.stack));
+        return Step::stack(address.stack);
     }
     if !packet.is_tcp {
-        return Err(DropReason::NoFlow);
+        return Step::drop(DropReason::NoFlow);
     }
     if packet.flags & (SYN | ACK | RST) == SYN {
-        return Err(DropReason::ProviderInitiated);
+        return Step::drop(DropReason::ProviderInitiated);
     }
     stray(packet)
 }
 
 /// A TCP segment that neither opens a flow nor belongs to one. A RST is never answered (RFC 9293, 3.10.7.1).
 #[inline(always)]
-fn stray(packet: &Packet) -> Result<Admission, DropReason> {
-    if packet.flags & RST != 0 { Err(DropReason::NoFlow) } else { Ok(Admission::Reset(Answer::ResetNoFlow)) }
+fn stray(packet: &Packet) -> Step {
+    if packet.flags & RST != 0 { Step::drop(DropReason::NoFlow) } else { Step::reset(Answer::ResetNoFlow) }
 }

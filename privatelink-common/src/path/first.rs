@@ -1,6 +1,6 @@
 //! A packet of no established flow: of one that is opening, the first of one, or not ours. The slow path.
 
-use super::admit::{Admission, admit};
+use super::admit::admit;
 use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
@@ -29,21 +29,26 @@ pub(super) enum Next {
 pub(super) struct Step(u64);
 
 impl Step {
-    const PASS: Self = Self(0);
+    /// [`Next::Pass`].
+    pub(super) const PASS: Self = Self(0);
 
-    const fn send(event: FlowEvent) -> Self {
+    /// [`Next::Send`].
+    pub(super) const fn send(event: FlowEvent) -> Self {
         Self(1 | (event as u64) << 32)
     }
 
-    const fn stack(interface: u16) -> Self {
+    /// [`Next::Stack`].
+    pub(super) const fn stack(interface: u16) -> Self {
         Self(2 | (interface as u64) << 32)
     }
 
-    const fn reset(answer: Answer) -> Self {
+    /// [`Next::Reset`].
+    pub(super) const fn reset(answer: Answer) -> Self {
         Self(3 | (answer as u64) << 32)
     }
 
-    const fn drop(reason: DropReason) -> Self {
+    /// [`Next::Drop`].
+    pub(super) const fn drop(reason: DropReason) -> Self {
         Self(4 | (reason as u64) << 32)
     }
 
@@ -84,11 +89,8 @@ pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
         return Step::send(super::event(packet));
     }
     let door = match admit(tables, packet, now) {
-        Ok(Admission::Open(door)) => door,
-        Ok(Admission::NotOurs) => return Step::PASS,
-        Ok(Admission::Stack(interface)) => return Step::stack(interface),
-        Ok(Admission::Reset(answer)) => return Step::reset(answer),
-        Err(reason) => return Step::drop(reason),
+        Ok(door) => door,
+        Err(step) => return step,
     };
     match nat::open(tables, packet, &door, now, flow) {
         Ok(()) => Step::send(FlowEvent::Opened),
