@@ -15,8 +15,8 @@ use aya_ebpf::{
 use core::mem::size_of;
 use privatelink_common::checksum::{address, finish, update, word};
 use privatelink_common::tables::{Flow, FlowKey};
-use privatelink_common::wire::{Ethernet, Ipv4, Ipv4Header, TCP, Tcp, UDP, Udp};
-use zerocopy::big_endian::U16;
+use privatelink_common::wire::{Ethernet, Ipv4, Ipv4Header, SYN, TCP, Tcp, UDP, Udp};
+use zerocopy::big_endian::{U16, U32};
 
 #[btf_map(name = "floor_flows")]
 static FLOWS: HashMap<FlowKey, Flow, 1048576> = HashMap::new();
@@ -32,6 +32,10 @@ static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// What generated datagrams are sent to.
 const SERVICE: Ipv4 = [10, 255, 9, 9];
+
+/// What generated frames begin with.
+const ETHERNET: Ethernet =
+    Ethernet { destination: [2, 0, 0, 0, 0, 2], source: [2, 0, 0, 0, 0, 1], ethertype: U16::new(0x0800) };
 
 #[repr(C)]
 struct Headers<T> {
@@ -153,22 +157,11 @@ fn translate(ethernet: &mut Ethernet, ip: &mut Ipv4Header, flow: &Flow) {
     ip.checksum = update(ip.checksum, flow.address_delta.into());
 }
 
-/// The flows come in the order of a linear congruence, which visits each of them once before it comes back.
 #[inline(always)]
 fn datagram(context: &mut XdpContext) -> Option<u32> {
     let headers = headers::<Udp>(context)?;
-    let load = LOAD.get_ptr_mut(0)?;
-    // SAFETY: only this program writes here, and the benchmark runs it on one CPU.
-    let flow = unsafe {
-        let [flows, next] = *load;
-        (*load)[1] = next.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & flows.wrapping_sub(1);
-        next
-    };
-    let [_, a, b, c] = flow.to_be_bytes();
-    let source = [10, a, b, c];
-    headers.ethernet.destination = [2, 0, 0, 0, 0, 2];
-    headers.ethernet.source = [2, 0, 0, 0, 0, 1];
-    headers.ethernet.ethertype = U16::new(0x0800);
+    let source = next_source()?;
+    headers.ethernet = ETHERNET;
     // 46 bytes of IP packet, which fill the smallest Ethernet frame.
     let fixed = word([0x45, 0]) + word([0, 46]) + word([64, UDP]);
     headers.ip = Ipv4Header {
@@ -190,6 +183,58 @@ fn datagram(context: &mut XdpContext) -> Option<u32> {
         checksum: [0; 2],
     };
     EGRESS.redirect(2, 0).ok()
+}
+
+/// Makes a SYN of the next spoofed source out of the frame that it is given.
+#[xdp(frags)]
+pub(crate) fn flood(mut context: XdpContext) -> u32 {
+    syn(&mut context).unwrap_or(xdp_action::XDP_DROP)
+}
+
+#[inline(always)]
+fn syn(context: &mut XdpContext) -> Option<u32> {
+    let headers = headers::<Tcp>(context)?;
+    let source = next_source()?;
+    headers.ethernet = ETHERNET;
+    let fixed = word([0x45, 0]) + word([0, 40]) + word([64, TCP]);
+    headers.ip = Ipv4Header {
+        version_ihl: 0x45,
+        tos: 0,
+        total_length: U16::new(40),
+        id: U16::ZERO,
+        fragment: U16::ZERO,
+        ttl: 64,
+        protocol: TCP,
+        checksum: finish(fixed + address(source) + address(SERVICE)),
+        source,
+        destination: SERVICE,
+    };
+    headers.transport = Tcp {
+        source_port: U16::new(40000),
+        destination_port: U16::new(80),
+        sequence: U32::ZERO,
+        acknowledgement: U32::ZERO,
+        data_offset: 5 << 4,
+        flags: SYN,
+        window: U16::new(1000),
+        checksum: [0; 2],
+        urgent: U16::ZERO,
+    };
+    EGRESS.redirect(2, 0).ok()
+}
+
+/// The source addresses come in the order of a linear congruence, which visits each of them once before it comes back.
+#[inline(always)]
+fn next_source() -> Option<Ipv4> {
+    let load = LOAD.get_ptr_mut(0)?;
+    // SAFETY: only this program writes here, and the benchmark runs it on one CPU.
+    let flow = unsafe {
+        let [flows, next] = *load;
+        (*load)[1] = next.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & flows.wrapping_sub(1);
+        next
+    };
+    let [_, a, b, c] = flow.to_be_bytes();
+    Some([10, a, b, c])
 }
 
 #[panic_handler]

@@ -34,7 +34,7 @@ enum Task {
     },
     /// Measure the packet path, the agent and the tables, each against something in the same minute. Needs root.
     Bench {
-        /// Only these parts: established, new-flow, udp-pps, footprint.
+        /// Only these parts: established, new-flow, udp-pps, syn-flood, footprint.
         parts: Vec<String>,
         /// Write the figures there: an array of {name, unit, median, min, max, rounds}.
         #[arg(long)]

@@ -11,6 +11,7 @@
 )]
 
 mod established;
+mod flood;
 mod footprint;
 mod opening;
 mod report;
@@ -25,10 +26,11 @@ use world::World;
 type Part = fn(&mut Report);
 
 /// What is measured, by the name that chooses it.
-const PARTS: [(&str, Part); 4] = [
+const PARTS: [(&str, Part); 5] = [
     ("established", established::run),
     ("new-flow", opening::run),
     ("udp-pps", throughput::run),
+    ("syn-flood", flood::run),
     ("footprint", footprint::run),
 ];
 

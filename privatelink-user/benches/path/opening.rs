@@ -19,7 +19,7 @@ const ROUNDS: usize = 15;
 /// Flows that one run opens: few enough that a NAT port is nearly always free at the first try.
 const FLOWS: u32 = 4096;
 const SLOTS: u32 = 251;
-const SERVICE: [u8; 4] = [10, 255, 9, 9];
+pub(crate) const SERVICE: [u8; 4] = [10, 255, 9, 9];
 const NOWHERE: [u8; 4] = [10, 255, 9, 8];
 
 pub(crate) fn run(report: &mut Report) {
@@ -30,7 +30,7 @@ pub(crate) fn run(report: &mut Report) {
 }
 
 /// One endpoint with two listeners: port 80, whose target is reached, and port 81, whose target is not.
-fn configure(world: &World) {
+pub(crate) fn configure(world: &World) {
     let maps = &world.maps;
     let network = PrefixKey { bits: 40, prefix: Prefix { vpc: U32::new(1), address: [10, 0, 0, 0] } };
     maps.prefixes.set(&network, &1).unwrap();

@@ -135,13 +135,18 @@ fn arrived(world: &World) -> u64 {
 
 /// Sends `packets`, and returns how many million of them arrived a second.
 pub(crate) fn rate(world: &World, packets: u32) -> f64 {
+    rate_of(world, "generate", packets)
+}
+
+/// The same for what another program makes.
+pub(crate) fn rate_of(world: &World, generator: &str, packets: u32) -> f64 {
     let before = arrived(world);
     let mut options = TestRunOptions::new();
     options.data_in = Some(&FRAME);
     options.repeat = packets;
     options.attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
     let started = Instant::now();
-    world.program("generate").test_run(options).unwrap();
+    world.program(generator).test_run(options).unwrap();
     let elapsed = started.elapsed();
     let count = arrived(world) - before;
     assert!(
