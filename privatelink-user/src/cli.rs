@@ -310,6 +310,9 @@ fn status(rows: Value, format: &Format) -> Result<(), Failure> {
             text += &format!("{part} {}: {}\n", name.replace('_', " "), cell(Some(value)));
         }
     }
+    for problem in status["problems"].as_array().into_iter().flatten() {
+        text += &format!("problem: {}\n", cell(Some(problem)));
+    }
     text += "\n";
     text += &table(&status["interfaces"], &["interface", "vpc", "state", "hook", "mode", "problem"]);
     text += "\n";

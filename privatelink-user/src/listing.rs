@@ -11,7 +11,9 @@ use crate::{explain, flows, health};
 use anyhow::Result;
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::path::state::State;
-use privatelink_common::tables::{Address, BALANCER, Counter, EndpointCounters, Flow, Target, VpcAddress};
+use privatelink_common::tables::{
+    Address, BALANCER, Counter, EndpointCounters, Flow, Target, UNHEALTHY, VpcAddress,
+};
 use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -85,9 +87,42 @@ pub fn status(agent: &Agent) -> Result<Value> {
             "verified_instructions": program.verified_instruction_count(),
             "runs": runs, "nanoseconds_a_packet": average,
         },
+        "problems": problems(agent)?,
         "maps": maps(agent)?,
         "outcomes": outcomes.collect::<Vec<_>>(),
     }]))
+}
+
+/// What an operator should look at, a sentence each.
+fn problems(agent: &Agent) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for (name, place) in &agent.image.interfaces {
+        let row = interface(agent, name, place.vpc);
+        match (row["state"].as_str(), row["problem"].as_str()) {
+            (_, Some(problem)) => problems.push(format!("interface {name}: {problem}")),
+            (Some("waiting"), None) => problems.push(format!("interface {name} is not there")),
+            _ => {}
+        }
+    }
+    for (id, target) in &agent.image.targets {
+        let name = agent.names.name(Kind::Target, *id);
+        let errors = agent.target_counters(*id)?.port_allocation_errors;
+        if errors > 0 {
+            problems.push(format!("target {name}: {errors} flows found no NAT port; more targets or secondary addresses make room"));
+        }
+        if target.state == UNHEALTHY {
+            problems.push(format!("target {name} is unhealthy"));
+        }
+        if agent.maps.neighbours.get(&VpcAddress::new(target.vpc, target.address))?.is_none() {
+            problems.push(format!("target {name} does not answer ARP"));
+        }
+    }
+    for (id, gate) in agent.image.endpoints.iter().filter(|(_, gate)| gate.full || !gate.open) {
+        let why =
+            if gate.open { "has as many flows as it may" } else { "is of an account that may not connect" };
+        problems.push(format!("endpoint {} {why}", agent.names.name(Kind::Endpoint, *id)));
+    }
+    Ok(problems)
 }
 
 fn interface(agent: &Agent, name: &str, vpc: u16) -> Value {

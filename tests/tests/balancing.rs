@@ -132,6 +132,8 @@ fn an_unhealthy_targets_flows_are_reset_and_it_is_told_in_awss_words() {
     eventually("it is unhealthy", || (state(&world)? == "unhealthy").then_some(()));
     let row = first(&world).unwrap();
     assert_eq!(row["reason"], "Target.FailedHealthChecks");
+    let problems = world.json("status")[0]["problems"].to_string();
+    assert!(problems.contains("target web/10.0.1.21:8080 is unhealthy"), "{problems}");
     assert!(row["description"].as_str().unwrap().contains("404"), "{row}");
     for child in to_first {
         assert!(!world.finished(child), "its flows were to be reset");
