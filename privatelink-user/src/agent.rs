@@ -152,6 +152,9 @@ impl Agent {
             streaks: BTreeMap::new(),
         };
         agent.apply(parts.model)?;
+        if agent.kernel.finish()? {
+            info!("the tables have the sizes that [limits] says, and the flows that they had");
+        }
         Ok(agent)
     }
 
@@ -256,7 +259,7 @@ impl Agent {
     fn apply(&mut self, model: Model) -> Result<usize> {
         anyhow::ensure!(
             model.limits == self.model.limits,
-            "[limits] cannot change while the agent runs: the tables' sizes are fixed when they are made"
+            "[limits] cannot change while the agent runs: start it again, which keeps the flows"
         );
         let mut names = self.names.clone();
         let image = self.compile(&model, &mut names)?;

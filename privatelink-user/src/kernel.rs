@@ -2,6 +2,7 @@
 
 use crate::maps::Maps;
 use crate::model::Limits;
+use crate::resize;
 use crate::sys::{self, XdpMode};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::EbpfLoader;
@@ -15,10 +16,17 @@ use std::path::{Path, PathBuf};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/privatelink.bpf.o"));
 
+/// Where maps of other sizes are until they are in use.
+const BESIDE: &str = "maps_new";
+
 /// What is pinned below one directory, held by one agent.
 #[derive(Debug)]
 pub struct Kernel {
     dir: PathBuf,
+    /// Where the maps are pinned: `maps`, or beside it until a change of sizes is done.
+    place: PathBuf,
+    /// The maps of other sizes that these were filled from, and when.
+    before: Option<(Maps, u32)>,
     program: OwnedFd,
     /// Whether the maps were there before.
     pub adopted: bool,
@@ -109,19 +117,44 @@ impl Kernel {
         if lock.try_lock().is_err() {
             return Err(Held(dir.to_owned()).into());
         }
-        let maps = dir.join("maps");
         for sub in ["maps", "programs", "links"] {
             fs::create_dir_all(dir.join(sub))
                 .with_context(|| format!("cannot make {}/{sub}", dir.display()))?;
         }
-        let adopted = check(&maps, limits)?;
-        let program = load(&maps, limits, drops)?;
-        if !adopted {
-            Maps::open(&maps)?.layout.set(&0, &LAYOUT)?;
+        // What a change of sizes that was interrupted has left: the old maps are still the ones in use.
+        let (pinned, beside) = (dir.join("maps"), dir.join(BESIDE));
+        remove_pins(&beside)?;
+        let found = check(&pinned, limits)?;
+        let place = if found == Found::OtherSizes { beside } else { pinned.clone() };
+        fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+        let program = load(&place, limits, drops)?;
+        let maps = Maps::open(&place)?;
+        if found != Found::Ours {
+            maps.layout.set(&0, &LAYOUT)?;
         }
-        let kernel = Self { dir: dir.to_owned(), program, adopted, _lock: lock };
+        let mut before = None;
+        if found == Found::OtherSizes {
+            let old = Maps::open(&pinned)?;
+            let began = resize::carry(&old, &maps).inspect_err(|_| {
+                let _ = remove_pins(&place);
+            })?;
+            before = Some((old, began));
+        }
+        let adopted = found != Found::Nothing;
+        let kernel = Self { dir: dir.to_owned(), place, program, adopted, before, _lock: lock };
         kernel.pin_program()?;
         Ok(kernel)
+    }
+
+    /// After every link has this agent's program: ends a change of sizes, if there was one. Says whether there was.
+    pub fn finish(&mut self) -> Result<bool> {
+        let Some((old, began)) = self.before.take() else { return Ok(false) };
+        resize::catch_up(&old, &self.maps()?, began)?;
+        let pinned = self.dir.join("maps");
+        remove_pins(&pinned)?;
+        fs::rename(&self.place, &pinned).context("cannot put the new maps in place")?;
+        self.place = pinned;
+        Ok(true)
     }
 
     /// Replaces the pin by one exchange of names, so that there is always one to open.
@@ -140,7 +173,7 @@ impl Kernel {
 
     /// The maps.
     pub fn maps(&self) -> Result<Maps> {
-        Maps::open(&self.dir.join("maps"))
+        Maps::open(&self.place)
     }
 
     /// What the kernel says of the program.
@@ -204,11 +237,22 @@ impl Kernel {
     }
 }
 
-/// Whether maps are pinned that this version and these limits can use. None at all is fine; others are refused, not guessed at.
-fn check(maps: &Path, limits: &Limits) -> Result<bool> {
+/// What is pinned already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// Nothing.
+    Nothing,
+    /// Maps that can be used as they are.
+    Ours,
+    /// Maps of this version that have other sizes.
+    OtherSizes,
+}
+
+/// Looks for maps that this version can use. None at all is fine; others are refused, not guessed at.
+fn check(maps: &Path, limits: &Limits) -> Result<Found> {
     let present: Vec<_> = Maps::NAMES.into_iter().filter(|name| maps.join(name).exists()).collect();
     if present.is_empty() {
-        return Ok(false);
+        return Ok(Found::Nothing);
     }
     let advice = "run `privatelink detach` with this --pin-dir to take them away with their flows, or choose another --pin-dir";
     if let Some(missing) = Maps::NAMES.into_iter().find(|name| !present.contains(name)) {
@@ -222,16 +266,13 @@ fn check(maps: &Path, limits: &Limits) -> Result<bool> {
         "the maps pinned in {} have layout {layout}, this version uses {LAYOUT}: {advice}",
         maps.display()
     );
-    for (name, limit, wanted) in sizes(limits) {
+    for (name, _, wanted) in sizes(limits) {
         let fd = sys::open_pin(&maps.join(name))?;
-        let has = sys::map_info(fd.as_fd())?.max_entries;
-        ensure!(
-            has == wanted,
-            "the pinned map {name} has room for {has}, limits.{limit} asks for {wanted}: sizes are fixed while the maps live; \
-             set the limit back, or {advice}"
-        );
+        if sys::map_info(fd.as_fd())?.max_entries != wanted {
+            return Ok(Found::OtherSizes);
+        }
     }
-    Ok(true)
+    Ok(Found::Ours)
 }
 
 /// Loads the program with its maps: the pinned ones where they are, else new ones, pinned.
@@ -251,17 +292,24 @@ fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<OwnedFd> {
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
+/// Removes a directory of pins, if it is there. Returns how many there were.
+fn remove_pins(dir: &Path) -> Result<usize> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(0) };
+    let mut removed = 0;
+    for entry in entries {
+        let path = entry?.path();
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        removed += 1;
+    }
+    fs::remove_dir(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    Ok(removed)
+}
+
 /// Removes every pin below `dir`: links first, so that traffic stops before the maps go.
 pub fn remove(dir: &Path) -> Result<usize> {
     let mut removed = 0;
-    for sub in ["links", "programs", "maps"] {
-        let Ok(entries) = fs::read_dir(dir.join(sub)) else { continue };
-        for entry in entries {
-            let path = entry?.path();
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            removed += 1;
-        }
-        fs::remove_dir(dir.join(sub)).with_context(|| format!("cannot remove {}/{sub}", dir.display()))?;
+    for sub in ["links", "programs", "maps", BESIDE] {
+        removed += remove_pins(&dir.join(sub))?;
     }
     if dir.exists() && fs::remove_dir(dir).is_err() {
         // The root of a bpffs of our own stays until it is unmounted.

@@ -19,4 +19,5 @@ pub mod net;
 pub mod plan;
 pub mod probe;
 pub mod reconcile;
+pub mod resize;
 pub mod sys;

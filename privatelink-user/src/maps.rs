@@ -207,9 +207,14 @@ impl<V: Plain> PerCpu<V> {
 
     /// Sets every CPU's value.
     pub fn set_all(&self, index: u32, value: &V) -> Result<()> {
+        self.set_each(index, &vec![*value; self.cpus])
+    }
+
+    /// Sets each CPU's value to its own.
+    pub fn set_each(&self, index: u32, values: &[V]) -> Result<()> {
         let stride = size_of::<V>().next_multiple_of(8);
         let mut bytes = vec![0; stride * self.cpus];
-        for chunk in bytes.chunks_mut(stride) {
+        for (chunk, value) in bytes.chunks_mut(stride).zip(values) {
             chunk[..size_of::<V>()].copy_from_slice(value.as_bytes());
         }
         sys::element(Command::Update, self.map.fd.as_fd(), index.as_bytes(), &mut bytes, 0)

@@ -130,6 +130,45 @@ fn the_agent_killed_and_started_again_loses_no_connection() {
 }
 
 #[test]
+fn tables_get_other_sizes_with_the_next_agent_and_no_connection_is_lost() {
+    let sized = |flows: u32| config(&format!("[limits]\nflows = {flows}\npending_flows = 1024\n"), UNCHECKED);
+    let size = |world: &World| {
+        let status = world.json("status");
+        let rows = status[0]["maps"].as_array().unwrap().clone();
+        rows.into_iter().find(|row| row["map"] == "established").unwrap()["size"].as_u64().unwrap()
+    };
+    let mut world = World::new(&sized(4096));
+    world.serve("t1");
+    world.serve("t2");
+    let long = "curl -sSf --max-time 60 --limit-rate 3M -o /dev/null http://10.0.9.9/large";
+    let transfers: Vec<_> = ["ca", "ca", "cb", "cb"].map(|it| world.spawn(it, "sh", &["-c", long])).into();
+    eventually("the transfers run", || (world.json("flows").as_array()?.len() >= 4).then_some(()));
+    let counted = world.state()["shop new_flows"];
+    for flows in [65536, 512] {
+        std::fs::write(world.config(), sized(flows)).unwrap();
+        assert_eq!(world.stop(), Some(0));
+        world.start(&[]);
+        assert_eq!(size(&world), u64::from(flows));
+        assert!(world.said().contains("the sizes that [limits] says"), "{}", world.said());
+        assert!(!world.fetch("ca", "").is_empty());
+    }
+    assert_eq!(world.state()["shop new_flows"], counted + 2, "the counters went along");
+    assert_eq!(
+        world.json("flows").as_array().unwrap().iter().filter(|it| it["state"] == "established").count(),
+        4
+    );
+    std::fs::write(world.config(), sized(2)).unwrap();
+    assert_eq!(world.stop(), Some(0));
+    let refused = world.privatelink(&["run", "--config", &world.config().display().to_string()]);
+    assert_eq!(refused.status.code(), Some(69));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("established") && said.contains("limits.flows makes room for 2"), "{said}");
+    for transfer in transfers {
+        assert!(world.finished(transfer), "a transfer was cut off");
+    }
+}
+
+#[test]
 fn an_interface_that_vanishes_and_comes_back_is_attached_again() {
     let mut world = World::new(&config("", UNCHECKED));
     world.serve("t1");

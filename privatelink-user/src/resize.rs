@@ -1,0 +1,104 @@
+//! Other sizes for the tables, without losing what is in them: the next agent makes new maps beside the old ones, carries over what
+//! matters, puts its program in the old one's place, and carries over what has come meanwhile.
+//!
+//! What the configuration decides is not carried: the agent writes it anyway.
+
+use crate::flows;
+use crate::maps::{Map, Maps, PerCpu, Plain};
+use anyhow::{Result, ensure};
+use privatelink_common::tables::{Flow, FlowKey};
+
+/// Entries that are read at once.
+const CHUNK: u32 = 4096;
+
+/// Carries everything over. Returns when it began, in seconds since boot, for [`catch_up`].
+pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
+    let began = flows::now();
+    hash("names", "addresses", &from.names, &to.names)?;
+    hash("addresses", "addresses", &from.addresses, &to.addresses)?;
+    hash("neighbours", "addresses", &from.neighbours, &to.neighbours)?;
+    array("targets", "targets", &from.targets, &to.targets)?;
+    array("endpoints", "endpoints", &from.endpoints, &to.endpoints)?;
+    counters(&from.counters, &to.counters)?;
+    counters(&from.target_counters, &to.target_counters)?;
+    counters(&from.outcomes, &to.outcomes)?;
+    room("established", "flows", count(&from.established)?, &to.established)?;
+    room("pending", "pending_flows", count(&from.pending)?, &to.pending)?;
+    copy(&from.established, &to.established)?;
+    copy(&from.pending, &to.pending)?;
+    catch_up(from, to, began)?;
+    Ok(began)
+}
+
+/// Carries over the flows that were established since `began`.
+pub fn catch_up(from: &Maps, to: &Maps, began: u32) -> Result<()> {
+    let mut recent: Vec<(FlowKey, Flow)> = Vec::new();
+    from.established.walk(CHUNK, |keys, values| {
+        let since = keys.iter().zip(values).filter(|(_, flow)| flow.last_seen.saturating_add(1) >= began);
+        recent.extend(since.map(|(key, flow)| (*key, *flow)));
+    })?;
+    for (key, flow) in recent {
+        // One that is there already is as good, or better.
+        let _ = to.established.insert(&key, &flow);
+    }
+    Ok(())
+}
+
+fn room<K: Plain, V: Plain>(name: &str, limit: &str, used: usize, to: &Map<K, V>) -> Result<()> {
+    let size = to.info()?.max_entries;
+    ensure!(
+        used <= size as usize,
+        "the table {name} has {used} entries; limits.{limit} makes room for {size}: raise it"
+    );
+    Ok(())
+}
+
+fn count<K: Plain, V: Plain>(map: &Map<K, V>) -> Result<usize> {
+    let mut count = 0;
+    map.walk(CHUNK, |keys, _| count += keys.len())?;
+    Ok(count)
+}
+
+fn copy<K: Plain, V: Plain>(from: &Map<K, V>, to: &Map<K, V>) -> Result<()> {
+    let mut result = Ok(());
+    from.walk(CHUNK, |keys, values| {
+        if result.is_ok() && !keys.is_empty() {
+            result = to.fill(keys, values);
+        }
+    })?;
+    result
+}
+
+fn hash<K: Plain, V: Plain>(name: &str, limit: &str, from: &Map<K, V>, to: &Map<K, V>) -> Result<()> {
+    let entries = from.entries()?;
+    room(name, limit, entries.len(), to)?;
+    entries.iter().try_for_each(|(key, value)| to.set(key, value))
+}
+
+/// What is set of an array, by the index.
+fn array<V: Plain + Default + PartialEq>(
+    name: &str,
+    limit: &str,
+    from: &Map<u32, V>,
+    to: &Map<u32, V>,
+) -> Result<()> {
+    let mut entries = Vec::new();
+    from.walk(CHUNK, |keys, values| {
+        let set = keys.iter().zip(values).filter(|(_, value)| **value != V::default());
+        entries.extend(set.map(|(key, value)| (*key, *value)));
+    })?;
+    let last = entries.iter().map(|(key, _)| *key as usize + 1).max().unwrap_or(0);
+    room(name, limit, last, to)?;
+    entries.iter().try_for_each(|(key, value)| to.set(key, value))
+}
+
+/// Counters of what both have room for; the others have nothing that they could be of.
+fn counters<V: Plain + Default + PartialEq>(from: &PerCpu<V>, to: &PerCpu<V>) -> Result<()> {
+    for index in 0..from.info()?.max_entries.min(to.info()?.max_entries) {
+        let values = from.get(index)?;
+        if values.iter().any(|value| *value != V::default()) {
+            to.set_each(index, &values)?;
+        }
+    }
+    Ok(())
+}
