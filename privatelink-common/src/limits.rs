@@ -33,8 +33,12 @@ pub const TCP_OPENING: u16 = 60;
 /// NAT port is not used again while its target still remembers the last connection from it. Also how long a flow that was cut is kept.
 pub const TCP_CLOSED: u16 = 60;
 
-/// How long a flow is kept after a RST: enough for what is in flight, and for every CPU to have let go of the entry.
-pub const TCP_RESET: u16 = 2;
+/// How long a flow is kept after a RST that nothing contradicts. As long as a closed one: the RST may be forged or out of its window,
+/// and then one side speaks again.
+pub const TCP_RESET: u16 = 60;
+
+/// How long both sides must have been silent after a RST for a segment to contradict it: longer than anything is on its way.
+pub const TCP_RESET_ECHO: u32 = 2;
 
 /// Outcomes that can be counted for a VPC; the counters' index is `vpc * OUTCOMES + outcome`.
 pub const OUTCOMES: u32 = 64;

@@ -117,8 +117,7 @@ fn end(maps: &Maps, key: &FlowKey, flow: &Flow, generations: &[u32]) -> Result<O
 }
 
 fn looks_over(flow: &Flow, now: u32, generations: &[u32]) -> bool {
-    idle(flow, now) > u32::from(flow.idle_timeout).saturating_add(2)
-        || generations.get(flow.endpoint as usize) != Some(&flow.generation)
+    idle(flow, now) > flow.patience() + 2 || generations.get(flow.endpoint as usize) != Some(&flow.generation)
 }
 
 fn generations(maps: &Maps) -> Result<Vec<u32>> {

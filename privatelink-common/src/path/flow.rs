@@ -6,7 +6,7 @@
 
 use super::parse::Packet;
 use super::state::State;
-use crate::limits::{TCP_CLOSED, TCP_OPENING};
+use crate::limits::{TCP_CLOSED, TCP_OPENING, TCP_RESET_ECHO};
 use crate::tables::{Entry, Flow, FlowKey, Tables, TargetEvent, VpcAddress};
 use crate::verdict::Direction;
 use crate::wire::{ACK, FIN, RST, SYN};
@@ -55,9 +55,11 @@ fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) 
         return if over { Upkeep::Over } else { Upkeep::Terminated };
     }
     if flow.last_seen != now {
-        if now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) && idle(tables, packet, &flow, now)
-        {
+        if now.wrapping_sub(flow.last_seen) > flow.patience() && idle(tables, packet, &flow, now) {
             return Upkeep::Over;
+        }
+        if flow.state == State::Reset as u8 && packet.flags & (SYN | RST) == 0 {
+            doubt(tables, packet, entry, &flow, now);
         }
         if is_cut(tables, &flow) {
             return terminate(tables, packet, entry, &flow, now);
@@ -74,6 +76,17 @@ fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) 
         return Upkeep::Alive;
     }
     Upkeep::Over
+}
+
+/// A segment long after a RST: whoever sends it has not believed the RST, or not sent it.
+#[inline(always)]
+fn doubt<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow, now: u32) {
+    let Some(peer) = tables.established(&packet.key.mirror(flow)) else { return };
+    let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.flow().last_seen));
+    if silent >= TCP_RESET_ECHO {
+        entry.set_state(State::Established as u8, flow.idle_timeout);
+        peer.set_state(State::Established as u8, flow.idle_timeout);
+    }
 }
 
 /// Whether the agent has cut this flow's target since it was opened. Asked once a second.
@@ -107,7 +120,7 @@ fn opens(packet: &Packet, flow: &Flow) -> bool {
 #[inline(always)]
 fn idle<T: Tables>(tables: &T, packet: &Packet, flow: &Flow, now: u32) -> bool {
     match tables.established(&packet.key.mirror(flow)) {
-        Some(peer) => now.wrapping_sub(peer.flow().last_seen) > u32::from(flow.idle_timeout),
+        Some(peer) => now.wrapping_sub(peer.flow().last_seen) > flow.patience(),
         None => true,
     }
 }

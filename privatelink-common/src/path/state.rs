@@ -12,12 +12,17 @@
 //!   any established ── its target is cut ──▶ Terminated      Terminated ── SYN from the consumer ──▶ (miss)
 //! ```
 //!
+//! A RST is not believed before both sides have fallen silent: it may be out of the window, or forged, and the path does not follow
+//! sequence numbers. A segment that comes after some seconds of silence takes the flow back to Established; without one, the flow
+//! ends as early as a closed one does.
+//!
 //! A terminated flow answers every segment of either side with a RST, and keeps its NAT port for as long as a closed one does.
 //!
-//! A half-closed flow keeps the listener's idle timeout, since data may go the other way for as long as it likes. Closed and
-//! Reset only shorten the timeout: late segments are still delivered to the side that knows best what to do with them.
+//! A half-closed flow keeps the listener's idle timeout, since data may go the other way for as long as it likes. Closed
+//! and Reset only shorten the timeout: late segments are still delivered to the side that knows best what to do with them.
 
 use crate::limits::{TCP_CLOSED, TCP_RESET};
+use crate::tables::Flow;
 use crate::verdict::Direction;
 use crate::wire::{FIN, RST};
 
@@ -127,13 +132,27 @@ impl State {
         match self {
             Self::Closed => hold,
             Self::Terminated => TCP_CLOSED,
-            Self::Reset => TCP_RESET,
             Self::Opening
             | Self::Answered
             | Self::Established
             | Self::ConsumerClosed
-            | Self::ProviderClosed => current,
+            | Self::ProviderClosed
+            // Not believed yet: Flow::patience.
+            | Self::Reset => current,
         }
+    }
+}
+
+impl Flow {
+    /// Seconds without a packet in either direction after which the flow has ended.
+    #[inline(always)]
+    pub fn patience(&self) -> u32 {
+        let timeout = if self.state == State::Reset as u8 {
+            self.idle_timeout.min(TCP_RESET)
+        } else {
+            self.idle_timeout
+        };
+        timeout.into()
     }
 }
 

@@ -96,19 +96,46 @@ fn a_tcp_flow_that_idled_out_is_answered_with_a_reset_on_either_side() {
 }
 
 #[test]
-fn a_closed_flow_is_kept_for_a_minute_and_a_reset_one_for_seconds() {
+fn a_closed_flow_and_a_reset_one_are_kept_for_a_minute() {
     play_after_opening(&[
         (1001, true, "FA", 4),
         (1340, false, "A", 4),
         (1341, false, "FA", 4),
         (1402, true, "A", RESET),
     ]);
-    play_after_opening(&[(1001, false, "RA", 4), (1003, true, "A", 4), (1006, true, "A", RESET)]);
+    play_after_opening(&[(1001, false, "RA", 4), (1001, true, "A", 4), (1062, true, "A", RESET)]);
     play_after_opening(&[
         (1001, true, "FA", 4),
         (1001, false, "FA", 4),
         (1002, true, "S", 4),
         (1002, false, "SA", 4),
+    ]);
+}
+
+#[test]
+fn a_reset_that_one_side_contradicts_is_not_believed() {
+    // Forged in the consumer's name: the consumer goes on, minutes later too.
+    play_after_opening(&[
+        (1001, true, "R", 4),
+        (1004, true, "A", 4),
+        (1300, true, "A", 4),
+        (1600, false, "A", 4),
+    ]);
+    // Out of the target's window: the target goes on.
+    play_after_opening(&[(1001, true, "RA", 4), (1003, false, "A", 4), (1350, true, "A", 4)]);
+    // What was on its way contradicts nothing.
+    play_after_opening(&[
+        (1001, true, "RA", 4),
+        (1001, false, "A", 4),
+        (1002, false, "A", 4),
+        (1063, false, "A", RESET),
+    ]);
+    // And a consumer that begins anew has believed it.
+    play_after_opening(&[
+        (1001, false, "RA", 4),
+        (1001, true, "S", 4),
+        (1001, false, "SA", 4),
+        (1001, true, "A", 4),
     ]);
 }
 
