@@ -478,6 +478,18 @@ pub fn is_timed(model: &Model, image: &Image) -> bool {
     })
 }
 
+/// The address that a target is checked from: of its zone, or of any where the load balancer is not in it; secondary addresses take
+/// turns with the first.
+fn source(balancer: &LoadBalancer, zone: &str, target: u32) -> Option<Ipv4Addr> {
+    let (zone, first) =
+        balancer.addresses.get_key_value(zone).or_else(|| balancer.addresses.iter().next())?;
+    let more = balancer.secondary_addresses.get(zone).map(Vec::as_slice).unwrap_or_default();
+    match target as usize % (more.len() + 1) {
+        0 => Some(*first),
+        turn => more.get(turn - 1).copied(),
+    }
+}
+
 /// The health checks that the configuration asks for, by target. A group that no listener uses is not checked (AWS: `unused`).
 pub fn checks(model: &Model, names: &Names) -> BTreeMap<u32, Check> {
     let mut checks = BTreeMap::new();
@@ -485,11 +497,8 @@ pub fn checks(model: &Model, names: &Names) -> BTreeMap<u32, Check> {
         let uses = |balancer: &&LoadBalancer| balancer.listeners.iter().any(|it| it.target_group == *name);
         let Some(balancer) = model.load_balancers.values().find(uses) else { continue };
         for target in &group.targets {
-            let source = balancer.addresses.get(&target.zone).or_else(|| balancer.addresses.values().next());
-            let (Some(&source), Some(id)) = (source, names.id(Kind::Target, &target_name(name, target)))
-            else {
-                continue;
-            };
+            let Some(id) = names.id(Kind::Target, &target_name(name, target)) else { continue };
+            let Some(source) = source(balancer, &target.zone, id) else { continue };
             let (vpc, how) = (group.vpc.clone(), group.health_check.clone());
             let port = how.port.unwrap_or(target.port);
             checks.insert(id, Check { vpc, source, address: target.address, port, how });

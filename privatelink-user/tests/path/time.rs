@@ -113,6 +113,46 @@ fn a_closed_flow_and_a_reset_one_are_kept_for_a_minute() {
 }
 
 #[test]
+fn a_handshake_may_be_repeated_crossed_or_begun_anew() {
+    // Retransmissions, and a SYN whose client has chosen another initial sequence number: the path does not ask.
+    play(&[
+        (1000, true, "S", 4),
+        (1001, true, "S", 4),
+        (1001, false, "SA", 4),
+        (1002, false, "SA", 4),
+        (1002, true, "S", 4),
+        (1002, true, "A", 4),
+        (1003, false, "SA", 4),
+        (1003, true, "A", 4),
+    ]);
+    // Simultaneous open (RFC 9293, 3.5): both send SYN, and both answer it.
+    play(&[
+        (1000, true, "S", 4),
+        (1000, false, "S", 4),
+        (1000, true, "SA", 4),
+        (1000, false, "SA", 4),
+        (1001, true, "A", 4),
+    ]);
+    // A connection to a port that its client has just used, closed or reset.
+    let again = [(1002, true, "S", 4), (1002, false, "SA", 4), (1002, true, "A", 4), (1003, false, "A", 4)];
+    play_after_opening(&[&[(1001, true, "FA", 4), (1001, false, "FA", 4)], &again[..]].concat());
+    play_after_opening(&[&[(1001, true, "RA", 4)], &again[..]].concat());
+}
+
+#[test]
+fn half_a_connection_carries_data_for_as_long_as_its_idle_timeout_allows_and_keepalives_keep_all_of_it() {
+    play_after_opening(&[
+        (1001, true, "FA", 4),
+        (1340, false, "A", 4),
+        (1600, true, "A", 4),
+        (1900, false, "A", 4),
+        (2200, false, "FA", 4),
+    ]);
+    let keepalives: Vec<Step> = (1..20).map(|turn| (1000 + turn * 300, turn % 2 == 0, "A", 4)).collect();
+    play_after_opening(&keepalives);
+}
+
+#[test]
 fn a_reset_that_one_side_contradicts_is_not_believed() {
     // Forged in the consumer's name: the consumer goes on, minutes later too.
     play_after_opening(&[
