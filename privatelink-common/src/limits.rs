@@ -16,7 +16,7 @@ pub const NAT_PORT_COUNT: u32 = 65536 - NAT_PORT_FIRST as u32;
 pub const STACK_PORTS: Range<u16> = 1024..2048;
 
 /// How many NAT ports are tried before a new flow is refused. Bounded, because the kernel bounds a program's length; at this many
-/// AWS's 55,000 flows, which take 87 % of the ports, leave one chance in six thousand that none is found.
+/// AWS's 55,000 flows, which take 87 % of the ports, leave one chance in about ten thousand that none is found.
 pub const NAT_PROBES: u32 = 64;
 
 /// TCP idle timeout unless the listener sets its own (AWS: `tcp.idle_timeout.seconds`).

@@ -1,14 +1,11 @@
 //! The flow tables, from outside: listing them, and removing flows that have ended.
 
-use crate::maps::Maps;
+use crate::maps::{CHUNK, Maps};
 use anyhow::Result;
 use privatelink_common::tables::{Flow, FlowKey};
 use privatelink_common::verdict::Direction;
 use privatelink_common::wire::Ipv4;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Entries that are read at once.
-const CHUNK: u32 = 4096;
 
 /// Seconds since boot, by the clock that the path uses.
 pub fn now() -> u32 {

@@ -19,6 +19,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pr
 /// Where maps of other sizes are until they are in use.
 const BESIDE: &str = "maps_new";
 
+/// Where maps that have been replaced are until they are removed.
+const FORMER: &str = "maps_old";
+
 /// What is pinned below one directory, held by one agent.
 #[derive(Debug)]
 pub struct Kernel {
@@ -117,13 +120,12 @@ impl Kernel {
         if lock.try_lock().is_err() {
             return Err(Held(dir.to_owned()).into());
         }
+        settle(dir)?;
         for sub in ["maps", "programs", "links"] {
             fs::create_dir_all(dir.join(sub))
                 .with_context(|| format!("cannot make {}/{sub}", dir.display()))?;
         }
-        // What a change of sizes that was interrupted has left: the old maps are still the ones in use.
         let (pinned, beside) = (dir.join("maps"), dir.join(BESIDE));
-        remove_pins(&beside)?;
         let found = check(&pinned, limits)?;
         let place = if found == Found::OtherSizes { beside } else { pinned.clone() };
         fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
@@ -150,10 +152,11 @@ impl Kernel {
     pub fn finish(&mut self) -> Result<bool> {
         let Some((old, began)) = self.before.take() else { return Ok(false) };
         resize::catch_up(&old, &self.maps()?, began)?;
-        let pinned = self.dir.join("maps");
-        remove_pins(&pinned)?;
+        let (pinned, former) = (self.dir.join("maps"), self.dir.join(FORMER));
+        fs::rename(&pinned, &former).context("cannot put the old maps aside")?;
         fs::rename(&self.place, &pinned).context("cannot put the new maps in place")?;
         self.place = pinned;
+        remove_pins(&former)?;
         Ok(true)
     }
 
@@ -292,6 +295,16 @@ fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<OwnedFd> {
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
+/// Ends a change of sizes that was interrupted: forwards where the old maps had been put aside, back where they had not.
+fn settle(dir: &Path) -> Result<()> {
+    let (pinned, beside) = (dir.join("maps"), dir.join(BESIDE));
+    if beside.exists() && !pinned.exists() {
+        fs::rename(&beside, &pinned).context("cannot put the new maps in place")?;
+    }
+    remove_pins(&beside)?;
+    remove_pins(&dir.join(FORMER)).map(drop)
+}
+
 /// Removes a directory of pins, if it is there. Returns how many there were.
 fn remove_pins(dir: &Path) -> Result<usize> {
     let Ok(entries) = fs::read_dir(dir) else { return Ok(0) };
@@ -308,7 +321,7 @@ fn remove_pins(dir: &Path) -> Result<usize> {
 /// Removes every pin below `dir`: links first, so that traffic stops before the maps go.
 pub fn remove(dir: &Path) -> Result<usize> {
     let mut removed = 0;
-    for sub in ["links", "programs", "maps", BESIDE] {
+    for sub in ["links", "programs", "maps", BESIDE, FORMER] {
         removed += remove_pins(&dir.join(sub))?;
     }
     if dir.exists() && fs::remove_dir(dir).is_err() {

@@ -145,9 +145,6 @@ fn interface(agent: &Agent, name: &str, vpc: u16) -> Value {
 
 fn maps(agent: &Agent) -> Result<Vec<Value>> {
     let (image, maps) = (&agent.image, &agent.maps);
-    let mut count = BTreeMap::from([("established", 0), ("pending", 0)]);
-    maps.established.walk(4096, |keys, _| *count.entry("established").or_default() += keys.len())?;
-    maps.pending.walk(4096, |keys, _| *count.entry("pending").or_default() += keys.len())?;
     let rows = [
         ("prefixes", image.prefixes.len(), maps.prefixes.info()?, maps.prefixes.memory()?),
         ("addresses", image.addresses.len(), maps.addresses.info()?, maps.addresses.memory()?),
@@ -157,8 +154,8 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
         ("tables", image.tables.len(), maps.tables.info()?, maps.tables.memory()?),
         ("targets", image.targets.len(), maps.targets.info()?, maps.targets.memory()?),
         ("neighbours", maps.neighbours.keys()?.len(), maps.neighbours.info()?, maps.neighbours.memory()?),
-        ("established", count["established"], maps.established.info()?, maps.established.memory()?),
-        ("pending", count["pending"], maps.pending.info()?, maps.pending.memory()?),
+        ("established", maps.established.count()?, maps.established.info()?, maps.established.memory()?),
+        ("pending", maps.pending.count()?, maps.pending.info()?, maps.pending.memory()?),
         ("names", image.names.len(), maps.names.info()?, maps.names.memory()?),
     ];
     Ok(rows

@@ -9,12 +9,16 @@ use privatelink_common::tables::{
     Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
     ListenerKey, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
 };
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Entries that a walk reads at once.
+pub const CHUNK: u32 = 4096;
 
 /// What keys and values are: bytes, with nothing in between.
 pub trait Plain: FromBytes + IntoBytes + Immutable + KnownLayout + Copy {}
@@ -149,6 +153,13 @@ impl<K: Plain, V: Plain> Map<K, V> {
             .collect()
     }
 
+    /// How many entries there are.
+    pub fn count(&self) -> Result<usize> {
+        let mut count = 0;
+        self.walk(CHUNK, |keys, _| count += keys.len())?;
+        Ok(count)
+    }
+
     /// Hands every entry to `each`, `chunk` at a time, without stopping those who write.
     pub fn walk(&self, chunk: u32, mut each: impl FnMut(&[K], &[V])) -> Result<()> {
         let room = chunk as usize;
@@ -176,6 +187,18 @@ impl<K: Plain, V: Plain> Map<K, V> {
             }
         }
         Ok(())
+    }
+}
+
+impl<V: Plain + Default + PartialEq> Map<u32, V> {
+    /// The entries of an array that are not all zeros.
+    pub fn filled(&self) -> Result<BTreeMap<u32, V>> {
+        let mut entries = BTreeMap::new();
+        self.walk(CHUNK, |keys, values| {
+            let set = keys.iter().zip(values).filter(|(_, value)| **value != V::default());
+            entries.extend(set.map(|(key, value)| (*key, *value)));
+        })?;
+        Ok(entries)
     }
 }
 

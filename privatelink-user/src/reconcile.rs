@@ -12,16 +12,16 @@ use std::fmt::Debug;
 
 /// Reads what the kernel has of an image. Interfaces are not part of it: the kernel's own list of links is.
 pub fn actual(maps: &Maps) -> Result<Image> {
-    let open = array(&maps.endpoints)?.into_iter().filter(|(_, endpoint)| endpoint.open != 0);
+    let open = maps.endpoints.filled()?.into_iter().filter(|(_, endpoint)| endpoint.open != 0);
     let mut image = Image {
         interfaces: BTreeMap::new(),
         prefixes: maps.prefixes.entries()?.into_iter().collect(),
         addresses: maps.addresses.entries()?.into_iter().collect(),
         endpoints: open.map(|(id, it)| (id, gate(&it))).collect(),
-        balancers: array(&maps.balancers)?,
+        balancers: maps.balancers.filled()?,
         listeners: maps.listeners.entries()?.into_iter().collect(),
         tables: BTreeMap::new(),
-        targets: array(&maps.targets)?,
+        targets: maps.targets.filled()?,
         names: maps.names.entries()?.into_iter().collect(),
     };
     for index in 0..maps.tables.info()?.max_entries {
@@ -35,16 +35,6 @@ pub fn actual(maps: &Maps) -> Result<Image> {
 fn gate(endpoint: &Endpoint) -> Gate {
     let (rate, burst, hold) = (endpoint.rate, endpoint.burst, endpoint.hold);
     Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold }
-}
-
-/// The entries of an array that are not all zeros.
-fn array<V: Plain + Default + PartialEq>(map: &Map<u32, V>) -> Result<BTreeMap<u32, V>> {
-    let mut entries = BTreeMap::new();
-    map.walk(4096, |keys, values| {
-        let set = keys.iter().zip(values).filter(|(_, value)| **value != V::default());
-        entries.extend(set.map(|(key, value)| (*key, *value)));
-    })?;
-    Ok(entries)
 }
 
 /// Writes the difference between `from`, which the kernel has, and `to`. Returns how many entries changed.

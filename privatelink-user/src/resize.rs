@@ -4,12 +4,9 @@
 //! What the configuration decides is not carried: the agent writes it anyway.
 
 use crate::flows;
-use crate::maps::{Map, Maps, PerCpu, Plain};
+use crate::maps::{CHUNK, Map, Maps, PerCpu, Plain};
 use anyhow::{Result, ensure};
 use privatelink_common::tables::{Flow, FlowKey};
-
-/// Entries that are read at once.
-const CHUNK: u32 = 4096;
 
 /// Carries everything over. Returns when it began, in seconds since boot, for [`catch_up`].
 pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
@@ -22,8 +19,8 @@ pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
     counters(&from.counters, &to.counters)?;
     counters(&from.target_counters, &to.target_counters)?;
     counters(&from.outcomes, &to.outcomes)?;
-    room("established", "flows", count(&from.established)?, &to.established)?;
-    room("pending", "pending_flows", count(&from.pending)?, &to.pending)?;
+    room("established", "flows", from.established.count()?, &to.established)?;
+    room("pending", "pending_flows", from.pending.count()?, &to.pending)?;
     copy(&from.established, &to.established)?;
     copy(&from.pending, &to.pending)?;
     catch_up(from, to, began)?;
@@ -53,12 +50,6 @@ fn room<K: Plain, V: Plain>(name: &str, limit: &str, used: usize, to: &Map<K, V>
     Ok(())
 }
 
-fn count<K: Plain, V: Plain>(map: &Map<K, V>) -> Result<usize> {
-    let mut count = 0;
-    map.walk(CHUNK, |keys, _| count += keys.len())?;
-    Ok(count)
-}
-
 fn copy<K: Plain, V: Plain>(from: &Map<K, V>, to: &Map<K, V>) -> Result<()> {
     let mut result = Ok(());
     from.walk(CHUNK, |keys, values| {
@@ -82,12 +73,8 @@ fn array<V: Plain + Default + PartialEq>(
     from: &Map<u32, V>,
     to: &Map<u32, V>,
 ) -> Result<()> {
-    let mut entries = Vec::new();
-    from.walk(CHUNK, |keys, values| {
-        let set = keys.iter().zip(values).filter(|(_, value)| **value != V::default());
-        entries.extend(set.map(|(key, value)| (*key, *value)));
-    })?;
-    let last = entries.iter().map(|(key, _)| *key as usize + 1).max().unwrap_or(0);
+    let entries = from.filled()?;
+    let last = entries.keys().next_back().map_or(0, |key| *key as usize + 1);
     room(name, limit, last, to)?;
     entries.iter().try_for_each(|(key, value)| to.set(key, value))
 }

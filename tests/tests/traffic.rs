@@ -152,6 +152,11 @@ fn tables_get_other_sizes_with_the_next_agent_and_no_connection_is_lost() {
         assert!(world.said().contains("the sizes that [limits] says"), "{}", world.said());
         assert!(!world.fetch("ca", "").is_empty());
     }
+    // An agent that was killed just before it put the new maps in the old ones' place.
+    world.kill_agent();
+    std::fs::rename(world.pins().join("maps"), world.pins().join("maps_new")).unwrap();
+    world.start(&[]);
+    assert!(!world.pins().join("maps_new").exists());
     assert_eq!(world.state()["shop new_flows"], counted + 2, "the counters went along");
     assert_eq!(
         world.json("flows").as_array().unwrap().iter().filter(|it| it["state"] == "established").count(),

@@ -53,7 +53,7 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
         return Err(Step::drop(if late { DropReason::NoFlow } else { DropReason::NoListener }));
     };
     if packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) != SYN {
-        return Err(stray(packet));
+        return Err(Step::reset_segment(packet, Answer::ResetNoFlow));
     }
     if endpoint.full != 0 {
         return Err(Step::drop(DropReason::EndpointFull));
@@ -84,15 +84,20 @@ fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> 
 /// connection.
 #[inline(always)]
 fn is_first(packet: &Packet, address: &Address) -> bool {
-    let for_stack = address.stack != 0 && STACK_PORTS.contains(&packet.key.destination_port.get());
-    !for_stack && (!packet.is_tcp || packet.flags & (SYN | ACK | FIN | RST) == SYN)
+    !is_for_stack(packet, address) && (!packet.is_tcp || packet.flags & (SYN | ACK | FIN | RST) == SYN)
+}
+
+/// Whether a packet to a load balancer's address is for a socket of the VPC's own stack.
+#[inline(always)]
+fn is_for_stack(packet: &Packet, address: &Address) -> bool {
+    address.stack != 0 && STACK_PORTS.contains(&packet.key.destination_port.get())
 }
 
 /// A packet to a load balancer's address that belongs to no flow: an answer to the VPC's own stack, a late segment of a flow that
 /// has ended, or somebody on the provider's side who has no business here.
 #[inline(always)]
 fn from_provider(packet: &Packet, address: &Address) -> Step {
-    if address.stack != 0 && STACK_PORTS.contains(&packet.key.destination_port.get()) {
+    if is_for_stack(packet, address) {
         return Step::stack(address.stack);
     }
     if !packet.is_tcp {
@@ -101,11 +106,5 @@ fn from_provider(packet: &Packet, address: &Address) -> Step {
     if packet.flags & (SYN | ACK | RST) == SYN {
         return Step::drop(DropReason::ProviderInitiated);
     }
-    stray(packet)
-}
-
-/// A TCP segment that neither opens a flow nor belongs to one. A RST is never answered (RFC 9293, 3.10.7.1).
-#[inline(always)]
-fn stray(packet: &Packet) -> Step {
-    if packet.flags & RST != 0 { Step::drop(DropReason::NoFlow) } else { Step::reset(Answer::ResetNoFlow) }
+    Step::reset_segment(packet, Answer::ResetNoFlow)
 }

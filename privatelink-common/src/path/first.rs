@@ -52,6 +52,12 @@ impl Step {
         Self(4 | (reason as u64) << 32)
     }
 
+    /// A RST for a segment, unless it is one itself: a RST is never answered (RFC 9293, 3.10.7.1).
+    #[inline(always)]
+    pub(super) const fn reset_segment(packet: &Packet, answer: Answer) -> Self {
+        if packet.flags & RST != 0 { Self::drop(DropReason::NoFlow) } else { Self::reset(answer) }
+    }
+
     /// What it says.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "each part is cut out at its own width")]
@@ -84,7 +90,7 @@ pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
     if let Some(entry) = tables.established(&packet.key) {
         *flow = entry.flow();
         if flow.state == State::Terminated as u8 {
-            return terminated(packet);
+            return Step::reset_segment(packet, Answer::ResetTerminated);
         }
         return Step::send(super::event(packet));
     }
@@ -108,16 +114,6 @@ fn refuse(packet: &Packet, refusal: Refusal) -> Step {
         (Refusal::NoNatPort, false) => Step::drop(DropReason::NoNatPort),
         (Refusal::NoNextHop, _) => Step::drop(DropReason::NoNextHop),
         (Refusal::Full, _) => Step::drop(DropReason::FlowTableFull),
-    }
-}
-
-/// A segment of a flow that was cut. A RST is never answered (RFC 9293, 3.10.7.1).
-#[inline(always)]
-fn terminated(packet: &Packet) -> Step {
-    if packet.flags & RST != 0 {
-        Step::drop(DropReason::NoFlow)
-    } else {
-        Step::reset(Answer::ResetTerminated)
     }
 }
 
