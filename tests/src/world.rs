@@ -129,7 +129,9 @@ impl World {
             ip(&format!("netns add {}", world.namespace(name)));
             world.shell(
                 name,
-                "sysctl -qw net.ipv6.conf.default.disable_ipv6=1 net.ipv4.tcp_congestion_control=reno",
+                // Small buffers: a slow transfer is one that still needs packets, and not one that waits in the reader's kernel as a whole.
+                "sysctl -qw net.ipv6.conf.default.disable_ipv6=1 net.ipv4.tcp_congestion_control=reno \
+                 net.ipv4.tcp_rmem='4096 131072 524288'",
             );
         }
         for (name, address) in ENDS {
