@@ -173,7 +173,9 @@ table! {
         /// Idle timeout of its flows, in seconds.
         idle_timeout: u16,
         /// 1: the target is chosen by the source address alone.
-        sticky: u16,
+        sticky: u8,
+        /// 1: targets see the client's own address and port, where the client is in the load balancer's VPC.
+        preserve: u8,
     }
 }
 

@@ -139,7 +139,7 @@ impl Agent {
             started: now,
             stacks: BTreeMap::new(),
             watched: BTreeMap::new(),
-            neighbours: Neighbours::new(parts.heard)?,
+            neighbours: Neighbours::new(parts.runtime.clone(), parts.heard),
             confirmed: BTreeMap::new(),
             asked: BTreeMap::new(),
             runtime: parts.runtime,

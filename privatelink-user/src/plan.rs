@@ -328,13 +328,14 @@ impl Plan<'_> {
         let attributes = group.map(|group| &group.attributes);
         let cross_zone = attributes.and_then(|it| it.cross_zone).unwrap_or(of.cross_zone);
         let sticky = attributes.is_some_and(|it| it.sticky).into();
+        let preserve = attributes.is_some_and(|it| it.preserve_client_ip).into();
         let zone = if cross_zone { "*" } else { zone };
         let (table, slots) = self.table(&listener.target_group, zone)?;
         for &protocol in listener.protocol.numbers() {
             let key = ListenerKey { balancer, port: U16::new(listener.port), protocol, reserved: 0 };
             let tcp_idle = u16::try_from(listener.tcp_idle_timeout.as_secs())?;
             let idle_timeout = if protocol == UDP { UDP_IDLE } else { tcp_idle };
-            self.image.listeners.insert(key, ListenerEntry { table, slots, idle_timeout, sticky });
+            self.image.listeners.insert(key, ListenerEntry { table, slots, idle_timeout, sticky, preserve });
         }
         Ok(())
     }

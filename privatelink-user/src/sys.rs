@@ -1,10 +1,13 @@
 //! The system calls that no library offers as safe functions, each behind one that is. All of this crate's `unsafe` is here.
 
+use socket2::Socket;
 use std::ffi::CString;
 use std::io::{Error, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
+use tokio::io::unix::AsyncFd;
 
 /// Commands of bpf(2), from the kernel's `enum bpf_cmd`.
 #[derive(Clone, Copy, Debug)]
@@ -284,60 +287,29 @@ const PACKET: u16 = 17;
 /// The length of such an address.
 const ADDRESS: libc::socklen_t = 20;
 const _: () = assert!(size_of::<libc::sockaddr_ll>() == ADDRESS as usize && libc::AF_PACKET == PACKET as i32);
-/// `ETH_P_ARP`, as sockets want it.
-const ARP: u16 = 0x0806_u16.to_be();
+/// `ETH_P_ALL`, as sockets want it.
+const EVERYTHING: u16 = 0x0003_u16.to_be();
 
-/// A socket that hears every ARP message of every interface in the calling thread's network namespace.
-pub fn arp_socket() -> Result<OwnedFd> {
-    // SAFETY: no memory is passed.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(ARP)) };
-    if fd < 0 { Err(Error::last_os_error()) } else { Ok(owned(fd)) }
-}
-
-fn link_address(ifindex: u32) -> libc::sockaddr_ll {
-    libc::sockaddr_ll {
+/// Binds a packet socket (packet(7)) to an interface, whose every frame it then hears before a bridge or the like takes it.
+pub fn bind_to_frames(socket: BorrowedFd<'_>, ifindex: u32) -> Result<()> {
+    let address = libc::sockaddr_ll {
         sll_family: PACKET,
-        sll_protocol: ARP,
+        sll_protocol: EVERYTHING,
         sll_ifindex: ifindex.cast_signed(),
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 0,
         sll_addr: [0; 8],
-    }
-}
-
-/// Waits for a frame; returns its length and the interface that it came by. Frames that this host sends are not reported.
-pub fn receive_frame(socket: BorrowedFd<'_>, frame: &mut [u8]) -> Result<(usize, u32)> {
-    loop {
-        let mut from = link_address(0);
-        let mut length = ADDRESS;
-        // SAFETY: the buffer and the address are as long as stated.
-        let result = unsafe {
-            let (buffer, room) = (frame.as_mut_ptr().cast(), frame.len());
-            libc::recvfrom(socket.as_raw_fd(), buffer, room, 0, (&raw mut from).cast(), &raw mut length)
-        };
-        let received = usize::try_from(result).map_err(|_| Error::last_os_error())?;
-        if from.sll_pkttype != libc::PACKET_OUTGOING {
-            return Ok((received, from.sll_ifindex.cast_unsigned()));
-        }
-    }
-}
-
-/// Sends a frame by an interface.
-pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> Result<()> {
-    let to = link_address(ifindex);
-    // SAFETY: the buffer and the address are as long as stated.
-    let result = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const to).cast(),
-            ADDRESS,
-        )
     };
+    // SAFETY: the address is there, and as long as stated.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS) };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A socket that the runtime watches.
+pub fn watched(socket: Arc<Socket>) -> Result<AsyncFd<Arc<Socket>>> {
+    // SAFETY: the socket is shared, so that it stays open, and the same, for as long as it is watched.
+    unsafe { AsyncFd::register(socket) }.map_err(Error::from)
 }
 
 /// Lets a socket that is bound to an address share its port with sockets that are connected elsewhere: the port is chosen when it

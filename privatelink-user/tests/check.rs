@@ -82,7 +82,12 @@ fn a_right_file_is_right_and_has_the_defaults_of_aws() {
     let attributes = &model.target_groups["web"].attributes;
     assert_eq!(attributes.deregistration_delay.as_secs(), 300);
     assert!(attributes.cut_unhealthy && attributes.cut_deregistered, "of a group that has UDP");
-    assert!(!attributes.sticky && attributes.cross_zone.is_none() && attributes.minimum_count == 1);
+    assert!(
+        attributes.preserve_client_ip
+            && !attributes.sticky
+            && attributes.cross_zone.is_none()
+            && attributes.minimum_count == 1
+    );
     assert_eq!(model.load_balancers["edge"].listeners[0].tcp_idle_timeout.as_secs(), 350);
 }
 

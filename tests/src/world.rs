@@ -237,7 +237,8 @@ impl World {
             "daemon off; master_process off; pid {dir}/pid; error_log stderr error; events {{}} http {{ access_log off; \
              client_body_temp_path {dir}/1; proxy_temp_path {dir}/2; fastcgi_temp_path {dir}/3; uwsgi_temp_path {dir}/4; \
              scgi_temp_path {dir}/5; server {{ listen 8080; \
-             listen 8443 ssl; ssl_certificate {dir}/certificate; ssl_certificate_key {dir}/key; root {dir}; }} }}"
+             listen 8443 ssl; ssl_certificate {dir}/certificate; ssl_certificate_key {dir}/key; root {dir}; \
+             location = /client {{ return 200 $remote_addr:$remote_port; }} }} }}"
         );
         let file = self.dir.path().join(format!("{name}.conf"));
         fs::write(&file, config).unwrap();

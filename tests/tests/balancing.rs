@@ -284,11 +284,16 @@ fn an_endpoint_at_its_limits_opens_no_more_flows_and_the_other_tenant_does_not_n
     assert!(!world.fetch("cb", "").is_empty());
 }
 
+/// The usual configuration, where the load balancer is there for its own VPC, too; `attributes` are the target group's.
+fn serving_own_vpc(attributes: &str) -> String {
+    config("", UNCHECKED)
+        .replace("vpc = \"payments\"\naddresses", "vpc = \"payments\"\nserves_own_vpc = true\naddresses")
+        .replace("[load_balancers.edge]", &format!("{attributes}\n[load_balancers.edge]"))
+}
+
 #[test]
 fn a_load_balancer_may_serve_its_own_vpc_too_its_targets_included() {
-    let own = config("", UNCHECKED)
-        .replace("vpc = \"payments\"\naddresses", "vpc = \"payments\"\nserves_own_vpc = true\naddresses");
-    let mut world = World::new(&own);
+    let mut world = World::new(&serving_own_vpc("preserve_client_ip.enabled = false"));
     world.serve("t1");
     world.serve("t2");
     let fetch = |world: &World| world.shell("t2", "curl -sSf --max-time 5 http://10.0.1.10/");
@@ -306,6 +311,37 @@ fn a_load_balancer_may_serve_its_own_vpc_too_its_targets_included() {
     let refused = world.shell("t2", "curl -sS --max-time 1 http://10.0.1.10/ || true");
     assert!(refused.is_empty());
     assert!(counted(&world, "payments provider_initiated") > 0);
+}
+
+#[test]
+fn targets_see_the_clients_of_the_load_balancers_own_vpc_as_they_are_and_those_of_endpoints_not() {
+    // Both balancers' addresses lead to one target, so that a client's port can be taken twice.
+    let two = serving_own_vpc("").replace(
+        "[endpoint_services.payments]",
+        "[load_balancers.other]\nvpc = \"payments\"\nserves_own_vpc = true\naddresses = { a = \"10.0.1.30\" }\n\
+         listeners = [{ protocol = \"tcp\", port = 80, target_group = \"web\" }]\n[endpoint_services.payments]",
+    );
+    let two = two.replace(", { address = \"10.0.1.22\", zone = \"a\" }", "");
+    let mut world = World::bare(&two);
+    // The VPC's own network, on which a target reaches the clients that it sees.
+    world.shell("dp", "ip link add vpc type bridge && ip link set t1 master vpc && ip link set t2 master vpc && ip link set vpc up");
+    world.start(&[]);
+    world.serve("t1");
+    let ask = |world: &World, end: &str, at: &str, port: u16| {
+        world.shell(end, &format!("curl -sSf -H 'Connection: close' --max-time 5 --local-port {port} http://{at}/client"))
+    };
+    assert_eq!(ask(&world, "t2", "10.0.1.10", 40001), "10.0.1.22:40001");
+    let other = ask(&world, "t2", "10.0.1.30", 40001);
+    assert!(
+        other.starts_with("10.0.1.22:") && !other.ends_with(":40001"),
+        "another port for the same client: {other}"
+    );
+    let own = ask(&world, "t1", "10.0.1.10", 40002);
+    assert!(own.starts_with("10.0.1.10:"), "no packet comes to a target from its own address: {own}");
+    let endpoint = ask(&world, "ca", "10.0.9.9", 40003);
+    assert!(endpoint.starts_with("10.0.1.10:"), "{endpoint}");
+    let large = world.shell("t2", "curl -sSf --max-time 20 http://10.0.1.10/large | wc -c");
+    assert_eq!(large.trim(), (20 << 20).to_string());
 }
 
 #[test]

@@ -8,7 +8,9 @@ use super::parse::Packet;
 use super::state::State;
 use crate::checksum::{address, delta, word};
 use crate::limits::{NAT_PORT_COUNT, NAT_PORT_FIRST, NAT_PROBES, UDP_IDLE};
-use crate::tables::{Face, Flow, FlowKey, InsertError, Neighbour, Tables, Target, TargetEvent, VpcAddress};
+use crate::tables::{
+    BALANCER, Face, Flow, FlowKey, InsertError, Neighbour, Tables, Target, TargetEvent, VpcAddress,
+};
 use crate::verdict::Direction;
 use zerocopy::big_endian::U16;
 
@@ -79,7 +81,11 @@ pub(super) fn open<T: Tables>(
     let id = tables.slot(door.listener.table, slot).ok_or(Refusal::NoTarget)?;
     let target = tables.target(id).filter(|target| target.vpc != 0).ok_or(Refusal::NoTarget)?;
     let source = tables.source(door.address.balancer, pick(hash)).ok_or(Refusal::NoTarget)?;
-    let balancer = tables.face(source).ok_or(Refusal::NoTarget)?;
+    let mut balancer = tables.face(source).ok_or(Refusal::NoTarget)?;
+    let preserved = preserves(packet, door, &target);
+    if preserved {
+        balancer.address = packet.key.source;
+    }
     let hop = tables.neighbour(&VpcAddress::new(target.vpc, target.address)).ok_or(Refusal::NoNextHop)?;
 
     *forward = to_provider(packet, door, &balancer, &target, &hop);
@@ -87,7 +93,7 @@ pub(super) fn open<T: Tables>(
     (forward.target, reverse.target) = (id, id);
     (forward.opened, reverse.opened) = (now, now);
     (forward.last_seen, reverse.last_seen) = (now, now);
-    if let Err(refusal) = claim_port(tables, packet, hash, forward, &mut reverse) {
+    if let Err(refusal) = claim_port(tables, packet, hash, preserved, forward, &mut reverse) {
         if refusal == Refusal::NoNatPort {
             tables.count(id, TargetEvent::PortAllocationError);
         }
@@ -107,20 +113,31 @@ pub(super) fn open<T: Tables>(
     }
 }
 
+/// Whether the target sees the client as it is: a client of the load balancer's own VPC, unless it is the target itself, which
+/// takes no packet from its own address.
+#[inline(always)]
+fn preserves(packet: &Packet, door: &Door, target: &Target) -> bool {
+    door.listener.preserve != 0 && door.address.kind == BALANCER && target.address != packet.key.source
+}
+
+/// A port that is `preserved` is tried first; where the client uses it towards this target already, by another of the load balancer's
+/// addresses, it gets another one.
 #[inline(always)]
 fn claim_port<T: Tables>(
     tables: &T,
     packet: &Packet,
     hash: u64,
+    preserved: bool,
     forward: &mut Flow,
     reverse: &mut Flow,
 ) -> Result<(), Refusal> {
     #[allow(clippy::cast_possible_truncation, reason = "only the lower bits choose the port")]
     let (start, step) = (hash as u32 % NAT_PORT_COUNT, stride((hash >> 24) as u32));
+    #[allow(clippy::cast_possible_truncation, reason = "an offset is below NAT_PORT_COUNT")]
+    let at = |offset: u32| U16::new(NAT_PORT_FIRST + offset as u16);
     let mut offset = start;
+    let mut port = if preserved { packet.key.source_port } else { at(offset) };
     for _ in 0..NAT_PROBES {
-        #[allow(clippy::cast_possible_truncation, reason = "offset is below NAT_PORT_COUNT")]
-        let port = U16::new(NAT_PORT_FIRST + offset as u16);
         forward.source_port = port;
         forward.port_delta = port_delta(packet, forward);
         let key = packet.key.mirror(forward);
@@ -140,6 +157,7 @@ fn claim_port<T: Tables>(
         if offset >= NAT_PORT_COUNT {
             offset -= NAT_PORT_COUNT;
         }
+        port = at(offset);
     }
     Err(Refusal::NoNatPort)
 }

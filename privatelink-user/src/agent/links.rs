@@ -92,6 +92,9 @@ impl Agent {
                 self.attach(&name);
             }
         }
+        let of_tenants = |name: &String| self.image.interfaces.get(name).is_some_and(|place| !place.stack);
+        let links = self.links.iter().filter(|(name, _)| of_tenants(name));
+        self.neighbours.listen(&links.map(|(_, attached)| attached.ifindex).collect());
         Ok(())
     }
 
