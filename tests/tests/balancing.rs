@@ -328,7 +328,10 @@ fn targets_see_the_clients_of_the_load_balancers_own_vpc_as_they_are_and_those_o
     world.start(&[]);
     world.serve("t1");
     let ask = |world: &World, end: &str, at: &str, port: u16| {
-        world.shell(end, &format!("curl -sSf -H 'Connection: close' --max-time 5 --local-port {port} http://{at}/client"))
+        world.shell(
+            end,
+            &format!("curl -sSf -H 'Connection: close' --max-time 5 --local-port {port} http://{at}/client"),
+        )
     };
     assert_eq!(ask(&world, "t2", "10.0.1.10", 40001), "10.0.1.22:40001");
     let other = ask(&world, "t2", "10.0.1.30", 40001);

@@ -79,7 +79,7 @@ fn under_flood(world: &World, size: u32, number: u32, trip: Duration) -> (f64, f
 }
 
 /// Opens a connection whose round trip takes so long; says whether it came to be.
-fn connects(world: &World, client: u32, trip: Duration) -> bool {
+pub(crate) fn connects(world: &World, client: u32, trip: Duration) -> bool {
     let [_, _, a, b] = client.to_be_bytes();
     let mut syn = segment(SERVICE, 80, |segment| segment.syn());
     (syn[26], syn[27], syn[28], syn[29]) = (10, 200, a, b);

@@ -165,7 +165,7 @@ fn sweeping(world: &World, ended: usize) -> f64 {
 }
 
 /// Does nothing useful for so many seconds.
-fn spin(seconds: f64) -> f64 {
+pub(crate) fn spin(seconds: f64) -> f64 {
     let started = Instant::now();
     while started.elapsed().as_secs_f64() < seconds {
         std::hint::black_box(0);
@@ -174,7 +174,7 @@ fn spin(seconds: f64) -> f64 {
 }
 
 /// Does `work` on another CPU while packets flow. Returns what it returns, and the rate meanwhile.
-fn beside(world: &World, work: impl FnOnce() -> f64 + Send) -> (f64, f64) {
+pub(crate) fn beside(world: &World, work: impl FnOnce() -> f64 + Send) -> (f64, f64) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {

@@ -11,6 +11,7 @@
 )]
 
 mod established;
+mod fairness;
 mod flood;
 mod footprint;
 mod opening;
@@ -26,11 +27,12 @@ use world::World;
 type Part = fn(&mut Report);
 
 /// What is measured, by the name that chooses it.
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("established", established::run),
     ("new-flow", opening::run),
     ("udp-pps", throughput::run),
     ("syn-flood", flood::run),
+    ("fairness", fairness::run),
     ("footprint", footprint::run),
 ];
 

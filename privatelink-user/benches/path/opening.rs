@@ -20,7 +20,7 @@ const ROUNDS: usize = 15;
 const FLOWS: u32 = 4096;
 const SLOTS: u32 = 251;
 pub(crate) const SERVICE: [u8; 4] = [10, 255, 9, 9];
-const NOWHERE: [u8; 4] = [10, 255, 9, 8];
+pub(crate) const NOWHERE: [u8; 4] = [10, 255, 9, 8];
 
 pub(crate) fn run(report: &mut Report) {
     let world = World::new(&Limits::default());
