@@ -193,6 +193,7 @@ const ENDPOINTS: &[&str] = &[
     "zone",
     "address",
     "state",
+    "zone_health",
     "active_flows",
     "new_flows",
     "to_provider_bytes",

@@ -21,3 +21,4 @@ pub mod probe;
 pub mod reconcile;
 pub mod resize;
 pub mod sys;
+pub mod zones;

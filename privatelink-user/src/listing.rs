@@ -7,7 +7,7 @@ use crate::maps::Maps;
 use crate::names::{Kind, Names};
 use crate::plan::Image;
 use crate::sys::XdpMode;
-use crate::{explain, flows, health};
+use crate::{explain, flows, health, zones};
 use anyhow::Result;
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::path::state::State;
@@ -16,7 +16,7 @@ use privatelink_common::tables::{
 };
 use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 fn ip(address: [u8; 4]) -> String {
@@ -122,6 +122,11 @@ fn problems(agent: &Agent) -> Result<Vec<String>> {
             if gate.open { "has as many flows as it may" } else { "is of an account that may not connect" };
         problems.push(format!("endpoint {} {why}", agent.names.name(Kind::Endpoint, *id)));
     }
+    for (balancer, faults) in zones::faults(&agent.image) {
+        let name = agent.names.name(Kind::Balancer, balancer);
+        problems
+            .extend(faults.iter().map(|(key, fault)| format!("{} of {name} {fault}", zones::listener(key))));
+    }
     Ok(problems)
 }
 
@@ -187,32 +192,36 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
             .filter(|flow| flow.direction == 0)
             .for_each(|flow| *active.entry(flow.endpoint).or_default() += 1);
     })?;
+    let faults = zones::faults(&agent.image);
+    let unfit = |it: &&Address| faults.contains_key(&it.balancer);
+    let unfit: BTreeSet<u32> = agent.image.addresses.values().filter(unfit).map(|it| it.endpoint).collect();
     let mut rows = Vec::new();
     for (name, endpoint) in &agent.model.endpoints {
         for (zone, address) in &endpoint.addresses {
             let full = format!("{name}/{zone}");
             let about = (name.as_str(), endpoint.vpc.as_str(), Some(endpoint.service.as_str()));
-            rows.extend(endpoint_row(agent, &full, about, zone, *address, &active)?);
+            rows.extend(endpoint_row(agent, &full, about, zone, *address, (&active, &unfit))?);
         }
     }
     for (name, balancer) in agent.model.load_balancers.iter().filter(|(_, it)| it.serves_own_vpc) {
         for (zone, address) in &balancer.addresses {
             let full = crate::plan::own_name(name, zone);
             let shown = full.rsplit_once('/').map_or(full.as_str(), |(name, _)| name);
-            rows.extend(endpoint_row(agent, &full, (shown, &balancer.vpc, None), zone, *address, &active)?);
+            let about = (shown, balancer.vpc.as_str(), None);
+            rows.extend(endpoint_row(agent, &full, about, zone, *address, (&active, &unfit))?);
         }
     }
     Ok(Value::Array(rows))
 }
 
-/// A row about an endpoint's address; `about` is its name, VPC and service.
+/// A row about an endpoint's address: its name, VPC and service; how many flows each has, and which are in zones that are not fit.
 fn endpoint_row(
     agent: &Agent,
     full: &str,
     (name, vpc, service): (&str, &str, Option<&str>),
     zone: &str,
     address: Ipv4Addr,
-    active: &BTreeMap<u32, u64>,
+    (active, unfit): (&BTreeMap<u32, u64>, &BTreeSet<u32>),
 ) -> Result<Option<Value>> {
     let Some(id) = agent.names.id(Kind::Endpoint, full) else { return Ok(None) };
     let sum =
@@ -228,6 +237,7 @@ fn endpoint_row(
     Ok(Some(json!({
         "endpoint": name, "vpc": vpc, "service": service, "zone": zone,
         "address": address.to_string(), "state": if gate.open { "available" } else { "rejected" }, "full": gate.full,
+        "zone_health": if unfit.contains(&id) { "unhealthy" } else { "healthy" },
         "active_flows": active.get(&id).unwrap_or(&0),
         "to_provider_packets": sum.to_provider_packets, "to_provider_bytes": sum.to_provider_bytes,
         "to_consumer_packets": sum.to_consumer_packets, "to_consumer_bytes": sum.to_consumer_bytes,
@@ -238,7 +248,7 @@ fn endpoint_row(
 /// Every target, with its health, what it has to do, and where it is; deregistered ones for as long as they drain.
 pub fn targets(agent: &Agent) -> Result<Value> {
     let mut rows = Vec::new();
-    let mut registered = std::collections::BTreeSet::new();
+    let mut registered = BTreeSet::new();
     for (name, group) in &agent.model.target_groups {
         for target in &group.targets {
             let Some(id) = agent.names.id(Kind::Target, &crate::plan::target_name(name, target)) else {

@@ -141,10 +141,15 @@ fn an_unhealthy_targets_flows_are_reset_and_it_is_told_in_awss_words() {
         assert!(!world.finished(child), "its flows were to be reset");
     }
     assert!(served(&world, 20).iter().all(|who| who == "t2"));
+    let zone = |world: &World| world.json("endpoints")[0]["zone_health"].as_str().map(str::to_owned);
+    assert_eq!(zone(&world).as_deref(), Some("healthy"), "the other target is there");
     world.set_up("t2", false);
     eventually("all are unhealthy, so all get new flows", || {
         served(&world, 5).contains(&"t1".to_owned()).then_some(())
     });
+    assert_eq!(zone(&world).as_deref(), Some("unhealthy"));
+    let problems = world.json("status")[0]["problems"].to_string();
+    assert!(problems.contains("tcp/80 of edge/a has no healthy target"), "{problems}");
     world.set_up("t1", true);
     eventually("it is healthy again", || (state(&world)? == "healthy").then_some(()));
 }
