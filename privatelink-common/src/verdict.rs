@@ -46,7 +46,7 @@ words! {
         ResetNoPort = 6 => "reset_no_port",
         /// A TCP flow that was about to be established while the table is full: answered with RST.
         ResetTableFull = 7 => "reset_table_full",
-        /// A segment of a TCP flow that was cut, since its target is unhealthy or deregistered: answered with RST.
+        /// A segment of a TCP flow that was cut, since its target is unhealthy or deregistered, or its endpoint rejected: answered with RST.
         ResetTerminated = 8 => "reset_terminated",
     }
 }
@@ -74,7 +74,7 @@ words! {
         IcmpUnsupported = 24 => "icmp_unsupported",
         /// A protocol other than TCP, UDP and ICMP.
         ProtocolUnsupported = 25 => "protocol_unsupported",
-        /// The endpoint does not accept traffic (its account is not allowed).
+        /// A new flow of an endpoint whose connection the provider has not accepted.
         EndpointClosed = 26 => "endpoint_closed",
         /// A new UDP flow for which there is no registered target.
         NoTarget = 27 => "no_target",

@@ -1,13 +1,16 @@
 //! The agent: the one owner of everything that is written. Everything else sends it messages; it answers, and looks around twice a
 //! second by itself.
 
+mod acceptance;
 mod links;
 mod next_hops;
 mod passive;
 
+use acceptance::unix_time;
 pub use links::Attached;
 
 use crate::api::{Failure, Reply, Request};
+use crate::connections::Book;
 use crate::flows::{self, Survey};
 use crate::health::{self, Health};
 use crate::kernel::Kernel;
@@ -18,6 +21,7 @@ use crate::neighbours::{Heard, Neighbours};
 use crate::net::Stack;
 use crate::plan::{self, Check, Image, Known};
 use crate::probe::{self, Observed, Sockets};
+use crate::store::Store;
 use crate::sys::XdpMode;
 use crate::{listing, reconcile};
 use anyhow::{Context, Result};
@@ -27,7 +31,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -79,6 +83,10 @@ pub struct Agent {
     pub reasons: BTreeMap<u32, String>,
     /// How many flows targets have, by the last sweep.
     pub survey: Survey,
+    /// How endpoints stand with their services.
+    pub book: Book,
+    store: Arc<Store>,
+    news: Sender<()>,
     /// When the agent started.
     pub started: Instant,
     /// How the program is attached, to all interfaces alike.
@@ -114,6 +122,10 @@ pub struct Parts {
     pub results: mpsc::Sender<Observed>,
     /// Where neighbours are reported.
     pub heard: mpsc::Sender<Heard>,
+    /// What outlives a restart of the machine.
+    pub store: Arc<Store>,
+    /// Who delivers events is told here that there are some.
+    pub news: Sender<()>,
 }
 
 impl Agent {
@@ -148,6 +160,9 @@ impl Agent {
             resync_at: now + RESYNC,
             refreshed: 0,
             survey: Survey::default(),
+            book: parts.store.book()?,
+            store: parts.store,
+            news: parts.news,
             memo: RefCell::default(),
             streaks: BTreeMap::new(),
         };
@@ -220,6 +235,8 @@ impl Agent {
             Request::Endpoints => listing::endpoints(self).map_err(Failure::kernel),
             Request::Targets => listing::targets(self).map_err(Failure::kernel),
             Request::Drops => listing::drops(self).map_err(Failure::kernel),
+            Request::Accept { endpoint } => self.decide(&endpoint, Book::accept),
+            Request::Reject { endpoint } => self.decide(&endpoint, Book::reject),
             Request::Explain(question) => listing::explain(self, &question).map_err(Failure::kernel),
         };
         let _ = reply.send(answer);
@@ -236,16 +253,19 @@ impl Agent {
     fn plan_text(&mut self, path: &Path, text: &str) -> Reply {
         let model = model::parse(text, &path.to_string_lossy()).map_err(Failure::config)?;
         let mut names = self.names.clone();
-        let image = self.compile(&model, &mut names).map_err(Failure::kernel)?;
+        let mut book = self.book.clone();
+        book.settle(&model, unix_time()).map_err(Failure::kernel)?;
+        let image = self.compile(&model, &book, &mut names).map_err(Failure::kernel)?;
         Ok(listing::difference(&self.image, &image, &names))
     }
 
-    fn compile(&self, model: &Model, names: &mut Names) -> Result<Image> {
+    fn compile(&self, model: &Model, book: &Book, names: &mut Names) -> Result<Image> {
         let known = Known {
             now: flows::now(),
             targets: self.image.targets.clone(),
             addresses: self.image.addresses.clone(),
             health: self.health.iter().map(|(id, health)| (*id, health.state)).collect(),
+            connections: book.states(),
             before: Some(&self.model),
             flows: self.survey.clone(),
             memo: RefCell::new(std::mem::take(&mut *self.memo.borrow_mut())),
@@ -262,11 +282,16 @@ impl Agent {
             "[limits] cannot change while the agent runs: start it again, which keeps the flows"
         );
         let mut names = self.names.clone();
-        let image = self.compile(&model, &mut names)?;
+        let mut book = self.book.clone();
+        let events = book.settle(&model, unix_time())?;
+        let image = self.compile(&model, &book, &mut names)?;
         self.make_stacks(&model)?;
         self.leave(&image)?;
+        let deliveries = self.deliveries(&model, &events);
+        self.keep(book, &events, &deliveries)?;
         let changes = self.update(image)?;
         self.model = model;
+        self.open_pending()?;
         self.enter()?;
         self.watch();
         self.ask_neighbours();
@@ -288,7 +313,8 @@ impl Agent {
     /// The same configuration, with what is known by now of its targets.
     fn refresh(&mut self) {
         let mut names = self.names.clone();
-        let result = self.compile(&self.model, &mut names).and_then(|image| self.update(image));
+        let image = self.compile(&self.model, &self.book, &mut names);
+        let result = image.and_then(|image| self.update(image)).and_then(|_| self.open_pending());
         if let Err(error) = result {
             error!("{error:#}");
         }
@@ -320,6 +346,11 @@ impl Agent {
         let now = Instant::now();
         if plan::is_timed(&self.model, &self.image) && flows::now() != self.refreshed {
             self.refreshed = flows::now();
+            self.refresh();
+        }
+        let mut book = self.book.clone();
+        if book.age(&self.model, unix_time()) {
+            self.keep(book, &[], &[])?;
             self.refresh();
         }
         if now >= self.peers_at {

@@ -28,6 +28,8 @@ pub enum Request {
     Drops,
     Plan { path: PathBuf, text: String },
     Apply { path: PathBuf, text: String },
+    Accept { endpoint: String },
+    Reject { endpoint: String },
     Explain(Asked),
 }
 
@@ -80,6 +82,12 @@ impl Failure {
     #[must_use]
     pub fn config(problems: Problems) -> Self {
         Self { code: 65, message: problems.report(false) }
+    }
+
+    /// What was asked for makes no sense.
+    #[must_use]
+    pub fn usage(error: anyhow::Error) -> Self {
+        Self { code: 64, message: format!("{error:#}") }
     }
 
     /// The kernel or the agent cannot do it.

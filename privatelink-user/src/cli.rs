@@ -5,6 +5,7 @@ use crate::api::{self, Asked, Chosen, Failure, Request};
 use crate::kernel::{self, Drops, Kernel};
 use crate::names::Kind;
 use crate::net::Stack;
+use crate::store::Store;
 use crate::{flows, model};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -36,6 +37,9 @@ struct Places {
     /// Where programs, links and maps are pinned.
     #[arg(long, global = true, default_value = "/sys/fs/bpf/privatelink")]
     pin_dir: PathBuf,
+    /// Where the agent keeps what outlives a restart of the machine: accepted connections, events that nobody has taken.
+    #[arg(long, global = true, default_value = "/var/lib/privatelink")]
+    state_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +88,20 @@ enum Command {
     Services(Format),
     /// List endpoints, an address a row, with their counters.
     Endpoints(Format),
+    /// Accept an endpoint's connection, also one that was rejected or has expired.
+    Accept {
+        /// The endpoint, by name or id.
+        endpoint: String,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Reject an endpoint's connection, also one that was accepted: its flows end by RST to both sides.
+    Reject {
+        /// The endpoint, by name or id.
+        endpoint: String,
+        #[command(flatten)]
+        format: Format,
+    },
     /// List targets, with their health and where they are.
     Targets(Format),
     /// List flows.
@@ -165,10 +183,18 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             &format,
         ),
         Command::Status(format) => status(ask(Request::Status)?, &format),
-        Command::Services(format) => {
-            print(ask(Request::Services)?, &["service", "load_balancers", "zones", "endpoints"], &format)
-        }
+        Command::Services(format) => print(
+            ask(Request::Services)?,
+            &["service", "id", "load_balancers", "zones", "acceptance_required", "endpoints"],
+            &format,
+        ),
         Command::Endpoints(format) => print(ask(Request::Endpoints)?, ENDPOINTS, &format),
+        Command::Accept { endpoint, format } => {
+            print(ask(Request::Accept { endpoint })?, CONNECTION, &format)
+        }
+        Command::Reject { endpoint, format } => {
+            print(ask(Request::Reject { endpoint })?, CONNECTION, &format)
+        }
         Command::Targets(format) => print(ask(Request::Targets)?, TARGETS, &format),
         Command::Flows { limit, endpoint, target, state, older_than, format } => {
             let older_than = older_than.map(|it| u32::try_from(it.as_secs()).unwrap_or(u32::MAX));
@@ -186,8 +212,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     }
 }
 
+const CONNECTION: &[&str] = &["endpoint", "id", "vpc", "principal", "service", "state"];
+
 const ENDPOINTS: &[&str] = &[
     "endpoint",
+    "id",
     "vpc",
     "service",
     "zone",
@@ -385,9 +414,14 @@ fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel, dr
     if drops == Drops::Named {
         runtime.spawn(crate::drops::follow(kernel.drops(crate::drops::Words)?));
     }
+    let store = Arc::new(Store::open(&places.state_dir)?);
+    let (news, told) = channel();
+    let outbox = Arc::clone(&store);
+    std::thread::spawn(move || crate::events::deliver(&outbox, &told));
     let (pin_dir, config) = (places.pin_dir.clone(), absolute(config));
     let handle = runtime.handle().clone();
-    let parts = Parts { kernel, pin_dir, config, model, runtime: handle, results, heard: heard_sender };
+    let parts =
+        Parts { kernel, pin_dir, config, model, runtime: handle, results, heard: heard_sender, store, news };
     let mut agent = Agent::start(parts)?;
     let socket = places.runtime_dir.join("control.sock");
     let listener = runtime.block_on(async { api::listen(&socket) })?;

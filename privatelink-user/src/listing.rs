@@ -2,6 +2,7 @@
 
 use crate::agent::Agent;
 use crate::api::{Asked, Chosen};
+use crate::connections::State;
 use crate::explain::mac;
 use crate::maps::Maps;
 use crate::names::{Kind, Names};
@@ -10,7 +11,7 @@ use crate::sys::XdpMode;
 use crate::{explain, flows, health, zones};
 use anyhow::Result;
 use privatelink_common::limits::OUTCOMES;
-use privatelink_common::path::state::State;
+use privatelink_common::path::state::State as FlowState;
 use privatelink_common::tables::{
     Address, BALANCER, Counter, EndpointCounters, Flow, Target, UNHEALTHY, VpcAddress,
 };
@@ -117,10 +118,24 @@ fn problems(agent: &Agent) -> Result<Vec<String>> {
             problems.push(format!("target {name} does not answer ARP"));
         }
     }
-    for (id, gate) in agent.image.endpoints.iter().filter(|(_, gate)| gate.full || !gate.open) {
-        let why =
-            if gate.open { "has as many flows as it may" } else { "is of an account that may not connect" };
-        problems.push(format!("endpoint {} {why}", agent.names.name(Kind::Endpoint, *id)));
+    for (id, _) in agent.image.endpoints.iter().filter(|(_, gate)| gate.full) {
+        problems
+            .push(format!("endpoint {} has as many flows as it may", agent.names.name(Kind::Endpoint, *id)));
+    }
+    for it in agent.book.connections.values() {
+        let (name, what) = (&it.endpoint, it.state);
+        problems.extend(match what {
+            State::PendingAcceptance => {
+                Some(format!("endpoint {name} waits for acceptance: privatelink accept {name}"))
+            }
+            State::Expired => {
+                Some(format!("endpoint {name} was not accepted in time: privatelink accept {name}"))
+            }
+            State::Failed => {
+                Some(format!("endpoint {name} is of a principal that may not connect, {}", it.principal))
+            }
+            _ => None,
+        });
     }
     for (balancer, faults) in zones::faults(&agent.image) {
         let name = agent.names.name(Kind::Balancer, balancer);
@@ -178,7 +193,12 @@ pub fn services(agent: &Agent) -> Value {
         let endpoints = model.endpoints.values().filter(|endpoint| endpoint.service == *name).count();
         let balancers = service.load_balancers.iter().filter_map(|it| model.load_balancers.get(it));
         let zones: std::collections::BTreeSet<_> = balancers.flat_map(|it| it.addresses.keys()).collect();
-        json!({ "service": name, "load_balancers": service.load_balancers, "zones": zones, "endpoints": endpoints })
+        let id = agent.book.services.get(name);
+        let service_name = id.map(|id| format!("com.amazonaws.vpce.{}.{id}", model.region));
+        json!({
+            "service": name, "id": id, "service_name": service_name, "load_balancers": service.load_balancers, "zones": zones,
+            "acceptance_required": service.acceptance.required, "endpoints": endpoints,
+        })
     };
     model.services.iter().map(row).collect()
 }
@@ -199,31 +219,60 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
     for (name, endpoint) in &agent.model.endpoints {
         for (zone, address) in &endpoint.addresses {
             let full = format!("{name}/{zone}");
-            let about = (name.as_str(), endpoint.vpc.as_str(), Some(endpoint.service.as_str()));
-            rows.extend(endpoint_row(agent, &full, about, zone, *address, (&active, &unfit))?);
+            let connection = agent.book.of(name);
+            let about = About {
+                name,
+                id: connection.map(|it| it.id.as_str()),
+                vpc: &endpoint.vpc,
+                service: Some(&endpoint.service),
+                state: connection.map_or("", |it| it.state.name()),
+            };
+            rows.push(endpoint_row(agent, &full, &about, zone, *address, (&active, &unfit))?);
         }
     }
     for (name, balancer) in agent.model.load_balancers.iter().filter(|(_, it)| it.serves_own_vpc) {
         for (zone, address) in &balancer.addresses {
             let full = crate::plan::own_name(name, zone);
             let shown = full.rsplit_once('/').map_or(full.as_str(), |(name, _)| name);
-            let about = (shown, balancer.vpc.as_str(), None);
-            rows.extend(endpoint_row(agent, &full, about, zone, *address, (&active, &unfit))?);
+            let about =
+                About { name: shown, id: None, vpc: &balancer.vpc, service: None, state: "available" };
+            rows.push(endpoint_row(agent, &full, &about, zone, *address, (&active, &unfit))?);
         }
     }
     Ok(Value::Array(rows))
 }
 
-/// A row about an endpoint's address: its name, VPC and service; how many flows each has, and which are in zones that are not fit.
+/// A connection, after a decision.
+pub fn connection(agent: &Agent, endpoint: &str) -> Value {
+    let row = |it: &crate::connections::Connection| {
+        json!({
+            "endpoint": it.endpoint, "id": it.id, "vpc": it.vpc, "principal": it.principal, "service": it.service,
+            "state": it.state.name(),
+        })
+    };
+    agent.book.of(endpoint).map(row).into_iter().collect()
+}
+
+/// What stands beside an endpoint's address.
+struct About<'a> {
+    name: &'a str,
+    id: Option<&'a str>,
+    vpc: &'a str,
+    service: Option<&'a str>,
+    state: &'a str,
+}
+
+/// A row about an endpoint's address; how many flows each has, and which are in zones that are not fit.
 fn endpoint_row(
     agent: &Agent,
     full: &str,
-    (name, vpc, service): (&str, &str, Option<&str>),
+    about: &About<'_>,
     zone: &str,
     address: Ipv4Addr,
     (active, unfit): (&BTreeMap<u32, u64>, &BTreeSet<u32>),
-) -> Result<Option<Value>> {
-    let Some(id) = agent.names.id(Kind::Endpoint, full) else { return Ok(None) };
+) -> Result<Value> {
+    // One that failed has no number, and nothing is counted for it.
+    let id = agent.names.id(Kind::Endpoint, full).unwrap_or(0);
     let sum =
         agent.maps.counters.get(id)?.iter().fold(EndpointCounters::default(), |sum, it| EndpointCounters {
             to_provider_packets: sum.to_provider_packets + it.to_provider_packets,
@@ -234,15 +283,15 @@ fn endpoint_row(
             resets: sum.resets + it.resets,
         });
     let gate = agent.image.endpoints.get(&id).copied().unwrap_or_default();
-    Ok(Some(json!({
-        "endpoint": name, "vpc": vpc, "service": service, "zone": zone,
-        "address": address.to_string(), "state": if gate.open { "available" } else { "rejected" }, "full": gate.full,
+    Ok(json!({
+        "endpoint": about.name, "id": about.id, "vpc": about.vpc, "service": about.service, "zone": zone,
+        "address": address.to_string(), "state": about.state, "full": gate.full,
         "zone_health": if unfit.contains(&id) { "unhealthy" } else { "healthy" },
         "active_flows": active.get(&id).unwrap_or(&0),
         "to_provider_packets": sum.to_provider_packets, "to_provider_bytes": sum.to_provider_bytes,
         "to_consumer_packets": sum.to_consumer_packets, "to_consumer_bytes": sum.to_consumer_bytes,
         "new_flows": sum.new_flows, "resets": sum.resets,
-    })))
+    }))
 }
 
 /// Every target, with its health, what it has to do, and where it is; deregistered ones for as long as they drain.
@@ -306,7 +355,7 @@ pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
         };
         is(&endpoint, '/', &chosen.endpoint)
             && is(&target, ':', &chosen.target)
-            && chosen.state.as_ref().is_none_or(|state| State::from_number(flow.state).name() == state)
+            && chosen.state.as_ref().is_none_or(|state| FlowState::from_number(flow.state).name() == state)
             && chosen.older_than.is_none_or(|seconds| now.saturating_sub(flow.opened) >= seconds)
     };
     let rows = flows::list(maps, chosen.limit, wanted)?.into_iter().map(|(key, flow)| {
@@ -318,7 +367,7 @@ pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
             "nat": format!("{}:{}", ip(flow.source), flow.source_port),
             "target": format!("{}:{}", ip(flow.destination), flow.destination_port),
             "endpoint": names.name(Kind::Endpoint, flow.endpoint),
-            "state": State::from_number(flow.state).name(),
+            "state": FlowState::from_number(flow.state).name(),
             "idle_seconds": flows::idle(&flow, now), "age_seconds": now.saturating_sub(flow.opened),
         })
     });

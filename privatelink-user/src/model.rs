@@ -1,5 +1,6 @@
 //! The configuration, impossible to get wrong: what is here refers to what exists, and lies where it may.
 
+mod acceptance;
 mod balancers;
 mod groups;
 
@@ -10,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::Duration;
 
+pub use acceptance::{Acceptance, AutoAccept, EventType, Notification, Principal, Sink, account_of};
 pub use balancers::{Listener, LoadBalancer};
 pub use groups::{Attributes, CheckProtocol, HealthCheck, Target, TargetGroup};
 
@@ -119,25 +121,15 @@ pub struct EndpointService {
     pub load_balancers: Vec<String>,
     /// Who may connect.
     pub allowed_principals: Vec<Principal>,
+    /// How it treats them.
+    pub acceptance: Acceptance,
 }
 
 impl EndpointService {
-    /// Whether an account may connect.
-    pub fn admits(&self, account: &str) -> bool {
-        self.allowed_principals.iter().any(|principal| match principal {
-            Principal::Everybody => true,
-            Principal::Account(allowed) => allowed == account,
-        })
+    /// Whether whoever has this ARN may connect.
+    pub fn permits(&self, arn: &str) -> bool {
+        self.allowed_principals.iter().any(|principal| principal.covers(arn))
     }
-}
-
-/// Who may connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Principal {
-    /// `*`
-    Everybody,
-    /// An account's root.
-    Account(String),
 }
 
 /// What a consumer creates.
@@ -147,6 +139,8 @@ pub struct Endpoint {
     pub vpc: String,
     /// The service.
     pub service: String,
+    /// Who created it: the ARN of somebody of the VPC's account.
+    pub principal: String,
     /// Its address in each zone.
     pub addresses: BTreeMap<String, Ipv4Addr>,
     /// Whether it answers ICMP echo requests.
@@ -157,6 +151,13 @@ pub struct Endpoint {
     pub new_flow_rate: u32,
     /// How many of these it may save up.
     pub new_flow_burst: u32,
+}
+
+impl Endpoint {
+    /// The account that it belongs to.
+    pub fn account(&self) -> &str {
+        account_of(&self.principal)
+    }
 }
 
 /// Reads a configuration; all of its problems at once.
@@ -413,7 +414,7 @@ impl Build<'_, '_> {
     fn services(&mut self, root: &mut Fields<'_, '_>) {
         let mut used: BTreeMap<String, String> = BTreeMap::new();
         let names = self.model.load_balancers.keys().cloned().collect();
-        for (name, place, mut fields) in root.named(self.reader, "endpoint_services") {
+        for (name, _, mut fields) in root.named(self.reader, "endpoint_services") {
             let mut load_balancers = Vec::new();
             let listed = fields
                 .need(self.reader, "load_balancers")
@@ -428,36 +429,14 @@ impl Build<'_, '_> {
                 }
                 load_balancers.push(balancer);
             }
-            let required = fields.get("acceptance_required");
-            if required.and_then(|value| self.reader.boolean(value)).unwrap_or(true) {
-                let span = required.map_or(place, Value::span);
-                let message = "this version cannot hold connections for acceptance, which is what acceptance_required = true \
-                               (the default) asks for";
-                let help =
-                    "write acceptance_required = false, and name who may connect in allowed_principals";
-                self.reader.problem(span, message, Some(help.into()));
-            }
+            let acceptance = self.acceptance(&mut fields);
             let allowed_principals = self.principals(&mut fields);
             fields.refuse(self.reader, "private_dns_name", "remove it, and use the endpoint's address");
             fields.finish(self.reader);
-            self.model.services.insert(name, EndpointService { load_balancers, allowed_principals });
+            self.model
+                .services
+                .insert(name, EndpointService { load_balancers, allowed_principals, acceptance });
         }
-    }
-
-    fn principals(&mut self, fields: &mut Fields<'_, '_>) -> Vec<Principal> {
-        let listed = fields.get("allowed_principals").map(|list| self.reader.list(list)).unwrap_or_default();
-        let parse = |text: &str| {
-            if text == "*" {
-                return Some(Principal::Everybody);
-            }
-            let id = text
-                .strip_prefix("arn:aws:iam::")
-                .and_then(|rest| rest.strip_suffix(":root"))
-                .unwrap_or(text);
-            account(id).map(Principal::Account)
-        };
-        let what = "a principal: *, a twelve-digit account, or arn:aws:iam::ACCOUNT:root (an endpoint has no role or user here)";
-        listed.into_iter().filter_map(|item| self.reader.parsed(item, what, parse)).collect()
     }
 
     fn endpoints(&mut self, root: &mut Fields<'_, '_>) {
@@ -468,6 +447,7 @@ impl Build<'_, '_> {
             let service = service.and_then(|value| self.reference(value, "endpoint service", &names));
             let at = fields.get("addresses").map(Value::span).unwrap_or_default();
             let addresses = self.addresses(&mut fields, vpc.as_ref(), &format!("the endpoint \"{name}\""));
+            let principal = self.creator(&mut fields, vpc.as_ref());
             let ping = fields.get("ping").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
             let mut amount =
                 |name| fields.get(name).and_then(|value| self.reader.number(value, 1..=100_000_000));
@@ -483,8 +463,16 @@ impl Build<'_, '_> {
             fields.finish(self.reader);
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
             self.zones(&service, &addresses, at);
-            let endpoint =
-                Endpoint { vpc, service, addresses, ping, max_flows, new_flow_rate, new_flow_burst };
+            let endpoint = Endpoint {
+                vpc,
+                service,
+                principal,
+                addresses,
+                ping,
+                max_flows,
+                new_flow_rate,
+                new_flow_burst,
+            };
             self.model.endpoints.insert(name, endpoint);
         }
     }

@@ -1,5 +1,6 @@
 //! What the maps should contain: a pure function of the configuration, the numbers that names have, and measured health.
 
+use crate::connections::State;
 use crate::flows::Survey;
 use crate::maps::PrefixKey;
 use crate::model::{Listener, LoadBalancer, Model, TargetGroup};
@@ -119,6 +120,8 @@ pub struct Known<'a> {
     pub addresses: BTreeMap<VpcAddress, Address>,
     /// Measured states.
     pub health: BTreeMap<u32, u16>,
+    /// How endpoints stand with their services. One that is not here has no address.
+    pub connections: BTreeMap<String, State>,
     /// The configuration before, which says how long targets that are in it no more may drain.
     pub before: Option<&'a Model>,
     /// How many flows targets have.
@@ -419,8 +422,9 @@ impl Plan<'_> {
                 .services
                 .get(&endpoint.service)
                 .context("a service that the model does not have")?;
-            let account =
-                self.model.vpcs.get(&endpoint.vpc).map(|vpc| vpc.account.as_str()).unwrap_or_default();
+            let Some(state) = self.known.connections.get(name).filter(|state| state.exists()) else {
+                continue;
+            };
             for (zone, address) in &endpoint.addresses {
                 let full = format!("{name}/{zone}");
                 let id = self.id(Kind::Endpoint, &full)?;
@@ -448,7 +452,7 @@ impl Plan<'_> {
                 let name = self.names.name(Kind::Balancer, balancer);
                 let of = name.split('/').next().and_then(|name| self.model.load_balancers.get(name));
                 let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
-                let (open, hold) = (service.admits(account), u32::try_from(hold)?);
+                let (open, hold) = (state.is_open(), u32::try_from(hold)?);
                 self.image.endpoints.insert(id, Gate { open, full, rate, burst, hold });
             }
         }

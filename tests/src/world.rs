@@ -162,9 +162,11 @@ impl World {
         Path::new("/sys/fs/bpf").join(&self.id)
     }
 
-    fn places(&self) -> [String; 4] {
+    fn places(&self) -> Vec<String> {
         let run = self.dir.path().join("run").display().to_string();
-        ["--runtime-dir".into(), run, "--pin-dir".into(), self.pins().display().to_string()]
+        let (pins, state) =
+            (self.pins().display().to_string(), self.dir.path().join("state").display().to_string());
+        ["--runtime-dir", &run, "--pin-dir", &pins, "--state-dir", &state].map(str::to_owned).to_vec()
     }
 
     /// A command inside a namespace.

@@ -197,7 +197,8 @@ impl World {
     }
 
     fn places(&self) -> String {
-        format!("--runtime-dir {} --pin-dir {PINS}", self.dir.path().join("run").display())
+        let dir = self.dir.path().display();
+        format!("--runtime-dir {dir}/run --pin-dir {PINS} --state-dir {dir}/state")
     }
 
     fn agent(&mut self) -> Result<()> {

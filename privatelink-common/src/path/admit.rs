@@ -40,7 +40,7 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
     }
     let endpoint = tables.endpoint(address.endpoint);
     if endpoint.open == 0 {
-        return Err(Step::drop(DropReason::EndpointClosed));
+        return Err(closed(packet));
     }
     let wanted = ListenerKey {
         balancer: address.balancer,
@@ -62,6 +62,16 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
         return Err(Step::drop(DropReason::EndpointRate));
     }
     Ok(Door { address, listener, generation: endpoint.generation })
+}
+
+/// What comes to an endpoint that is closed: somebody who wants a connection hears nothing, as on AWS; somebody who believes in one that
+/// was open is told.
+#[inline(always)]
+fn closed(packet: &Packet) -> Step {
+    if packet.is_tcp && packet.flags & SYN == 0 {
+        return Step::reset_segment(packet, Answer::ResetTerminated);
+    }
+    Step::drop(DropReason::EndpointClosed)
 }
 
 /// Takes a token for one new flow. The bucket is filled once a second, since that is the path's clock.

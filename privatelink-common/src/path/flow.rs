@@ -25,7 +25,7 @@ pub(super) fn established<T: Tables>(tables: &T, packet: &Packet, now: u32) -> O
     if current && settled {
         return Some(flow);
     }
-    match if current { maintain(tables, packet, &entry, now) } else { Upkeep::Over } {
+    match maintain(tables, packet, &entry, now) {
         Upkeep::Alive => return Some(flow),
         Upkeep::Over => remove(tables, packet),
         Upkeep::Terminated => {}
@@ -53,6 +53,9 @@ fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) 
     if flow.state == State::Terminated as u8 {
         let over = now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) || opens(packet, &flow);
         return if over { Upkeep::Over } else { Upkeep::Terminated };
+    }
+    if tables.endpoint(flow.endpoint).generation != flow.generation {
+        return terminate(tables, packet, entry, &flow, now);
     }
     if flow.last_seen != now {
         if now.wrapping_sub(flow.last_seen) > flow.patience() && idle(tables, packet, &flow, now) {
@@ -95,7 +98,7 @@ fn is_cut<T: Tables>(tables: &T, flow: &Flow) -> bool {
     tables.target(flow.target).is_some_and(|target| target.cut != 0 && target.cut >= flow.opened)
 }
 
-/// Ends a flow, in place: its memory stays its own until it has been silent for a while. The mark is older than this second, so that
+/// Ends a flow whose target is cut or whose endpoint is revoked, in place: its memory stays its own until it has been silent for a while. The mark is older than this second, so that
 /// the next packet, too, comes to [`maintain`]. UDP has no way to be told, and its next datagram may as well open another flow.
 #[inline(always)]
 fn terminate<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow, now: u32) -> Upkeep {

@@ -9,7 +9,7 @@
 //!   Established ── FIN from the consumer ──▶ ConsumerClosed ── FIN from the provider ──▶ Closed
 //!   Established ── FIN from the provider ──▶ ProviderClosed ── FIN from the consumer ──▶ Closed
 //!   any ── RST ──▶ Reset (pending flows are removed)         Closed, Reset ── SYN from the consumer ──▶ (miss)
-//!   any established ── its target is cut ──▶ Terminated      Terminated ── SYN from the consumer ──▶ (miss)
+//!   any established ── cut or revoked ──▶ Terminated         Terminated ── SYN from the consumer ──▶ (miss)
 //! ```
 //!
 //! A RST is not believed before both sides have fallen silent: it may be out of the window, or forged, and the path does not follow

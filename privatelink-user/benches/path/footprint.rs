@@ -72,6 +72,8 @@ fn agent(report: &mut Report) {
         .arg(&pins.0)
         .arg("--runtime-dir")
         .arg(dir.path())
+        .arg("--state-dir")
+        .arg(dir.path())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
