@@ -5,6 +5,7 @@ mod groups;
 
 use crate::config::{Fields, Problems, Reader, Value, nearest};
 use ipnet::Ipv4Net;
+use privatelink_common::limits::ENDPOINT_MTU;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -157,6 +158,8 @@ pub struct Endpoint {
     pub new_flow_rate: u32,
     /// How many of these it may save up.
     pub new_flow_burst: u32,
+    /// Largest IP packet that it carries, in bytes.
+    pub mtu: u16,
 }
 
 /// Reads a configuration; all of its problems at once.
@@ -474,6 +477,8 @@ impl Build<'_, '_> {
             let max_flows = amount("max_flows");
             let new_flow_rate = amount("max_new_flows_per_second").unwrap_or(0);
             let new_flow_burst = amount("new_flow_burst").unwrap_or(new_flow_rate);
+            let mtu = fields.get("mtu").and_then(|value| self.reader.number(value, 576..=65535));
+            let mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(ENDPOINT_MTU);
             fields.refuse(
                 self.reader,
                 "security_groups",
@@ -484,7 +489,7 @@ impl Build<'_, '_> {
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
             self.zones(&service, &addresses, at);
             let endpoint =
-                Endpoint { vpc, service, addresses, ping, max_flows, new_flow_rate, new_flow_burst };
+                Endpoint { vpc, service, addresses, ping, max_flows, new_flow_rate, new_flow_burst, mtu };
             self.model.endpoints.insert(name, endpoint);
         }
     }
