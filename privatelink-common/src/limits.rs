@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 /// Layout of the pinned maps. It changes whenever a key or a value changes its meaning; an agent refuses maps of another layout.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// First of the source ports that the load balancer uses towards targets, up to 65535: [`NAT_PORT_COUNT`] ports, which AWS's 55,000
 /// flows for each target and load balancer address fit into (edit-target-group-attributes).
@@ -39,6 +39,15 @@ pub const TCP_RESET: u16 = 60;
 
 /// How long both sides must have been silent after a RST for a segment to contradict it: longer than anything is on its way.
 pub const TCP_RESET_ECHO: u32 = 2;
+
+/// The largest IP packet that an endpoint carries unless it sets its own, in bytes (AWS: vpc-limits-endpoints).
+pub const ENDPOINT_MTU: u16 = 8500;
+
+/// The lowest that an MSS is set to: what every IPv4 link can carry, 68 bytes (RFC 791, 3.2), without headers.
+pub const LOWEST_MSS: u16 = 28;
+
+/// How many TCP options are looked through for the MSS. Forty bytes have room for more only where most do nothing.
+pub const TCP_OPTIONS: u32 = 20;
 
 /// Outcomes that can be counted for a VPC; the counters' index is `vpc * OUTCOMES + outcome`.
 pub const OUTCOMES: u32 = 64;

@@ -37,6 +37,10 @@ table! {
     }
 }
 
+/// Value of `mtus`, an array by slot: the largest IP packet that both ends of the interface take, in bytes; 0: not known.
+/// Written by the agent, read for SYNs. As large as `egress`.
+pub type Mtu = u32;
+
 table! {
     /// Key of `addresses` and `neighbours`: an address within a VPC.
     VpcAddress, 8, align 4, {
@@ -90,7 +94,7 @@ table! {
 table! {
     /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
     /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
-    Endpoint, 20, align 4, {
+    Endpoint, 24, align 4, {
         /// Flows that were admitted under another generation are judged anew. It only ever grows.
         generation: u32,
         /// 1: new flows are admitted.
@@ -103,6 +107,10 @@ table! {
         burst: u32,
         /// For how many seconds a TCP flow that both sides have closed keeps its entries, and with them its NAT port.
         hold: u32,
+        /// Largest IP packet that it carries, in bytes; 0: any.
+        mtu: u16,
+        /// Bytes by which a packet grows on its way behind the endpoint (a tunnel's header, Proxy Protocol), kept free of the MSS.
+        reserve: u16,
     }
 }
 
@@ -431,6 +439,8 @@ pub trait Tables {
     fn set_bucket(&self, endpoint: u32, bucket: Bucket);
     /// Counts what a new flow met at its target.
     fn count(&self, target: u32, event: TargetEvent);
+    /// The largest IP packet that can leave by this slot, in bytes; 0: not known.
+    fn mtu(&self, interface: u16) -> Mtu;
     /// Whether a packet can leave by this slot; in the kernel, this is where the redirect is set up.
     fn egress(&self, interface: u16) -> bool;
 }

@@ -9,7 +9,7 @@ use privatelink_common::{
     limits::OUTCOMES,
     tables::{
         Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-        ListenerKey, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
+        ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
     },
 };
 
@@ -22,6 +22,8 @@ const ANY_SIZE: usize = 1 << 12;
 pub(crate) static INTERFACES: Array<Interface, 65536> = Array::new();
 #[btf_map(name = "egress")]
 pub(crate) static EGRESS: DevMapHash<4096> = DevMapHash::new();
+#[btf_map(name = "mtus")]
+pub(crate) static MTUS: Array<Mtu, 4096> = Array::new();
 #[btf_map(name = "prefixes")]
 pub(crate) static PREFIXES: LpmTrie<Prefix, u32, 16384> = LpmTrie::new();
 #[btf_map(name = "addresses")]

@@ -1,7 +1,7 @@
 //! [`Tables`] over the kernel's maps.
 
 use crate::maps::{
-    ADDRESSES, BALANCERS, BUCKETS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, NEIGHBOURS,
+    ADDRESSES, BALANCERS, BUCKETS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, MTUS, NEIGHBOURS,
     PENDING, PREFIXES, TABLES, TARGET_COUNTERS, TARGETS,
 };
 use aya_ebpf::{
@@ -11,7 +11,7 @@ use aya_ebpf::{
 use privatelink_common::{
     tables::{
         Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-        ListenerKey, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
+        ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
     },
     wire::Mac,
 };
@@ -192,6 +192,11 @@ impl Tables for KernelTables {
             TargetEvent::Refused => counters.refused += 1,
             TargetEvent::PortAllocationError => counters.port_allocation_errors += 1,
         }
+    }
+
+    #[inline(always)]
+    fn mtu(&self, interface: u16) -> Mtu {
+        MTUS.get(interface.into()).copied().unwrap_or_default()
     }
 
     #[inline(always)]

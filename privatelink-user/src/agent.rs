@@ -357,6 +357,7 @@ impl Agent {
             self.peers_at = now + PEERS;
             self.look_at_peers();
         }
+
         if now >= self.resync_at {
             self.resync_at = now + RESYNC;
             let interfaces = std::mem::take(&mut self.image.interfaces);

@@ -9,7 +9,7 @@ use privatelink_common::frame::SliceFrame;
 use privatelink_common::path;
 use privatelink_common::tables::{
     Address, Bucket, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-    ListenerKey, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
+    ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::Action;
 use privatelink_common::wire::{Ipv4, Mac};
@@ -205,6 +205,10 @@ impl Tables for Narrator<'_> {
         self.tell(what, self.maps.neighbours.get(address).ok().flatten(), |found| {
             format!("{} by {}", mac(found.mac), self.names.name(Kind::Interface, found.interface.into()))
         })
+    }
+
+    fn mtu(&self, interface: u16) -> Mtu {
+        self.maps.mtus.get(&interface.into()).ok().flatten().unwrap_or_default()
     }
 
     fn egress(&self, interface: u16) -> bool {

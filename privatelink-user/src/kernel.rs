@@ -74,10 +74,11 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 17] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 18] {
     [
         ("interfaces", "max_ifindex", limits.max_ifindex),
         ("egress", "interfaces", limits.interfaces),
+        ("mtus", "interfaces", limits.interfaces),
         ("prefixes", "addresses", limits.addresses),
         ("addresses", "addresses", limits.addresses),
         ("endpoints", "endpoints", limits.endpoints),

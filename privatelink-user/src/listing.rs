@@ -159,7 +159,7 @@ fn interface(agent: &Agent, name: &str, vpc: u16) -> Value {
     let problem = attached.and_then(|it| it.problem.clone().or_else(|| it.peer.remedy()));
     json!({
         "interface": name, "vpc": agent.names.name(Kind::Vpc, vpc.into()), "state": state, "hook": "xdp", "mode": mode,
-        "ifindex": attached.map(|it| it.ifindex), "peer_lacks": attached.map(|it| it.peer.lacks.clone()), "problem": problem,
+        "ifindex": attached.map(|it| it.ifindex), "mtu": attached.map(|it| it.mtu).filter(|it| *it > 0), "peer_lacks": attached.map(|it| it.peer.lacks.clone()), "problem": problem,
     })
 }
 

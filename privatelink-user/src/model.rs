@@ -6,6 +6,7 @@ mod groups;
 
 use crate::config::{Fields, Problems, Reader, Value, nearest};
 use ipnet::Ipv4Net;
+use privatelink_common::limits::ENDPOINT_MTU;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -151,6 +152,8 @@ pub struct Endpoint {
     pub new_flow_rate: u32,
     /// How many of these it may save up.
     pub new_flow_burst: u32,
+    /// Largest IP packet that it carries, in bytes.
+    pub mtu: u16,
 }
 
 impl Endpoint {
@@ -454,6 +457,8 @@ impl Build<'_, '_> {
             let max_flows = amount("max_flows");
             let new_flow_rate = amount("max_new_flows_per_second").unwrap_or(0);
             let new_flow_burst = amount("new_flow_burst").unwrap_or(new_flow_rate);
+            let mtu = fields.get("mtu").and_then(|value| self.reader.number(value, 576..=65535));
+            let mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(ENDPOINT_MTU);
             fields.refuse(
                 self.reader,
                 "security_groups",
@@ -472,6 +477,7 @@ impl Build<'_, '_> {
                 max_flows,
                 new_flow_rate,
                 new_flow_burst,
+                mtu,
             };
             self.model.endpoints.insert(name, endpoint);
         }

@@ -199,6 +199,8 @@ pub struct Peer {
     pub place: Option<(PathBuf, String)>,
     /// What XDP lacks there; empty: nothing, or nothing that can be seen.
     pub lacks: Vec<&'static str>,
+    /// Its MTU in bytes, where the namespace was found: what is larger, it drops.
+    pub mtu: Option<u32>,
 }
 
 impl Peer {
@@ -226,7 +228,8 @@ pub fn peer(interface: &str, ifindex: u32, native: bool, mend: bool) -> Result<P
     let Some((index, namespace_id)) = veth(interface)? else { return Ok(Peer::default()) };
     let Some(namespace) = find(namespace_id)? else {
         let deaf = native && features::of(ifindex).is_ok_and(|features| !features.takes());
-        return Ok(Peer { index, place: None, lacks: if deaf { vec!["gro on"] } else { Vec::new() } });
+        let lacks = if deaf { vec!["gro on"] } else { Vec::new() };
+        return Ok(Peer { index, lacks, ..Peer::default() });
     };
     let path = namespace.clone();
     inside(&namespace, move || {
@@ -244,7 +247,8 @@ pub fn peer(interface: &str, ifindex: u32, native: bool, mend: bool) -> Result<P
                 lacks.pop();
             }
         }
-        Ok(Peer { index, place: Some((path, name)), lacks })
+        let mtu = sys::mtu(&name).ok();
+        Ok(Peer { index, place: Some((path, name)), lacks, mtu })
     })
 }
 

@@ -6,7 +6,7 @@ use crate::maps::PrefixKey;
 use crate::model::{Listener, LoadBalancer, Model, TargetGroup};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result};
-use privatelink_common::limits::{TCP_CLOSED, UDP_IDLE};
+use privatelink_common::limits::{ENDPOINT_MTU, TCP_CLOSED, UDP_IDLE};
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
     Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target,
@@ -49,6 +49,10 @@ pub struct Gate {
     pub burst: u32,
     /// For how many seconds closed flows keep their NAT ports.
     pub hold: u32,
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+    /// Bytes by which a packet grows behind the endpoint.
+    pub reserve: u16,
 }
 
 /// Where an interface belongs.
@@ -322,7 +326,7 @@ impl Plan<'_> {
     fn own_endpoint(&mut self, name: &str, zone: &str, balancer: &LoadBalancer) -> Result<u32> {
         let id = self.id(Kind::Endpoint, &own_name(name, zone))?;
         let hold = u32::try_from(balancer.port_reuse_delay.as_secs())?;
-        self.image.endpoints.insert(id, Gate { open: true, hold, ..Gate::default() });
+        self.image.endpoints.insert(id, Gate { open: true, hold, mtu: ENDPOINT_MTU, ..Gate::default() });
         Ok(id)
     }
 
@@ -452,8 +456,8 @@ impl Plan<'_> {
                 let name = self.names.name(Kind::Balancer, balancer);
                 let of = name.split('/').next().and_then(|name| self.model.load_balancers.get(name));
                 let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
-                let (open, hold) = (state.is_open(), u32::try_from(hold)?);
-                self.image.endpoints.insert(id, Gate { open, full, rate, burst, hold });
+                let (open, hold, mtu) = (state.is_open(), u32::try_from(hold)?, endpoint.mtu);
+                self.image.endpoints.insert(id, Gate { open, full, rate, burst, hold, mtu, reserve: 0 });
             }
         }
         Ok(())

@@ -34,7 +34,8 @@ pub fn actual(maps: &Maps) -> Result<Image> {
 
 fn gate(endpoint: &Endpoint) -> Gate {
     let (rate, burst, hold) = (endpoint.rate, endpoint.burst, endpoint.hold);
-    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold }
+    let (mtu, reserve) = (endpoint.mtu, endpoint.reserve);
+    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold, mtu, reserve }
 }
 
 /// Writes the difference between `from`, which the kernel has, and `to`. Returns how many entries changed.
@@ -114,9 +115,9 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
             maps.counters.set_all(id, &EndpointCounters::default())?;
             maps.buckets.set(&id, &Bucket::default())?;
         }
+        let Gate { rate, burst, hold, mtu, reserve, .. } = is;
         let (open, full) = (is.open.into(), is.full.into());
-        maps.endpoints
-            .set(&id, &Endpoint { generation, open, full, rate: is.rate, burst: is.burst, hold: is.hold })?;
+        maps.endpoints.set(&id, &Endpoint { generation, open, full, rate, burst, hold, mtu, reserve })?;
         changes += 1;
     }
     Ok(changes)

@@ -282,6 +282,25 @@ pub fn set_feature(interface: &str, feature: Feature, on: bool) -> Result<()> {
     ethtool(interface, command, on.into()).map(drop)
 }
 
+/// The MTU of an interface of the calling thread's network namespace, in bytes (`SIOCGIFMTU`, netdevice(7)).
+pub fn mtu(interface: &str) -> Result<u32> {
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IFNAMSIZ],
+        mtu: libc::c_int,
+        unused: [u8; 20],
+    }
+    let mut request = Request { name: [0; libc::IFNAMSIZ], mtu: 0, unused: [0; 20] };
+    if interface.len() >= libc::IFNAMSIZ {
+        return Err(Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    request.name[..interface.len()].copy_from_slice(interface.as_bytes());
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: the request is laid out and as long as `struct ifreq`, the name ends with a zero.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) };
+    if result < 0 { Err(Error::last_os_error()) } else { u32::try_from(request.mtu).map_err(Error::other) }
+}
+
 /// `AF_PACKET`, as it stands in an address.
 const PACKET: u16 = 17;
 /// The length of such an address.

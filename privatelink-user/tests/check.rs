@@ -48,6 +48,7 @@ vpc = "shop"
 service = "payments"
 addresses = { a = "10.0.9.9", b = "10.1.9.9" }
 ping = false
+mtu = 1400
 "#;
 
 #[test]
@@ -71,7 +72,7 @@ fn the_report_shows_the_line_and_marks_the_place() {
 #[test]
 fn a_right_file_is_right_and_has_the_defaults_of_aws() {
     let model = model::parse(RIGHT, "right.toml").unwrap();
-    assert_eq!(model.region, "local-1");
+    assert_eq!((model.region.as_str(), model.endpoints["shop"].mtu), ("local-1", 1400));
     let plain = RIGHT.replace(", tcp_idle_timeout = \"60s\"", "");
     let plain = plain.split("health_check").next().unwrap().to_owned()
         + plain.split_once("slow_start.duration_seconds = 30\n").unwrap().1;
@@ -89,6 +90,8 @@ fn a_right_file_is_right_and_has_the_defaults_of_aws() {
             && attributes.minimum_count == 1
     );
     assert_eq!(model.load_balancers["edge"].listeners[0].tcp_idle_timeout.as_secs(), 350);
+    let model = model::parse(&RIGHT.replace("mtu = 1400", ""), "right.toml").unwrap();
+    assert_eq!(model.endpoints["shop"].mtu, 8500);
 }
 
 /// Reads a text, and checks that whatever is said of it is about a place inside it.

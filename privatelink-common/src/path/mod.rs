@@ -3,6 +3,7 @@
 mod admit;
 mod first;
 mod flow;
+mod hop;
 mod local;
 mod nat;
 mod parse;
@@ -14,7 +15,7 @@ pub mod state;
 use crate::frame::Frame;
 use crate::tables::{Flow, Interface, Tables};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
-use crate::wire::RST;
+use crate::wire::{RST, SYN};
 use first::Next;
 use parse::{Local, Packet, Parsed};
 
@@ -81,7 +82,12 @@ fn send<F: Frame, T: Tables>(
     flow: &Flow,
     event: FlowEvent,
 ) -> Result<Verdict, DropReason> {
-    rewrite::rewrite(frame, packet, flow)?;
+    let correction = if packet.flags & SYN == 0 {
+        0
+    } else {
+        hop::clamp(frame, tables, packet, flow.endpoint, flow.interface)
+    };
+    rewrite::rewrite(frame, packet, flow, correction)?;
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }

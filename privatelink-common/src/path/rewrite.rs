@@ -24,11 +24,17 @@ struct IpTail([u8; 2], Ipv4, Ipv4);
 #[repr(C)]
 struct Ports(U16, U16);
 
-/// Rewrites `frame`, whose headers are those in `packet`.
+/// Rewrites `frame`, whose headers are those in `packet`, but for a change that `correction` makes of the transport checksum.
 #[inline(always)]
-pub(super) fn rewrite<F: Frame>(frame: &mut F, packet: &Packet, flow: &Flow) -> Result<(), DropReason> {
+#[allow(clippy::cast_possible_truncation, reason = "a correction is a delta")]
+pub(super) fn rewrite<F: Frame>(
+    frame: &mut F,
+    packet: &Packet,
+    flow: &Flow,
+    correction: u64,
+) -> Result<(), DropReason> {
     let address_delta = u32::from(flow.address_delta);
-    let delta = address_delta + u32::from(flow.port_delta);
+    let delta = address_delta + u32::from(flow.port_delta) + u32::from(correction as u16);
     let (at, checksum) = if packet.is_tcp {
         (TRANSPORT + offset_of!(Tcp, checksum), update(packet.checksum, delta))
     } else {

@@ -7,11 +7,11 @@ use crate::names::Kind;
 use crate::net::{self, Peer};
 use crate::plan::{Image, Place};
 use crate::probe::Sockets;
-use crate::sys::XdpMode;
+use crate::sys::{self, XdpMode};
 use crate::{features, flows};
 use anyhow::Result;
 use log::{info, warn};
-use privatelink_common::tables::Interface;
+use privatelink_common::tables::{Interface, Mtu};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -26,6 +26,8 @@ pub struct Attached {
     pub mode: Option<XdpMode>,
     /// Its other end.
     pub peer: Peer,
+    /// The largest IP packet that both ends take, in bytes, as the path knows it.
+    pub mtu: Mtu,
     /// Why it is not attached.
     pub problem: Option<String>,
 }
@@ -65,6 +67,7 @@ impl Agent {
         gone.extend(moved.map(|(_, place)| place.slot));
         for slot in &gone {
             self.maps.egress.delete(&(*slot).into())?;
+            self.maps.mtus.set(&(*slot).into(), &0)?;
         }
         if !gone.is_empty() {
             flows::forget_slots(&self.maps, &gone)?;
@@ -95,7 +98,7 @@ impl Agent {
         let of_tenants = |name: &String| self.image.interfaces.get(name).is_some_and(|place| !place.stack);
         let links = self.links.iter().filter(|(name, _)| of_tenants(name));
         self.neighbours.listen(&links.map(|(_, attached)| attached.ifindex).collect());
-        Ok(())
+        self.follow_mtus()
     }
 
     /// Takes note of interfaces that are new, and of those that are gone; returns the new ones' names.
@@ -112,7 +115,8 @@ impl Agent {
             }
             let Some(ifindex) = index else { continue };
             let native = is_native(&name, ifindex);
-            let attached = Attached { ifindex, native, mode: None, peer: Peer::default(), problem: None };
+            let peer = Peer::default();
+            let attached = Attached { ifindex, native, mode: None, peer, mtu: 0, problem: None };
             self.links.insert(name.clone(), attached);
             self.peers_at = Instant::now();
             new.push(name);
@@ -170,6 +174,21 @@ impl Agent {
         let entry = Interface { vpc: place.vpc, slot: place.slot, stack: place.stack.into(), reserved: 0 };
         self.maps.egress.set(&place.slot.into(), &[ifindex, 0])?;
         self.maps.interfaces.set(&ifindex, &entry)
+    }
+
+    /// Tells the path the interfaces' MTUs, as they change.
+    fn follow_mtus(&mut self) -> Result<()> {
+        for (name, attached) in &mut self.links {
+            let Some(place) = self.image.interfaces.get(name) else { continue };
+            // One that is just going is missed by the next look at the links.
+            let Ok(own) = sys::mtu(name) else { continue };
+            let mtu = attached.peer.mtu.map_or(own, |peer| peer.min(own));
+            if mtu != attached.mtu {
+                self.maps.mtus.set(&place.slot.into(), &mtu)?;
+                attached.mtu = mtu;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn look_at_peers(&mut self) {

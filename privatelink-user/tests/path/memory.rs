@@ -8,7 +8,7 @@ use privatelink_common::frame::SliceFrame;
 use privatelink_common::path;
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-    ListenerKey, Neighbour, Tables, Target, TargetEvent, VpcAddress,
+    ListenerKey, Mtu, Neighbour, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ipv4, Mac};
@@ -58,6 +58,8 @@ pub(crate) struct Memory {
     pub limits: Cell<Endpoint>,
     pub bucket: Cell<Bucket>,
     pub counted: RefCell<Vec<TargetEvent>>,
+    /// By slot.
+    pub mtus: RefCell<HashMap<u16, Mtu>>,
 }
 
 pub(crate) struct Shared(Rc<Cell<Flow>>);
@@ -128,8 +130,9 @@ impl Tables for Memory {
         self.pending.borrow_mut().remove(key);
     }
     fn endpoint(&self, endpoint: u32) -> Endpoint {
-        let open = self.image.endpoints.get(&endpoint).is_some_and(|gate| gate.open);
-        Endpoint { generation: open.into(), open: open.into(), ..self.limits.get() }
+        let gate = self.image.endpoints.get(&endpoint).copied().unwrap_or_default();
+        let open = gate.open.into();
+        Endpoint { generation: u32::from(open), open, mtu: gate.mtu, ..self.limits.get() }
     }
     fn bucket(&self, _: u32) -> Option<Bucket> {
         Some(self.bucket.get())
@@ -169,6 +172,9 @@ impl Tables for Memory {
     }
     fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour> {
         self.neighbours.get(address).copied()
+    }
+    fn mtu(&self, interface: u16) -> Mtu {
+        self.mtus.borrow().get(&interface).copied().unwrap_or_default()
     }
     fn egress(&self, interface: u16) -> bool {
         self.image.interfaces.values().any(|place| place.slot == interface)
@@ -238,5 +244,6 @@ pub(crate) fn memory(image: Image) -> Memory {
         limits: Cell::new(Endpoint { hold: 60, ..Endpoint::default() }),
         bucket: Cell::default(),
         counted: RefCell::default(),
+        mtus: RefCell::default(),
     }
 }

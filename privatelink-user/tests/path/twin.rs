@@ -55,6 +55,14 @@ fn invent(random: &mut Random) -> Vec<u8> {
         2..=4 => builder.ipv4(from, to, 64).udp(from_port, to_port).write(&mut bytes, &payload).unwrap(),
         _ => {
             let mut tcp = builder.ipv4(from, to, 64).tcp(from_port, to_port, 7, 100);
+            // Options that make sense at times: an MSS at the front, at an odd place, and whatever comes.
+            let options: Vec<u8> = match random.next(4) {
+                0 => vec![2, 4, random.of(&[0, 1, 5, 6, 0xff]), 0xb4],
+                1 => vec![1, 2, 4, 0x22, 0x33, 3, 3, 7],
+                2 => (0..random.next(10) * 4).map(|_| random.of(&[0, 1, 2, 2, 4, 4, 5, 0xff])).collect(),
+                _ => Vec::new(),
+            };
+            tcp = tcp.options_raw(&options).unwrap();
             for flag in [random.next(6), random.next(9)] {
                 tcp = match flag {
                     0 => tcp.fin(),
@@ -120,9 +128,12 @@ fn the_kernel_and_the_host_agree_on_every_frame() {
     for place in image.interfaces.values() {
         // Nothing leaves: a test run returns the verdict. The loopback interface stands for all of them.
         maps.egress.set(&place.slot.into(), &[1, 0]).unwrap();
+        maps.mtus.set(&place.slot.into(), &1500).unwrap();
     }
+    let slots: Vec<u16> = image.interfaces.values().map(|place| place.slot).collect();
     let interfaces = interfaces(&image);
     let memory = memory(image);
+    memory.mtus.borrow_mut().extend(slots.into_iter().map(|slot| (slot, 1500)));
     let program =
         Xdp::from_pin(pins.0.join("programs/ingress"), aya_obj::programs::XdpAttachType::Interface).unwrap();
 

@@ -1,0 +1,126 @@
+//! Single packets through the program that the kernel runs, and what they change.
+
+use crate::packet::{Ip, Mac, Packet, addresses};
+use crate::world::{UNCHECKED, World, changes, config};
+use aya::programs::{TestRun, TestRunOptions, Xdp};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::File;
+use std::os::fd::AsFd;
+
+pub const DROP: u32 = 1;
+pub const PASS: u32 = 2;
+pub const REDIRECT: u32 = 4;
+pub const CLIENT: Ip = [10, 0, 1, 5];
+pub const ENDPOINT: Ip = [10, 0, 9, 9];
+pub const BALANCER: Ip = [10, 0, 1, 10];
+
+/// A world and its program.
+#[derive(Debug)]
+pub struct Bench {
+    pub world: World,
+    program: Xdp,
+}
+
+impl Bench {
+    pub fn new(extra: &str) -> Self {
+        let world = World::new(&config(extra, UNCHECKED));
+        let pin = world.pins().join("programs/ingress");
+        let program = Xdp::from_pin(pin, aya_obj::programs::XdpAttachType::Interface).unwrap();
+        Self { world, program }
+    }
+
+    /// Runs the program on a frame that comes by an interface; returns the verdict and the frame as it leaves.
+    pub fn run(&self, interface: &str, frame: &[u8]) -> (u32, Vec<u8>) {
+        let namespace = File::open(format!("/run/netns/{}", self.world.namespace("dp"))).unwrap();
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                    let ifindex = rustix::net::netdevice::name_to_index(&socket, interface).unwrap();
+                    let length = u32::try_from(frame.len()).unwrap();
+                    let context: Vec<u8> =
+                        [0, length, 0, ifindex, 0, 0].iter().flat_map(|it| it.to_ne_bytes()).collect();
+                    let mut out = vec![0; 4096];
+                    let mut options = TestRunOptions::new();
+                    options.data_in = Some(frame);
+                    options.data_out = Some(&mut out);
+                    options.ctx_in = Some(&context);
+                    let result = self.program.test_run(options).unwrap();
+                    out.truncate(result.data_size_out as usize);
+                    (result.return_value, out)
+                })
+                .join()
+                .unwrap()
+        })
+    }
+
+    /// Runs a frame, and checks that exactly these counters moved, by one each unless said otherwise.
+    pub fn expect(
+        &self,
+        name: &str,
+        interface: &str,
+        frame: &[u8],
+        verdict: u32,
+        moved: &[(&str, i64)],
+    ) -> Vec<u8> {
+        let before = self.world.state();
+        let (got, out) = self.run(interface, frame);
+        let after = self.world.state();
+        let mut expected: Vec<_> = moved.iter().map(|(key, by)| ((*key).to_owned(), *by)).collect();
+        expected.sort();
+        assert_eq!(got, verdict, "{name}: verdict");
+        assert_eq!(changes(&before, &after), expected, "{name}: counters");
+        out
+    }
+
+    /// A frame that is dropped for a reason, or passed: untouched.
+    pub fn refused(&self, name: &str, interface: &str, frame: &[u8], reason: &str) {
+        let verdict = if reason.ends_with("passed") { PASS } else { DROP };
+        let out = self.expect(name, interface, frame, verdict, &[(reason, 1)]);
+        assert_eq!(out, frame, "{name}: bytes");
+    }
+}
+
+pub fn opened(consumer: &str) -> Vec<(String, i64)> {
+    vec![
+        (format!("{consumer} to_provider_packets"), 1),
+        (format!("{consumer} new_flows"), 1),
+        ("map pending".into(), 2),
+    ]
+}
+
+pub fn as_slice(moved: &[(String, i64)]) -> Vec<(&str, i64)> {
+    moved.iter().map(|(key, by)| (key.as_str(), *by)).collect()
+}
+
+/// What a target gets of `sent`, when the load balancer's port is `nat`; link-layer addresses are taken from `frame`.
+pub fn translated(sent: &Packet, nat: u16, target: Ip, frame: &[u8]) -> Vec<u8> {
+    let mut expected = sent.clone();
+    (expected.from, expected.from_port, expected.to, expected.to_port) = (BALANCER, nat, target, 8080);
+    (expected.to_mac, expected.from_mac) =
+        (frame[0..6].try_into().unwrap(), frame[6..12].try_into().unwrap());
+    expected.build()
+}
+
+/// The target's packet, on the way back.
+pub fn reply(frame: &[u8], flags: u8, payload: &[u8]) -> Packet {
+    let (from, from_port, to, to_port) = addresses(frame);
+    let macs: (Mac, Mac) = (frame[0..6].try_into().unwrap(), frame[6..12].try_into().unwrap());
+    Packet {
+        from: to,
+        from_port: to_port,
+        to: from,
+        to_port: from_port,
+        from_mac: macs.0,
+        to_mac: macs.1,
+        payload: payload.to_vec(),
+        protocol: frame[23],
+        ..Packet::tcp(flags)
+    }
+}
+
+/// The interface of a target.
+pub fn side(target: Ip) -> &'static str {
+    if target[3] == 21 { "t1" } else { "t2" }
+}
