@@ -18,7 +18,6 @@ use crate::neighbours::{Heard, Neighbours};
 use crate::net::Stack;
 use crate::plan::{self, Check, Image, Known};
 use crate::probe::{self, Observed, Sockets};
-use crate::sys::XdpMode;
 use crate::{listing, reconcile};
 use anyhow::{Context, Result};
 use log::{error, info, warn};
@@ -81,8 +80,8 @@ pub struct Agent {
     pub survey: Survey,
     /// When the agent started.
     pub started: Instant,
-    /// How the program is attached, to all interfaces alike.
-    mode: XdpMode,
+    /// Whether the kernel can attach programs by TCX.
+    has_tcx: bool,
     streaks: BTreeMap<u32, passive::Streak>,
     memo: RefCell<plan::Memo>,
     stacks: BTreeMap<String, (Stack, Sockets)>,
@@ -123,7 +122,7 @@ impl Agent {
         let image = reconcile::actual(&maps)?;
         let names = Names::read(&maps.names.entries()?);
         let health = image.targets.iter().map(|(id, target)| (*id, Health::new(target.state))).collect();
-        let now = Instant::now();
+        let (now, has_tcx) = (Instant::now(), parts.kernel.has_tcx());
         let mut agent = Self {
             kernel: parts.kernel,
             maps,
@@ -133,7 +132,7 @@ impl Agent {
             names,
             image,
             links: BTreeMap::new(),
-            mode: XdpMode::Native,
+            has_tcx,
             health,
             reasons: BTreeMap::new(),
             started: now,

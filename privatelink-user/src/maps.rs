@@ -346,6 +346,7 @@ pub struct PrefixKey {
 pub struct Maps {
     pub interfaces: Map<u32, Interface>,
     pub egress: Map<u32, [u32; 2]>,
+    pub egress_tcx: Map<u32, u32>,
     pub prefixes: Map<PrefixKey, u32>,
     pub addresses: Map<VpcAddress, Address>,
     pub endpoints: Map<u32, Endpoint>,
@@ -366,9 +367,10 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 18] = [
+    pub const NAMES: [&str; 19] = [
         "interfaces",
         "egress",
+        "egress_tcx",
         "prefixes",
         "addresses",
         "endpoints",
@@ -392,6 +394,7 @@ impl Maps {
         Ok(Self {
             interfaces: Map::open(dir, "interfaces")?,
             egress: Map::open(dir, "egress")?,
+            egress_tcx: Map::open(dir, "egress_tcx")?,
             prefixes: Map::open(dir, "prefixes")?,
             addresses: Map::open(dir, "addresses")?,
             endpoints: Map::open(dir, "endpoints")?,

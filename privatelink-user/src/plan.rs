@@ -2,7 +2,7 @@
 
 use crate::flows::Survey;
 use crate::maps::PrefixKey;
-use crate::model::{Listener, LoadBalancer, Model, TargetGroup};
+use crate::model::{Hook, Listener, LoadBalancer, Model, TargetGroup};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result};
 use privatelink_common::limits::{TCP_CLOSED, UDP_IDLE};
@@ -22,9 +22,13 @@ use zerocopy::big_endian::{U16, U32};
 
 /// The wanted contents of every map that the configuration decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "named as the maps are; described in privatelink_common::tables")]
+#[allow(
+    missing_docs,
+    reason = "named as the maps are, but for `hooks`, by interface; described in privatelink_common::tables"
+)]
 pub struct Image {
     pub interfaces: BTreeMap<String, Place>,
+    pub hooks: BTreeMap<String, Hook>,
     pub prefixes: BTreeMap<PrefixKey, u32>,
     pub addresses: BTreeMap<VpcAddress, Address>,
     pub endpoints: BTreeMap<u32, Gate>,
@@ -189,8 +193,9 @@ impl Plan<'_> {
                 let bits = 32 + u32::from(cidr.prefix_len());
                 self.image.prefixes.insert(PrefixKey { bits, prefix }, 1);
             }
-            for interface in &vpc.interfaces {
+            for (interface, hook) in &vpc.interfaces {
                 let slot = self.small(Kind::Interface, interface)?;
+                self.image.hooks.insert(interface.clone(), *hook);
                 self.image.interfaces.insert(interface.clone(), Place { vpc: id, slot, stack: false });
             }
             if self.model.load_balancers.values().any(|balancer| balancer.vpc == *name) {
