@@ -1,8 +1,21 @@
 //! Bounded access to the bytes of one frame: one of the two seams between the path and its host.
 
+use crate::checksum::{Delta, finish, update, update_udp};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+/// What a rewrite changes of a transport checksum, in two parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What it changes of the pseudo header: the addresses.
+    pub pseudo: Delta,
+    /// What it changes of the transport header itself: the ports.
+    pub header: Delta,
+}
+
 /// A frame that starts with its Ethernet header.
+///
+/// A transport checksum may be one that is still to be completed: a sender that leaves this to its device has put only the sum of the
+/// pseudo header there (Linux's `CHECKSUM_PARTIAL`). Frames that may be such ones say by their own methods what becomes of theirs.
 pub trait Frame {
     /// Bytes from the Ethernet header to the end.
     fn len(&self) -> usize;
@@ -17,6 +30,26 @@ pub trait Frame {
 
     /// Puts `value` at `offset`; nothing is written where the frame is too short for it.
     fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()>;
+
+    /// Applies a rewrite to the transport checksum at `offset`, which was read as `stored` (RFC 1624).
+    #[inline(always)]
+    fn change_checksum(
+        &mut self,
+        offset: usize,
+        stored: [u8; 2],
+        is_tcp: bool,
+        change: Change,
+    ) -> Option<()> {
+        let delta = u32::from(change.pseudo) + u32::from(change.header);
+        self.write(offset, &if is_tcp { update(stored, delta) } else { update_udp(stored, delta) })
+    }
+
+    /// Puts a transport checksum at `offset`, where zero is, of words that sum to `pseudo` in the pseudo header and to `rest` in the
+    /// segment itself.
+    #[inline(always)]
+    fn set_checksum(&mut self, offset: usize, pseudo: u32, rest: u32) -> Option<()> {
+        self.write(offset, &finish(pseudo + rest))
+    }
 
     /// Cuts the frame off behind its first `len` bytes.
     fn truncate(&mut self, len: usize) -> Option<()>;

@@ -28,7 +28,8 @@ table! {
     Interface, 8, align 4, {
         /// The VPC that the interface belongs to; 0: none, its packets pass.
         vpc: u16,
-        /// Slot in `egress`, the same for as long as the configuration names the interface.
+        /// Slot in `egress`, a hash of devices by which XDP programs send, and in `egress_tcx`, an array of interface indices (0: none) by
+        /// which TCX programs do; both are written by the agent. The same for as long as the configuration names the interface.
         slot: u16,
         /// 1: the dataplane's end of a VPC's own stack.
         stack: u16,

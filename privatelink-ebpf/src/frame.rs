@@ -1,15 +1,49 @@
-//! [`Frame`] over an XDP buffer.
+//! [`Frame`] over what the kernel hands to each hook: an XDP buffer, or a socket buffer.
 
 use aya_ebpf::{
-    bindings::xdp_md,
-    helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
-    programs::XdpContext,
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md},
+    helpers::generated::{
+        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_adjust_tail,
+        bpf_xdp_get_buff_len,
+    },
+    programs::{TcContext, XdpContext},
 };
-use core::mem::size_of;
-use privatelink_common::frame::Frame;
+use core::mem::{offset_of, size_of};
+use privatelink_common::checksum::fold;
+use privatelink_common::frame::{Change, Frame};
+use privatelink_common::wire::{ETHERTYPE_IPV4, Ethernet, Ipv4Header, NETWORK, TCP, TRANSPORT, Tcp, Udp};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// The frame that the program was called for.
+/// A pointer to `offset`, if a `T` is there as a whole.
+///
+/// The comparison is between pointers, with the end on one side: that is the form from which the verifier learns how far the
+/// packet reaches. `offset` is a constant at every call, once inlined.
+#[inline(always)]
+fn at<T>((data, end): (*mut u8, *mut u8), offset: usize) -> Option<*mut T> {
+    let start = data.wrapping_add(offset);
+    if start.wrapping_add(size_of::<T>()) > end {
+        return None;
+    }
+    Some(start.cast())
+}
+
+/// A copy of the `T` at `offset`.
+#[inline(always)]
+fn read<T: FromBytes + Copy>(bounds: (*mut u8, *mut u8), offset: usize) -> Option<T> {
+    // SAFETY: `at` proved that the bytes are within the frame; any bytes are a `T`.
+    at::<T>(bounds, offset).map(|at| unsafe { at.read_unaligned() })
+}
+
+/// Puts `value` at `offset`.
+#[inline(always)]
+fn write<T: IntoBytes + Immutable>(bounds: (*mut u8, *mut u8), offset: usize, value: &T) -> Option<()> {
+    let at = at::<T>(bounds, offset)?;
+    // SAFETY: `at` proved that the bytes are within the frame; `T` has no padding, so `value` is bytes as a whole.
+    unsafe { core::ptr::copy_nonoverlapping(core::ptr::from_ref(value), at, 1) };
+    Some(())
+}
+
+/// The frame that an XDP program was called for.
 pub(crate) struct XdpFrame {
     context: *mut xdp_md,
 }
@@ -44,20 +78,6 @@ impl XdpFrame {
         };
         (data as usize as *mut u8, end as usize as *mut u8)
     }
-
-    /// A pointer to `offset`, if a `T` is there as a whole.
-    ///
-    /// The comparison is between pointers, with the end on one side: that is the form from which the verifier learns how far the
-    /// packet reaches. `offset` is a constant at every call, once inlined.
-    #[inline(always)]
-    fn at<T>(&self, offset: usize) -> Option<*mut T> {
-        let (data, end) = self.bounds();
-        let start = data.wrapping_add(offset);
-        if start.wrapping_add(size_of::<T>()) > end {
-            return None;
-        }
-        Some(start.cast())
-    }
 }
 
 impl Frame for XdpFrame {
@@ -77,16 +97,12 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
-        // SAFETY: `at` proved that the bytes are within the frame; any bytes are a `T`.
-        self.at::<T>(offset).map(|at| unsafe { at.read_unaligned() })
+        read(self.bounds(), offset)
     }
 
     #[inline(always)]
     fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
-        let at = self.at::<T>(offset)?;
-        // SAFETY: `at` proved that the bytes are within the frame; `T` has no padding, so `value` is bytes as a whole.
-        unsafe { core::ptr::copy_nonoverlapping(core::ptr::from_ref(value), at, 1) };
-        Some(())
+        write(self.bounds(), offset, value)
     }
 
     #[inline(always)]
@@ -95,6 +111,148 @@ impl Frame for XdpFrame {
         let excess = self.len().checked_sub(len)?;
         // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.
         let result = unsafe { bpf_xdp_adjust_tail(self.context, -(excess as i32)) };
+        (result == 0).then_some(())
+    }
+}
+
+/// The frame that a TCX program was called for. It may be one of 64 KiB that a device has yet to cut into segments (GSO), and its
+/// transport checksum may be one that a device has yet to complete.
+pub(crate) struct SkbFrame {
+    context: *mut __sk_buff,
+}
+
+impl SkbFrame {
+    /// The frame, with its headers where they can be read: only they need to be in the linear part.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the length of headers")]
+    pub(crate) fn new(context: *mut __sk_buff) -> Self {
+        const HEADERS: usize = TRANSPORT + size_of::<Tcp>();
+        let frame = Self { context };
+        let (data, end) = frame.bounds();
+        let (linear, len) = (end as usize - data as usize, frame.len());
+        if linear < HEADERS && linear < len {
+            // SAFETY: the helper checks the context and the length; where it fails, the path reads less.
+            unsafe { bpf_skb_pull_data(context, HEADERS.min(len) as u32) };
+        }
+        frame
+    }
+
+    /// The context, for helpers.
+    #[inline(always)]
+    pub(crate) fn context(&self) -> TcContext {
+        TcContext::new(self.context)
+    }
+
+    /// A word of the context. Volatile, as in [`XdpFrame::bounds`].
+    #[inline(always)]
+    fn word(&self, offset: usize) -> u32 {
+        // SAFETY: the offsets below are those of aligned words of the context, which outlives the program's run.
+        unsafe { self.context.cast::<u8>().add(offset).cast::<u32>().read_volatile() }
+    }
+
+    /// The kernel's index of the interface that it came by.
+    #[inline(always)]
+    pub(crate) fn ingress(&self) -> u32 {
+        self.word(offset_of!(__sk_buff, ifindex))
+    }
+
+    /// Whether it has a VLAN tag, which the kernel keeps beside the frame.
+    #[inline(always)]
+    pub(crate) fn is_tagged(&self) -> bool {
+        self.word(offset_of!(__sk_buff, vlan_present)) != 0
+    }
+
+    /// How many packets, and how many bytes in all, a frame of `length` is on the wire.
+    #[inline(always)]
+    pub(crate) fn wire(&self, length: u64) -> (u64, u64) {
+        let size = u64::from(self.word(offset_of!(__sk_buff, gso_size)));
+        if size == 0 {
+            return (1, length);
+        }
+        let headers = self.headers();
+        // What comes from a virtual machine may not say how many segments it is.
+        let segments = match u64::from(self.word(offset_of!(__sk_buff, gso_segs))) {
+            0 => length.saturating_sub(headers).div_ceil(size).max(1),
+            segments => segments,
+        };
+        (segments, length + (segments - 1) * headers)
+    }
+
+    /// Bytes that every segment begins with; nothing for what is not the path's.
+    #[inline(always)]
+    fn headers(&self) -> u64 {
+        let ethertype = self.read::<Ethernet>(0).map(|ethernet| ethernet.ethertype.get());
+        let (Some(ETHERTYPE_IPV4), Some(ip)) = (ethertype, self.read::<Ipv4Header>(NETWORK)) else {
+            return 0;
+        };
+        if ip.protocol != TCP {
+            return (TRANSPORT + size_of::<Udp>()) as u64;
+        }
+        let words = self.read::<u8>(TRANSPORT + offset_of!(Tcp, data_offset)).unwrap_or_default() >> 4;
+        TRANSPORT as u64 + u64::from(words) * 4
+    }
+
+    /// Where the packet's linear part begins and ends.
+    #[inline(always)]
+    fn bounds(&self) -> (*mut u8, *mut u8) {
+        let (data, end) =
+            (self.word(offset_of!(__sk_buff, data)), self.word(offset_of!(__sk_buff, data_end)));
+        (data as usize as *mut u8, end as usize as *mut u8)
+    }
+
+    /// Adds `difference` to a transport checksum, unless it is one that is still to be completed and `flags` do not say that this is
+    /// about the pseudo header.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "an offset into the headers")]
+    fn add_to_checksum(&mut self, offset: usize, difference: u64, flags: u32) -> Option<()> {
+        // SAFETY: the helper checks the context and the offset; pointers into the packet are derived anew at every access.
+        let result =
+            unsafe { bpf_l4_csum_replace(self.context, offset as u32, 0, difference, u64::from(flags)) };
+        (result == 0).then_some(())
+    }
+}
+
+impl Frame for SkbFrame {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.word(offset_of!(__sk_buff, len)) as usize
+    }
+
+    #[inline(always)]
+    fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
+        read(self.bounds(), offset)
+    }
+
+    #[inline(always)]
+    fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
+        write(self.bounds(), offset, value)
+    }
+
+    /// By the helper, which alone knows whether the checksum is complete.
+    #[inline(always)]
+    fn change_checksum(&mut self, offset: usize, _: [u8; 2], is_tcp: bool, change: Change) -> Option<()> {
+        let udp = if is_tcp { 0 } else { BPF_F_MARK_MANGLED_0 };
+        self.add_to_checksum(offset, change.pseudo.into(), udp | BPF_F_PSEUDO_HDR)?;
+        self.add_to_checksum(offset, change.header.into(), udp)
+    }
+
+    /// What a checksum that is still to be completed begins with is put there, and the helper is asked to make of it what a complete
+    /// one is: it does so only where that is wanted.
+    #[inline(always)]
+    fn set_checksum(&mut self, offset: usize, pseudo: u32, rest: u32) -> Option<()> {
+        let begun = fold(pseudo);
+        self.write(offset, &begun.to_ne_bytes())?;
+        self.add_to_checksum(offset, u64::from(fold(pseudo + rest)) + u64::from(begun), 0)
+    }
+
+    /// The helper also makes one packet of what was to be cut into segments.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a frame's length")]
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        // A shorter one would be made longer.
+        self.holds(len).then_some(())?;
+        // SAFETY: as in `add_to_checksum`.
+        let result = unsafe { bpf_skb_change_tail(self.context, len as u32, 0) };
         (result == 0).then_some(())
     }
 }

@@ -1,4 +1,5 @@
-//! The XDP program `ingress`: hands every frame to [`privatelink_common::path::forward`], does what it says, and counts it once.
+//! The programs `ingress` (XDP) and `ingress_tcx` (sched_cls): each hands every frame to [`privatelink_common::path::forward`], does
+//! what it says, and counts it once.
 //!
 //! This crate holds all of the dataplane's `unsafe`: in `frame`, where the verifier's bounds are, in `tables`, where the maps'
 //! memory is, and the few helper calls here.
@@ -10,30 +11,123 @@ mod maps;
 mod tables;
 
 use aya_ebpf::{
-    bindings::xdp_action, helpers::generated::bpf_ktime_get_coarse_ns, macros::xdp, programs::XdpContext,
+    EbpfContext,
+    bindings::{
+        tcx_action_base::{TCX_DROP, TCX_NEXT, TCX_REDIRECT},
+        xdp_action,
+    },
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_redirect},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::info;
 use core::mem::offset_of;
 use core::net::Ipv4Addr;
-use frame::XdpFrame;
+use frame::{SkbFrame, XdpFrame};
 use privatelink_common::frame::Frame;
 use privatelink_common::{
     limits::OUTCOMES,
     path,
-    tables::Tables,
     verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
     wire::{Ipv4Header, NETWORK, TRANSPORT},
 };
-use tables::KernelTables;
+use tables::{Exit, KernelTables, TcxExit, XdpExit, interface};
 use zerocopy::big_endian::U16;
 
-/// Runs for every frame that comes by an interface of ours.
+/// Runs for every frame that comes by an interface of ours, before the kernel has made a socket buffer of it.
 #[xdp(frags)]
 pub(crate) fn ingress(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(context.ctx);
     let ifindex = frame.ingress();
-    let verdict = path::forward(&mut frame, &KernelTables, ifindex, now());
+    let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
     act(&frame, verdict, ifindex)
+}
+
+/// Runs for every frame that comes by an interface of ours whose other end leaves checksums and segments to its device.
+#[classifier]
+pub(crate) fn ingress_tcx(context: TcContext) -> i32 {
+    let mut frame = SkbFrame::new(context.skb.skb);
+    let ifindex = frame.ingress();
+    if frame.is_tagged() {
+        // To XDP, the tag is a part of the frame, and such a frame is none of ours.
+        return act(&frame, Ok(Verdict::PASS), ifindex);
+    }
+    let verdict = path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now());
+    act(&frame, verdict, ifindex)
+}
+
+/// What differs between the hooks, once the path has decided.
+trait Host: Frame {
+    /// The context of its programs.
+    type Context: EbpfContext;
+    /// What its programs return.
+    type Action;
+    /// The frame goes on to whoever is next.
+    const PASS: Self::Action;
+    /// The frame ends here.
+    const DROP: Self::Action;
+    /// The frame leaves by the redirect that was set up.
+    const REDIRECT: Self::Action;
+
+    /// The context, for helpers.
+    fn log_context(&self) -> Self::Context;
+
+    /// Sends the frame back where it came from.
+    fn back(&self, ifindex: u32) -> Self::Action;
+
+    /// How many packets, and how many bytes in all, a frame of `length` is on the wire.
+    fn on_the_wire(&self, length: u64) -> (u64, u64);
+}
+
+impl Host for XdpFrame {
+    type Context = XdpContext;
+    type Action = u32;
+    const PASS: u32 = xdp_action::XDP_PASS;
+    const DROP: u32 = xdp_action::XDP_DROP;
+    const REDIRECT: u32 = xdp_action::XDP_REDIRECT;
+
+    #[inline(always)]
+    fn log_context(&self) -> XdpContext {
+        self.context()
+    }
+
+    /// By a redirect, since a veth wakes its other end after XDP_TX only if that end has an XDP program of its own, but after a
+    /// redirect also where it has GRO; XDP_TX for an interface that is not in `egress` yet.
+    #[inline(always)]
+    fn back(&self, ifindex: u32) -> u32 {
+        let slot = interface(ifindex).unwrap_or_default().slot;
+        if XdpExit.leave(slot) { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
+    }
+
+    #[inline(always)]
+    fn on_the_wire(&self, length: u64) -> (u64, u64) {
+        (1, length)
+    }
+}
+
+impl Host for SkbFrame {
+    type Context = TcContext;
+    type Action = i32;
+    const PASS: i32 = TCX_NEXT;
+    const DROP: i32 = TCX_DROP;
+    const REDIRECT: i32 = TCX_REDIRECT;
+
+    #[inline(always)]
+    fn log_context(&self) -> TcContext {
+        self.context()
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the helper returns an action")]
+    fn back(&self, ifindex: u32) -> i32 {
+        // SAFETY: the helper checks the index.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    #[inline(always)]
+    fn on_the_wire(&self, length: u64) -> (u64, u64) {
+        self.wire(length)
+    }
 }
 
 /// Seconds since boot. The coarse clock is a few milliseconds behind and costs a fraction of the exact one.
@@ -46,55 +140,57 @@ fn now() -> u32 {
 }
 
 #[inline(always)]
-fn act(frame: &XdpFrame, verdict: Result<Verdict, DropReason>, ifindex: u32) -> u32 {
+fn act<H: Host>(frame: &H, verdict: Result<Verdict, DropReason>, ifindex: u32) -> H::Action {
     let verdict = match verdict {
         Ok(verdict) => verdict,
         Err(reason) => {
             report(frame, ifindex, reason.code());
-            return count(frame, ifindex, reason.code(), xdp_action::XDP_DROP);
+            count(frame, ifindex, reason.code());
+            return H::DROP;
         }
     };
     match verdict.action() {
         Action::Forward { endpoint, direction, event, .. } => {
             count_forwarded(frame, endpoint, direction, event);
-            xdp_action::XDP_REDIRECT
+            H::REDIRECT
         }
-        Action::Steer { .. } => count(frame, ifindex, STEERED, xdp_action::XDP_REDIRECT),
-        Action::Pass => count(frame, ifindex, PASSED, xdp_action::XDP_PASS),
-        Action::Answer(answer) => count(frame, ifindex, answer, back(ifindex)),
+        Action::Steer { .. } => {
+            count(frame, ifindex, STEERED);
+            H::REDIRECT
+        }
+        Action::Pass => {
+            count(frame, ifindex, PASSED);
+            H::PASS
+        }
+        Action::Answer(answer) => {
+            count(frame, ifindex, answer);
+            frame.back(ifindex)
+        }
     }
 }
 
-/// Sends the frame back where it came from. By a redirect, since a veth wakes its other end after XDP_TX only if that end has an XDP
-/// program of its own, but after a redirect also where it has GRO; XDP_TX for an interface that is not in `egress` yet.
 #[inline(always)]
-fn back(ifindex: u32) -> u32 {
-    let slot = KernelTables.interface(ifindex).unwrap_or_default().slot;
-    if KernelTables.egress(slot) { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
-}
-
-#[inline(always)]
-fn count(frame: &XdpFrame, ifindex: u32, outcome: u32, action: u32) -> u32 {
-    let vpc = KernelTables.interface(ifindex).unwrap_or_default().vpc;
+fn count<H: Host>(frame: &H, ifindex: u32, outcome: u32) {
+    let vpc = interface(ifindex).unwrap_or_default().vpc;
+    let (packets, bytes) = frame.on_the_wire(frame.len() as u64);
     if let Some(counter) = maps::OUTCOMES_BY_VPC.get_ptr_mut(u32::from(vpc) * OUTCOMES + outcome) {
-        // SAFETY: the map returned a pointer to this CPU's own value, and XDP programs do not nest on a CPU.
+        // SAFETY: the map returned a pointer to this CPU's own value, and programs of neither hook nest on a CPU.
         unsafe {
-            (*counter).packets += 1;
-            (*counter).bytes += frame.len() as u64;
+            (*counter).packets += packets;
+            (*counter).bytes += bytes;
         }
     }
-    action
 }
 
 /// Tells user space about a dropped packet, where somebody listens; without one, the verifier removes this. What it says is taken
 /// apart by privatelink-user's `drops`. Not inlined: the kernel bounds a function's stack.
 #[inline(never)]
-fn report(frame: &XdpFrame, ifindex: u32, reason: u32) {
+fn report<H: Host>(frame: &H, ifindex: u32, reason: u32) {
     let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else { return };
     let ports = frame.read::<[U16; 2]>(TRANSPORT).unwrap_or_default();
     let (source, destination) = (Ipv4Addr::from(ip.source), Ipv4Addr::from(ip.destination));
     info!(
-        &frame.context(),
+        &frame.log_context(),
         "{} {} {} {:i}:{} {:i}:{}",
         reason,
         ifindex,
@@ -107,21 +203,21 @@ fn report(frame: &XdpFrame, ifindex: u32, reason: u32) {
 }
 
 #[inline(always)]
-fn count_forwarded(frame: &XdpFrame, endpoint: u32, direction: Direction, event: FlowEvent) {
+fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, event: FlowEvent) {
     // The packet's own word for its length was checked, and is nearer than the frame's.
     let length = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
-    let length = NETWORK as u64 + u64::from(length.get());
+    let (packets, bytes) = frame.on_the_wire(NETWORK as u64 + u64::from(length.get()));
     let Some(counters) = maps::COUNTERS.get_ptr_mut(endpoint) else { return };
     // SAFETY: as in `count`.
     let counters = unsafe { &mut *counters };
     match direction {
         Direction::ToProvider => {
-            counters.to_provider_packets += 1;
-            counters.to_provider_bytes += length;
+            counters.to_provider_packets += packets;
+            counters.to_provider_bytes += bytes;
         }
         Direction::ToConsumer => {
-            counters.to_consumer_packets += 1;
-            counters.to_consumer_bytes += length;
+            counters.to_consumer_packets += packets;
+            counters.to_consumer_bytes += bytes;
         }
     }
     match event {

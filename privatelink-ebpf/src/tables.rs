@@ -1,12 +1,13 @@
 //! [`Tables`] over the kernel's maps.
 
 use crate::maps::{
-    ADDRESSES, BALANCERS, BUCKETS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, MTUS, NEIGHBOURS,
-    PENDING, PREFIXES, TABLES, TARGET_COUNTERS, TARGETS,
+    ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, MTUS,
+    NEIGHBOURS, PENDING, PREFIXES, TABLES, TARGET_COUNTERS, TARGETS,
 };
 use aya_ebpf::{
-    bindings::{BPF_NOEXIST, xdp_action},
+    bindings::{__sk_buff, BPF_NOEXIST, tcx_action_base::TCX_REDIRECT, xdp_action},
     btf_maps::lpm_trie::Key,
+    helpers::generated::{bpf_check_mtu, bpf_redirect},
 };
 use privatelink_common::{
     tables::{
@@ -20,8 +21,49 @@ use zerocopy::big_endian::U32;
 /// Linux's EEXIST.
 const EXISTS: i32 = -17;
 
+/// How frames leave by a slot, which each hook does in a way of its own.
+pub(crate) trait Exit {
+    /// Sets the redirect up; says no where there is no such interface.
+    fn leave(&self, slot: u16) -> bool;
+}
+
+/// XDP's way out: the map `egress`.
+pub(crate) struct XdpExit;
+
+impl Exit for XdpExit {
+    #[inline(always)]
+    fn leave(&self, slot: u16) -> bool {
+        EGRESS.redirect(slot.into(), 0) == Ok(xdp_action::XDP_REDIRECT)
+    }
+}
+
+/// TCX's way out: the map `egress_tcx`, since a map of devices belongs to XDP programs alone.
+pub(crate) struct TcxExit(pub *mut __sk_buff);
+
+impl Exit for TcxExit {
+    #[inline(always)]
+    fn leave(&self, slot: u16) -> bool {
+        let Some(ifindex) = EGRESS_TCX.get(slot.into()).copied().filter(|ifindex| *ifindex != 0) else {
+            return false;
+        };
+        let mut mtu = 0;
+        // The kernel takes a vanished interface out of `egress`, but not out of an array, and would lose the frame uncounted. This is
+        // the helper that says whether there is one with this index.
+        // SAFETY: the helpers check the context and the index, and `mtu` outlives the call.
+        let known = unsafe { bpf_check_mtu(self.0.cast(), ifindex, &raw mut mtu, 0, 0) } >= 0;
+        // SAFETY: as above.
+        known && unsafe { bpf_redirect(ifindex, 0) } == i64::from(TCX_REDIRECT)
+    }
+}
+
 /// The maps of this object.
-pub(crate) struct KernelTables;
+pub(crate) struct KernelTables<E>(pub E);
+
+/// An interface by the kernel's index.
+#[inline(always)]
+pub(crate) fn interface(ifindex: u32) -> Option<Interface> {
+    INTERFACES.get(ifindex).copied()
+}
 
 /// An entry of `established` or `pending`, in the map's own memory.
 ///
@@ -80,12 +122,12 @@ fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
     result.map_err(|error| if error == EXISTS { InsertError::Exists } else { InsertError::Full })
 }
 
-impl Tables for KernelTables {
+impl<E: Exit> Tables for KernelTables<E> {
     type Entry = FlowEntry;
 
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<Interface> {
-        INTERFACES.get(ifindex).copied()
+        interface(ifindex)
     }
 
     #[inline(always)]
@@ -184,7 +226,7 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn count(&self, target: u32, event: TargetEvent) {
         let Some(counters) = TARGET_COUNTERS.get_ptr_mut(target) else { return };
-        // SAFETY: the map returned a pointer to this CPU's own value, and XDP programs do not nest on a CPU.
+        // SAFETY: the map returned a pointer to this CPU's own value, and programs of neither hook nest on a CPU.
         let counters = unsafe { &mut *counters };
         match event {
             TargetEvent::Opened => counters.opened += 1,
@@ -201,6 +243,6 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn egress(&self, interface: u16) -> bool {
-        EGRESS.redirect(interface.into(), 0) == Ok(xdp_action::XDP_REDIRECT)
+        self.0.leave(interface)
     }
 }

@@ -22,7 +22,6 @@ use crate::net::Stack;
 use crate::plan::{self, Check, Image, Known};
 use crate::probe::{self, Observed, Sockets};
 use crate::store::Store;
-use crate::sys::XdpMode;
 use crate::{listing, reconcile};
 use anyhow::{Context, Result};
 use log::{error, info, warn};
@@ -89,8 +88,8 @@ pub struct Agent {
     news: Sender<()>,
     /// When the agent started.
     pub started: Instant,
-    /// How the program is attached, to all interfaces alike.
-    mode: XdpMode,
+    /// Whether the kernel can attach programs by TCX.
+    has_tcx: bool,
     streaks: BTreeMap<u32, passive::Streak>,
     memo: RefCell<plan::Memo>,
     stacks: BTreeMap<String, (Stack, Sockets)>,
@@ -135,7 +134,7 @@ impl Agent {
         let image = reconcile::actual(&maps)?;
         let names = Names::read(&maps.names.entries()?);
         let health = image.targets.iter().map(|(id, target)| (*id, Health::new(target.state))).collect();
-        let now = Instant::now();
+        let (now, has_tcx) = (Instant::now(), parts.kernel.has_tcx());
         let mut agent = Self {
             kernel: parts.kernel,
             maps,
@@ -145,7 +144,7 @@ impl Agent {
             names,
             image,
             links: BTreeMap::new(),
-            mode: XdpMode::Native,
+            has_tcx,
             health,
             reasons: BTreeMap::new(),
             started: now,

@@ -229,6 +229,7 @@ const ENDPOINTS: &[&str] = &[
     "to_consumer_bytes",
     "resets",
 ];
+const PROGRAMS: &[&str] = &["program", "id", "tag", "verified_instructions", "runs", "nanoseconds_a_packet"];
 const TARGETS: &[&str] = &[
     "target_group",
     "vpc",
@@ -335,16 +336,16 @@ fn status(rows: Value, format: &Format) -> Result<(), Failure> {
     }
     let status = &rows[0];
     let mut text = String::new();
-    for part in ["agent", "program"] {
-        for (name, value) in status[part].as_object().into_iter().flatten() {
-            text += &format!("{part} {}: {}\n", name.replace('_', " "), cell(Some(value)));
-        }
+    for (name, value) in status["agent"].as_object().into_iter().flatten() {
+        text += &format!("agent {}: {}\n", name.replace('_', " "), cell(Some(value)));
     }
     for problem in status["problems"].as_array().into_iter().flatten() {
         text += &format!("problem: {}\n", cell(Some(problem)));
     }
     text += "\n";
-    text += &table(&status["interfaces"], &["interface", "vpc", "state", "hook", "mode", "problem"]);
+    text += &table(&status["interfaces"], &["interface", "vpc", "state", "hook", "mode", "why", "problem"]);
+    text += "\n";
+    text += &table(&status["programs"], PROGRAMS);
     text += "\n";
     text += &table(&status["maps"], &["map", "id", "used", "size", "bytes"]);
     text += "\n";

@@ -1,4 +1,4 @@
-//! The program, the pins and the links: loading, adopting, attaching, taking away. The only module that names aya's programs.
+//! The programs, the pins and the links: loading, adopting, attaching, taking away. The only module that names aya's programs.
 
 use crate::maps::Maps;
 use crate::model::Limits;
@@ -6,15 +6,19 @@ use crate::resize;
 use crate::sys::{self, XdpMode};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::EbpfLoader;
-use aya::programs::{ProgramInfo, Xdp};
+use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
 use aya_log::EbpfLogger;
 use privatelink_common::limits::{LAYOUT, OUTCOMES};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/privatelink.bpf.o"));
+
+/// What the pin of a TCX link has behind the interface's name.
+const TCX_LINK: &str = ":tcx";
 
 /// Where maps of other sizes are until they are in use.
 const BESIDE: &str = "maps_new";
@@ -30,10 +34,36 @@ pub struct Kernel {
     place: PathBuf,
     /// The maps of other sizes that these were filled from, and when.
     before: Option<(Maps, u32)>,
-    program: OwnedFd,
+    programs: Programs,
     /// Whether the maps were there before.
     pub adopted: bool,
     _lock: File,
+}
+
+/// The programs of one object, which share its maps.
+#[derive(Debug)]
+struct Programs {
+    xdp: OwnedFd,
+    tcx: OwnedFd,
+}
+
+/// Where a program meets the packets of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Before the kernel makes socket buffers of them.
+    Xdp(XdpMode),
+    /// Behind that, where frames may be larger than the MTU and checksums still to be completed.
+    Tcx,
+}
+
+impl Hook {
+    /// The program's name, and its pin's.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Xdp(_) => "ingress",
+            Self::Tcx => "ingress_tcx",
+        }
+    }
 }
 
 /// What the program says of packets that it drops: values of aya-log's `AYA_LOG_LEVEL`.
@@ -74,11 +104,12 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 18] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 19] {
     [
         ("interfaces", "max_ifindex", limits.max_ifindex),
         ("egress", "interfaces", limits.interfaces),
         ("mtus", "interfaces", limits.interfaces),
+        ("egress_tcx", "interfaces", limits.interfaces),
         ("prefixes", "addresses", limits.addresses),
         ("addresses", "addresses", limits.addresses),
         ("endpoints", "endpoints", limits.endpoints),
@@ -130,7 +161,7 @@ impl Kernel {
         let found = check(&pinned, limits)?;
         let place = if found == Found::OtherSizes { beside } else { pinned.clone() };
         fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
-        let program = load(&place, limits, drops)?;
+        let programs = load(&place, limits, drops)?;
         let maps = Maps::open(&place)?;
         if found != Found::Ours {
             maps.layout.set(&0, &LAYOUT)?;
@@ -144,8 +175,8 @@ impl Kernel {
             before = Some((old, began));
         }
         let adopted = found != Found::Nothing;
-        let kernel = Self { dir: dir.to_owned(), place, program, adopted, before, _lock: lock };
-        kernel.pin_program()?;
+        let kernel = Self { dir: dir.to_owned(), place, programs, adopted, before, _lock: lock };
+        kernel.pin_programs()?;
         Ok(kernel)
     }
 
@@ -161,18 +192,34 @@ impl Kernel {
         Ok(true)
     }
 
-    /// Replaces the pin by one exchange of names, so that there is always one to open.
-    fn pin_program(&self) -> Result<()> {
-        let (new, old) = (self.dir.join("programs/ingress_new"), self.dir.join("programs/ingress"));
-        let _ = fs::remove_file(&new);
-        sys::pin(self.program.as_fd(), &new).context("cannot pin the program")?;
-        fs::rename(&new, &old).context("cannot pin the program")
+    /// Replaces the pins, each by one exchange of names, so that there is always one to open.
+    fn pin_programs(&self) -> Result<()> {
+        for hook in [Hook::Xdp(XdpMode::Native), Hook::Tcx] {
+            let old = self.dir.join("programs").join(hook.program());
+            let new = old.with_file_name(format!("{}_new", hook.program()));
+            let _ = fs::remove_file(&new);
+            sys::pin(self.program(hook), &new).context("cannot pin a program")?;
+            fs::rename(&new, &old).context("cannot pin a program")?;
+        }
+        Ok(())
     }
 
-    /// Where the program names what it drops; handed to `log`.
+    fn program(&self, hook: Hook) -> BorrowedFd<'_> {
+        match hook {
+            Hook::Xdp(_) => self.programs.xdp.as_fd(),
+            Hook::Tcx => self.programs.tcx.as_fd(),
+        }
+    }
+
+    /// Whether the kernel can attach programs by TCX.
+    pub fn has_tcx(&self) -> bool {
+        sys::has_tcx(self.program(Hook::Tcx))
+    }
+
+    /// Where the programs name what they drop, which is the same place for both; handed to `log`.
     pub fn drops<T: log::Log>(&self, log: T) -> Result<EbpfLogger<T>> {
-        EbpfLogger::init_from_id_with_logger(self.program_info()?.id(), log)
-            .context("cannot listen to the program")
+        EbpfLogger::init_from_id_with_logger(self.program_info(Hook::Tcx)?.id(), log)
+            .context("cannot listen to the programs")
     }
 
     /// The maps.
@@ -180,40 +227,61 @@ impl Kernel {
         Maps::open(&self.place)
     }
 
-    /// What the kernel says of the program.
-    pub fn program_info(&self) -> Result<ProgramInfo> {
-        Ok(ProgramInfo::from_pin(self.dir.join("programs/ingress"))?)
+    /// What the kernel says of a hook's program.
+    pub fn program_info(&self, hook: Hook) -> Result<ProgramInfo> {
+        Ok(ProgramInfo::from_pin(self.dir.join("programs").join(hook.program()))?)
     }
 
-    fn link_pin(&self, interface: &str) -> PathBuf {
-        // A bpffs refuses names with dots, which VLAN devices have; an interface's name has no `+` in practice.
-        self.dir.join("links").join(interface.replace('.', "+"))
+    fn link_pin(&self, interface: &str, hook: Hook) -> PathBuf {
+        // A bpffs refuses names with dots, which VLAN devices have; an interface's name has no `+` in practice, and no `:` at all.
+        let name = interface.replace('.', "+");
+        self.dir.join("links").join(match hook {
+            Hook::Xdp(_) => name,
+            Hook::Tcx => name + TCX_LINK,
+        })
     }
 
-    /// Attaches the program to an interface, or gives the link that is there the program of this agent. A link of the other mode
+    /// Attaches a hook's program to an interface, or gives the link that is there the program of this agent. The other hook's link, if
+    /// there is one, is taken away when this one is in place, so that every packet meets one of them. A link of the other XDP mode
     /// is replaced, and packets in between meet no program.
-    pub fn attach(&self, interface: &str, ifindex: u32, mode: XdpMode) -> Result<(), Refused> {
-        let pin = self.link_pin(interface);
-        if self.adopt(&pin, interface, ifindex, mode)? {
-            return Ok(());
+    pub fn attach(&self, interface: &str, ifindex: u32, hook: Hook) -> Result<(), Refused> {
+        let pin = self.link_pin(interface, hook);
+        if !self.adopt(&pin, interface, ifindex, hook)? {
+            let link = self.link(interface, ifindex, hook)?;
+            sys::pin(link.as_fd(), &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
         }
-        let link = sys::attach_xdp(self.program.as_fd(), ifindex, mode).map_err(|error| match (error.kind(), mode) {
+        let other = if hook == Hook::Tcx { Hook::Xdp(XdpMode::Native) } else { Hook::Tcx };
+        self.remove_link(interface, other)?;
+        Ok(())
+    }
+
+    fn link(&self, interface: &str, ifindex: u32, hook: Hook) -> Result<OwnedFd, Refused> {
+        let mode = match hook {
+            Hook::Xdp(mode) => mode,
+            Hook::Tcx => {
+                let link = sys::attach_tcx(self.program(hook), ifindex);
+                return Ok(link.with_context(|| format!("cannot attach to {interface} by TCX"))?);
+            }
+        };
+        sys::attach_xdp(self.program(hook), ifindex, mode).map_err(|error| match (error.kind(), mode) {
             (ErrorKind::ResourceBusy, _) => Refused::Other(anyhow!(
                 "another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it"
             )),
             (_, XdpMode::Native) => Refused::Native(error),
             (_, XdpMode::Generic) => Refused::Other(anyhow!(error).context(format!("cannot attach to {interface}"))),
-        })?;
-        sys::pin(link.as_fd(), &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
-        Ok(())
+        })
     }
 
     /// Takes over the link that is pinned at `pin`, if it is one to this interface and of this mode; removes it if not.
-    fn adopt(&self, pin: &Path, interface: &str, ifindex: u32, mode: XdpMode) -> Result<bool> {
+    fn adopt(&self, pin: &Path, interface: &str, ifindex: u32, hook: Hook) -> Result<bool> {
         let Ok(link) = sys::open_pin(pin) else { return Ok(false) };
         let is_ours = sys::link_ifindex(link.as_fd()).is_ok_and(|attached| attached == ifindex);
-        if is_ours && crate::net::xdp_mode(interface) == mode {
-            sys::replace_program(link.as_fd(), self.program.as_fd())
+        let is_so = match hook {
+            Hook::Xdp(mode) => crate::net::xdp_mode(interface) == mode,
+            Hook::Tcx => true,
+        };
+        if is_ours && is_so {
+            sys::replace_program(link.as_fd(), self.program(hook))
                 .with_context(|| format!("cannot replace the program on {interface}"))?;
             return Ok(true);
         }
@@ -221,9 +289,14 @@ impl Kernel {
         Ok(false)
     }
 
-    /// Takes the program off an interface.
+    /// Takes the programs off an interface.
     pub fn detach(&self, interface: &str) -> Result<()> {
-        match fs::remove_file(self.link_pin(interface)) {
+        self.remove_link(interface, Hook::Xdp(XdpMode::Native))?;
+        self.remove_link(interface, Hook::Tcx)
+    }
+
+    fn remove_link(&self, interface: &str, hook: Hook) -> Result<()> {
+        match fs::remove_file(self.link_pin(interface, hook)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(error).context("cannot remove a link's pin")
             }
@@ -232,10 +305,11 @@ impl Kernel {
     }
 
     /// The interfaces whose links are pinned.
-    pub fn links(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
+    pub fn links(&self) -> Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
         for entry in fs::read_dir(self.dir.join("links")).context("cannot list the links")? {
-            names.push(entry?.file_name().to_string_lossy().replace('+', "."));
+            let name = entry?.file_name().to_string_lossy().replace('+', ".");
+            names.insert(name.strip_suffix(TCX_LINK).unwrap_or(&name).to_owned());
         }
         Ok(names)
     }
@@ -279,8 +353,8 @@ fn check(maps: &Path, limits: &Limits) -> Result<Found> {
     Ok(Found::Ours)
 }
 
-/// Loads the program with its maps: the pinned ones where they are, else new ones, pinned.
-fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<OwnedFd> {
+/// Loads the programs with their maps: the pinned ones where they are, else new ones, pinned.
+fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<Programs> {
     let level = drops as u8;
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &level, true);
@@ -291,9 +365,14 @@ fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<OwnedFd> {
         loader.map_pin_path(name, maps.join(name));
     }
     let mut object = loader.load(OBJECT).context("cannot create the maps")?;
-    let program: &mut Xdp = object.program_mut("ingress").context("the object has no program")?.try_into()?;
-    program.load().context("the kernel refuses the program")?;
-    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+    let none = "the object has no program";
+    let xdp: &mut Xdp = object.program_mut(Hook::Xdp(XdpMode::Native).program()).context(none)?.try_into()?;
+    xdp.load().context("the kernel refuses the XDP program")?;
+    let xdp = xdp.fd()?.as_fd().try_clone_to_owned()?;
+    let tcx: &mut SchedClassifier = object.program_mut(Hook::Tcx.program()).context(none)?.try_into()?;
+    tcx.load().context("the kernel refuses the TCX program")?;
+    let tcx = tcx.fd()?.as_fd().try_clone_to_owned()?;
+    Ok(Programs { xdp, tcx })
 }
 
 /// Ends a change of sizes that was interrupted: forwards where the old maps had been put aside, back where they had not.

@@ -11,6 +11,7 @@ pub mod explain;
 pub mod features;
 pub mod flows;
 pub mod health;
+pub mod hooks;
 pub mod kernel;
 pub mod listing;
 pub mod maps;

@@ -4,11 +4,12 @@ use crate::agent::Agent;
 use crate::api::{Asked, Chosen};
 use crate::connections::State;
 use crate::explain::mac;
+use crate::kernel::Hook;
 use crate::maps::Maps;
 use crate::names::{Kind, Names};
 use crate::plan::Image;
 use crate::sys::XdpMode;
-use crate::{explain, flows, health, zones};
+use crate::{explain, flows, health, model, zones};
 use anyhow::Result;
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::path::state::State as FlowState;
@@ -67,15 +68,12 @@ pub fn drops(agent: &Agent) -> Result<Value> {
 
 /// The agent, the program, the interfaces, the maps, the counters.
 pub fn status(agent: &Agent) -> Result<Value> {
-    let program = agent.kernel.program_info()?;
+    let programs = [program(agent, Hook::Xdp(XdpMode::Native))?, program(agent, Hook::Tcx)?];
     let interfaces: Vec<_> =
         agent.image.interfaces.iter().map(|(name, place)| interface(agent, name, place.vpc)).collect();
     let outcomes = outcomes(agent)?.into_iter().map(|(vpc, code, counter)| {
         json!({ "vpc": vpc, "outcome": outcome(code), "packets": counter.packets, "bytes": counter.bytes })
     });
-    let runs = program.run_count();
-    let average =
-        if runs == 0 { Value::Null } else { json!(program.run_time().as_nanos() / u128::from(runs)) };
     Ok(json!([{
         "agent": {
             "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "config": agent.config,
@@ -83,15 +81,24 @@ pub fn status(agent: &Agent) -> Result<Value> {
             "uptime_seconds": agent.started.elapsed().as_secs(),
         },
         "interfaces": interfaces,
-        "program": {
-            "name": "ingress", "id": program.id(), "tag": format!("{:016x}", program.tag()),
-            "verified_instructions": program.verified_instruction_count(),
-            "runs": runs, "nanoseconds_a_packet": average,
-        },
+        "programs": programs,
         "problems": problems(agent)?,
         "maps": maps(agent)?,
         "outcomes": outcomes.collect::<Vec<_>>(),
     }]))
+}
+
+/// The program of a hook.
+fn program(agent: &Agent, hook: Hook) -> Result<Value> {
+    let program = agent.kernel.program_info(hook)?;
+    let runs = program.run_count();
+    let average =
+        if runs == 0 { Value::Null } else { json!(program.run_time().as_nanos() / u128::from(runs)) };
+    Ok(json!({
+        "program": hook.program(), "id": program.id(), "tag": format!("{:016x}", program.tag()),
+        "verified_instructions": program.verified_instruction_count(),
+        "runs": runs, "nanoseconds_a_packet": average,
+    }))
 }
 
 /// What an operator should look at, a sentence each.
@@ -152,14 +159,19 @@ fn interface(agent: &Agent, name: &str, vpc: u16) -> Value {
         Some(attached) if attached.problem.is_some() => "failed",
         Some(_) => "attached",
     };
-    let mode = attached.and_then(|it| it.mode).map(|mode| match mode {
-        XdpMode::Native => "native",
-        XdpMode::Generic => "generic",
-    });
-    let problem = attached.and_then(|it| it.problem.clone().or_else(|| it.peer.remedy()));
+    let (hook, mode) = match attached.and_then(|it| it.hook) {
+        None => (None, None),
+        Some(Hook::Tcx) => (Some("tcx"), None),
+        Some(Hook::Xdp(XdpMode::Native)) => (Some("xdp"), Some("native")),
+        Some(Hook::Xdp(XdpMode::Generic)) => (Some("xdp"), Some("generic")),
+    };
+    let problem = attached.and_then(|it| it.problem.clone().or_else(|| it.remedy()));
+    let choice = attached.and_then(|it| it.choice.as_ref());
     json!({
-        "interface": name, "vpc": agent.names.name(Kind::Vpc, vpc.into()), "state": state, "hook": "xdp", "mode": mode,
-        "ifindex": attached.map(|it| it.ifindex), "mtu": attached.map(|it| it.mtu).filter(|it| *it > 0), "peer_lacks": attached.map(|it| it.peer.lacks.clone()), "problem": problem,
+        "interface": name, "vpc": agent.names.name(Kind::Vpc, vpc.into()), "state": state, "hook": hook, "mode": mode,
+        "why": choice.map(|it| it.why.clone()),
+        "ifindex": attached.map(|it| it.ifindex), "mtu": attached.map(|it| it.mtu).filter(|it| *it > 0),
+        "peer_lacks": attached.map(|it| it.peer.lacks.clone()), "problem": problem,
     })
 }
 
@@ -391,6 +403,13 @@ pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
     let at = |key: &VpcAddress| format!("{} in {}", ip(key.address), names.name(Kind::Vpc, key.vpc.into()));
     changes(&mut rows, "interface", &from.interfaces, &to.interfaces, |name, place| {
         format!("{name} in {}", names.name(Kind::Vpc, place.vpc.into()))
+    });
+    let chosen = |image: &Image| -> BTreeMap<String, model::Hook> {
+        let chosen = image.hooks.iter().filter(|(_, hook)| **hook != model::Hook::Auto);
+        chosen.map(|(name, hook)| (name.clone(), *hook)).collect()
+    };
+    changes(&mut rows, "hook", &chosen(from), &chosen(to), |name, hook| {
+        format!("{} for {name}", hook.name())
     });
     changes(&mut rows, "address", &from.addresses, &to.addresses, |key, it| {
         format!("{} {}", own(it), at(key))

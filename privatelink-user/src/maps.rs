@@ -347,6 +347,7 @@ pub struct Maps {
     pub interfaces: Map<u32, Interface>,
     pub egress: Map<u32, [u32; 2]>,
     pub mtus: Map<u32, Mtu>,
+    pub egress_tcx: Map<u32, u32>,
     pub prefixes: Map<PrefixKey, u32>,
     pub addresses: Map<VpcAddress, Address>,
     pub endpoints: Map<u32, Endpoint>,
@@ -367,10 +368,11 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 19] = [
+    pub const NAMES: [&str; 20] = [
         "interfaces",
         "egress",
         "mtus",
+        "egress_tcx",
         "prefixes",
         "addresses",
         "endpoints",
@@ -395,6 +397,7 @@ impl Maps {
             interfaces: Map::open(dir, "interfaces")?,
             egress: Map::open(dir, "egress")?,
             mtus: Map::open(dir, "mtus")?,
+            egress_tcx: Map::open(dir, "egress_tcx")?,
             prefixes: Map::open(dir, "prefixes")?,
             addresses: Map::open(dir, "addresses")?,
             endpoints: Map::open(dir, "endpoints")?,

@@ -23,6 +23,8 @@ pub struct Model {
     pub region: String,
     /// Whether the agent sets what XDP needs at the interfaces' other ends, where it can reach them.
     pub manage_peer_offloads: bool,
+    /// Where packets are met, unless the VPC or the interface says otherwise.
+    pub hook: Hook,
     /// Sizes of the tables.
     pub limits: Limits,
     /// By name.
@@ -80,8 +82,31 @@ pub struct Vpc {
     pub account: String,
     /// Its networks, which do not overlap.
     pub cidrs: Vec<Ipv4Net>,
-    /// This host's ends of its interfaces.
-    pub interfaces: Vec<String>,
+    /// This host's ends of its interfaces, and where their packets are met.
+    pub interfaces: BTreeMap<String, Hook>,
+}
+
+/// Where the packets of an interface are met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hook {
+    /// Where nothing is lost, and XDP where it can be.
+    #[default]
+    Auto,
+    /// XDP.
+    Xdp,
+    /// TCX.
+    Tcx,
+}
+
+impl Hook {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Xdp => "xdp",
+            Self::Tcx => "tcx",
+        }
+    }
 }
 
 /// Protocol of a listener or a target group.
@@ -209,6 +234,7 @@ impl Build<'_, '_> {
         self.model.region = region.unwrap_or_else(|| "local-1".into());
         let manage = root.get("manage_peer_offloads").and_then(|value| self.reader.boolean(value));
         self.model.manage_peer_offloads = manage.unwrap_or(false);
+        self.model.hook = self.hook(root).unwrap_or_default();
         let Some(value) = root.get("limits") else { return };
         let Some(mut fields) = self.reader.table(value) else { return };
         self.limits = value.span();
@@ -246,6 +272,13 @@ impl Build<'_, '_> {
         }
     }
 
+    fn hook(&mut self, fields: &mut Fields<'_, '_>) -> Option<Hook> {
+        let value = fields.get("hook")?;
+        self.reader.parsed(value, "a hook: auto, xdp or tcx", |text| {
+            [Hook::Auto, Hook::Xdp, Hook::Tcx].into_iter().find(|hook| hook.name() == text)
+        })
+    }
+
     fn cidrs(&mut self, fields: &mut Fields<'_, '_>) -> Vec<Ipv4Net> {
         let mut cidrs: Vec<Ipv4Net> = Vec::new();
         let Some(list) = fields.need(self.reader, "cidrs") else { return cidrs };
@@ -266,18 +299,12 @@ impl Build<'_, '_> {
         cidrs
     }
 
-    fn interfaces(&mut self, vpc: &str, fields: &mut Fields<'_, '_>) -> Vec<String> {
-        let mut interfaces = Vec::new();
+    fn interfaces(&mut self, vpc: &str, fields: &mut Fields<'_, '_>) -> BTreeMap<String, Hook> {
+        let mut interfaces = BTreeMap::new();
+        let usual = self.hook(fields).unwrap_or(self.model.hook);
         let Some(list) = fields.need(self.reader, "interfaces") else { return interfaces };
         for item in self.reader.list(list) {
-            let legal = |text: &str| {
-                let fits = !text.is_empty() && text.len() <= 15 && text != "." && text != "..";
-                (fits && !text.contains(['/', ':']) && !text.contains(char::is_whitespace))
-                    .then(|| text.to_owned())
-            };
-            let Some(name) = self.reader.parsed(item, "an interface's name: 1 to 15 bytes", legal) else {
-                continue;
-            };
+            let Some((name, hook)) = self.interface(item) else { continue };
             match self.places.iter().find(|(taken, _)| *taken == name) {
                 Some((_, owner)) => {
                     let message = format!("the interface \"{name}\" belongs to the VPC \"{owner}\" already");
@@ -285,11 +312,32 @@ impl Build<'_, '_> {
                 }
                 None => {
                     self.places.push((name.clone(), vpc.to_owned()));
-                    interfaces.push(name);
+                    interfaces.insert(name, hook.unwrap_or(usual));
                 }
             }
         }
         interfaces
+    }
+
+    /// An interface: its name, or a table with more about it.
+    fn interface(&mut self, item: &Value<'_>) -> Option<(String, Option<Hook>)> {
+        if !item.get_ref().is_table() {
+            return Some((self.interface_name(item)?, None));
+        }
+        let mut fields = self.reader.table(item)?;
+        let name = fields.need(self.reader, "name").and_then(|value| self.interface_name(value));
+        let hook = self.hook(&mut fields);
+        fields.finish(self.reader);
+        Some((name?, hook))
+    }
+
+    fn interface_name(&mut self, value: &Value<'_>) -> Option<String> {
+        let legal = |text: &str| {
+            let fits = !text.is_empty() && text.len() <= 15 && text != "." && text != "..";
+            (fits && !text.contains(['/', ':']) && !text.contains(char::is_whitespace))
+                .then(|| text.to_owned())
+        };
+        self.reader.parsed(value, "an interface's name: 1 to 15 bytes", legal)
     }
 
     fn protocol(&mut self, value: &Value<'_>) -> Option<Protocol> {

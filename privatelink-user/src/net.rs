@@ -6,9 +6,10 @@ use crate::sys::{self, Feature, XdpMode};
 use anyhow::{Context, Result};
 use privatelink_common::limits::STACK_PORTS;
 use privatelink_common::path::stack::STACK_MAC;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkXdp, XdpAttached};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -190,71 +191,109 @@ fn configure(addresses: &[Ipv4Addr]) -> Result<()> {
     sys::set_feature(INNER, Feature::Gro, true).context("cannot switch the stack's GRO on")
 }
 
-/// What was found out about a veth's other end.
+/// What kind of link an interface is, as far as it matters for its other end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// One end of a pair; holds the other end's index, and the identifier of its namespace (none: this one).
+    Veth(u32, Option<i32>),
+    /// A virtual machine's, or a program's.
+    Tun,
+    /// Any other.
+    #[default]
+    Other,
+}
+
+/// What was found out about an interface's other end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// Its index in its own namespace.
-    pub index: u32,
-    /// The namespace's path, and the interface's name in it, where the namespace was found.
+    /// What kind of link leads there.
+    pub kind: Kind,
+    /// Of a veth: the namespace's path, and the interface's name in it, where the namespace was found.
     pub place: Option<(PathBuf, String)>,
-    /// What XDP lacks there; empty: nothing, or nothing that can be seen.
+    /// What native XDP lacks there; empty: nothing, or nothing that can be seen.
     pub lacks: Vec<&'static str>,
     /// Its MTU in bytes, where the namespace was found: what is larger, it drops.
     pub mtu: Option<u32>,
 }
 
+/// The NAPI of a veth's other end.
+const GRO: &str = "gro on";
+/// Whole checksums.
+const NO_TX: &str = "tx off";
+
 impl Peer {
+    /// What a program attached in this mode lacks: only a native one needs a NAPI.
+    pub fn lacking(&self, mode: XdpMode) -> Vec<&'static str> {
+        self.lacks.iter().copied().filter(|lack| mode == XdpMode::Native || *lack != GRO).collect()
+    }
+
+    /// Whether frames that native programs redirect there are lost.
+    pub fn is_deaf(&self) -> bool {
+        self.lacks.contains(&GRO)
+    }
+
     /// What mends it.
-    pub fn remedy(&self) -> Option<String> {
-        if self.lacks.is_empty() {
+    pub fn remedy(&self, mode: XdpMode) -> Option<String> {
+        let lacks = self.lacking(mode);
+        if lacks.is_empty() {
             return None;
         }
-        let lacks = self.lacks.join(" ");
+        let lacks = lacks.join(" ");
+        let index = if let Kind::Veth(index, _) = self.kind { index } else { 0 };
         Some(match &self.place {
             Some((namespace, name)) => {
                 format!("run `nsenter --net={} ethtool -K {name} {lacks}`", namespace.display())
             }
             None => format!(
-                "in its other end's network namespace, run `ethtool -K NAME {lacks}` for the interface with index {}",
-                self.index
+                "in its other end's network namespace, run `ethtool -K NAME {lacks}` for the interface with index {index}"
             ),
         })
     }
+
+    /// Sets what it lacks, where it can be reached: so that it takes what native programs redirect to it, and where it `sends` to an
+    /// XDP program, also so that this can use what it gets.
+    pub fn mend(&mut self, sends: bool) -> Result<()> {
+        let wanted: Vec<_> = self.lacks.iter().copied().filter(|lack| sends || *lack == GRO).collect();
+        let Some((namespace, name)) = self.place.clone().filter(|_| !wanted.is_empty()) else {
+            return Ok(());
+        };
+        inside(&namespace, || {
+            for lack in &wanted {
+                let (feature, on) =
+                    if *lack == GRO { (Feature::Gro, true) } else { (Feature::TxChecksum, false) };
+                sys::set_feature(&name, feature, on)
+                    .with_context(|| format!("cannot set {lack} for {name}"))?;
+            }
+            Ok(())
+        })?;
+        self.lacks.retain(|lack| !wanted.contains(lack));
+        Ok(())
+    }
 }
 
-/// Looks at a veth's other end, and sets what it lacks if `mend`. A native program needs a NAPI there, which GRO or a program of its
-/// own brings; it can be seen from here. Any program needs whole checksums, which can be seen only there.
-pub fn peer(interface: &str, ifindex: u32, native: bool, mend: bool) -> Result<Peer> {
-    let Some((index, namespace_id)) = veth(interface)? else { return Ok(Peer::default()) };
-    let Some(namespace) = find(namespace_id)? else {
-        let deaf = native && features::of(ifindex).is_ok_and(|features| !features.takes());
-        let lacks = if deaf { vec!["gro on"] } else { Vec::new() };
-        return Ok(Peer { index, lacks, ..Peer::default() });
+/// Looks at an interface's other end. A native program needs a NAPI there, which GRO or a program of its own brings; it can be seen
+/// from here. Any XDP program needs whole checksums, which can be seen only there.
+pub fn peer(interface: &str, ifindex: u32, namespaces: &Namespaces) -> Result<Peer> {
+    let kind = kind(interface)?;
+    let Kind::Veth(index, namespace_id) = kind else { return Ok(Peer { kind, ..Peer::default() }) };
+    let unseen = || {
+        let deaf = features::of(ifindex).is_ok_and(|features| !features.takes());
+        Peer { kind, lacks: if deaf { vec![GRO] } else { Vec::new() }, ..Peer::default() }
     };
+    let Some(namespace) = namespaces.find(namespace_id) else { return Ok(unseen()) };
     let path = namespace.clone();
     inside(&namespace, move || {
-        let Some(name) = name_of(index) else { return Ok(Peer::default()) };
+        let Some(name) = name_of(index) else { return Ok(unseen()) };
         let mut lacks = Vec::new();
-        if native && !sys::feature(&name, Feature::Gro)? && !has_xdp(&name)? {
-            lacks.push("gro on");
-            if mend && sys::set_feature(&name, Feature::Gro, true).is_ok() {
-                lacks.pop();
-            }
+        if !sys::feature(&name, Feature::Gro)? && !has_xdp(&name)? {
+            lacks.push(GRO);
         }
         if sys::feature(&name, Feature::TxChecksum)? {
-            lacks.push("tx off");
-            if mend && sys::set_feature(&name, Feature::TxChecksum, false).is_ok() {
-                lacks.pop();
-            }
+            lacks.push(NO_TX);
         }
         let mtu = sys::mtu(&name).ok();
-        Ok(Peer { index, place: Some((path, name)), lacks, mtu })
+        Ok(Peer { kind, place: Some((path, name)), lacks, mtu })
     })
-}
-
-/// Whether an interface is one end of a veth pair.
-pub fn is_veth(interface: &str) -> Result<bool> {
-    Ok(veth(interface)?.is_some())
 }
 
 fn attributes(interface: &str) -> Result<Vec<LinkAttribute>> {
@@ -265,17 +304,25 @@ fn attributes(interface: &str) -> Result<Vec<LinkAttribute>> {
     })
 }
 
-/// The index of a veth's other end and the identifier of its namespace (none: this one); nothing for other kinds of link.
-fn veth(interface: &str) -> Result<Option<(u32, Option<i32>)>> {
-    let attributes = attributes(interface)?;
-    let index = attributes
-        .iter()
-        .find_map(|it| if let LinkAttribute::Link(index) = it { Some(*index) } else { None });
-    let namespace = attributes
-        .iter()
-        .find_map(|it| if let LinkAttribute::LinkNetNsId(id) = it { Some(*id) } else { None });
-    let is_veth = format!("{attributes:?}").contains("Veth");
-    Ok(index.filter(|_| is_veth).map(|index| (index, namespace)))
+fn kind(interface: &str) -> Result<Kind> {
+    let (mut index, mut namespace, mut kind) = (None, None, None);
+    for attribute in attributes(interface)? {
+        match attribute {
+            LinkAttribute::Link(it) => index = Some(it),
+            LinkAttribute::LinkNetNsId(it) => namespace = Some(it),
+            LinkAttribute::LinkInfo(parts) => {
+                kind = parts
+                    .into_iter()
+                    .find_map(|it| if let LinkInfo::Kind(it) = it { Some(it) } else { None });
+            }
+            _ => {}
+        }
+    }
+    Ok(match (kind, index) {
+        (Some(InfoKind::Veth), Some(index)) => Kind::Veth(index, namespace),
+        (Some(InfoKind::Tun), _) => Kind::Tun,
+        _ => Kind::Other,
+    })
 }
 
 fn attached(interface: &str) -> Result<XdpAttached> {
@@ -301,18 +348,32 @@ pub fn xdp_mode(interface: &str) -> XdpMode {
     }
 }
 
-/// The path of the namespace with this identifier, among those that have names, and this one.
-fn find(id: Option<i32>) -> Result<Option<PathBuf>> {
-    let Some(id) = id else { return Ok(Some("/proc/thread-self/ns/net".into())) };
-    let entries = fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
-    let names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    netlink(async |handle| {
-        for name in names {
-            if handle.link().get_netns_id(name.clone()).execute().await.ok().flatten() == Some(id as u32 as _)
-            {
-                return Ok(Some(Path::new(NAMESPACES).join(name)));
+/// The network namespaces that have names, by the identifiers that this one has for them.
+#[derive(Debug)]
+pub struct Namespaces(BTreeMap<i32, PathBuf>);
+
+impl Namespaces {
+    /// Those that are there.
+    pub fn read() -> Result<Self> {
+        let entries = fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
+        let names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        netlink(async |handle| {
+            let mut found = BTreeMap::new();
+            for name in names {
+                let id = handle.link().get_netns_id(name.clone()).execute().await.ok().flatten();
+                if let Some(id) = id {
+                    found.insert(id, Path::new(NAMESPACES).join(name));
+                }
             }
+            Ok(Self(found))
+        })
+    }
+
+    /// The path of the one with this identifier; none: this one.
+    fn find(&self, id: Option<i32>) -> Option<PathBuf> {
+        match id {
+            None => Some("/proc/thread-self/ns/net".into()),
+            Some(id) => self.0.get(&id).cloned(),
         }
-        Ok(None)
-    })
+    }
 }

@@ -3,7 +3,7 @@
 use crate::connections::State;
 use crate::flows::Survey;
 use crate::maps::PrefixKey;
-use crate::model::{Listener, LoadBalancer, Model, TargetGroup};
+use crate::model::{Hook, Listener, LoadBalancer, Model, TargetGroup};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result};
 use privatelink_common::limits::{ENDPOINT_MTU, TCP_CLOSED, UDP_IDLE};
@@ -23,9 +23,13 @@ use zerocopy::big_endian::{U16, U32};
 
 /// The wanted contents of every map that the configuration decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "named as the maps are; described in privatelink_common::tables")]
+#[allow(
+    missing_docs,
+    reason = "named as the maps are, but for `hooks`, by interface; described in privatelink_common::tables"
+)]
 pub struct Image {
     pub interfaces: BTreeMap<String, Place>,
+    pub hooks: BTreeMap<String, Hook>,
     pub prefixes: BTreeMap<PrefixKey, u32>,
     pub addresses: BTreeMap<VpcAddress, Address>,
     pub endpoints: BTreeMap<u32, Gate>,
@@ -134,6 +138,14 @@ pub struct Known<'a> {
     pub memo: RefCell<Memo>,
 }
 
+impl Known<'_> {
+    /// Nothing, but that every endpoint's connection is available.
+    pub fn connected(model: &Model) -> Self {
+        let connections = model.endpoints.keys().map(|name| (name.clone(), State::Available)).collect();
+        Self { connections, ..Self::default() }
+    }
+}
+
 /// What tables were computed from, and what came of it: the same again costs nothing.
 pub type Memo = BTreeMap<u32, (Vec<(u32, u64, u32)>, Vec<u32>)>;
 
@@ -196,8 +208,9 @@ impl Plan<'_> {
                 let bits = 32 + u32::from(cidr.prefix_len());
                 self.image.prefixes.insert(PrefixKey { bits, prefix }, 1);
             }
-            for interface in &vpc.interfaces {
+            for (interface, hook) in &vpc.interfaces {
                 let slot = self.small(Kind::Interface, interface)?;
+                self.image.hooks.insert(interface.clone(), *hook);
                 self.image.interfaces.insert(interface.clone(), Place { vpc: id, slot, stack: false });
             }
             if self.model.load_balancers.values().any(|balancer| balancer.vpc == *name) {

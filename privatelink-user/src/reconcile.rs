@@ -15,6 +15,7 @@ pub fn actual(maps: &Maps) -> Result<Image> {
     let open = maps.endpoints.filled()?.into_iter().filter(|(_, endpoint)| endpoint.open != 0);
     let mut image = Image {
         interfaces: BTreeMap::new(),
+        hooks: BTreeMap::new(),
         prefixes: maps.prefixes.entries()?.into_iter().collect(),
         addresses: maps.addresses.entries()?.into_iter().collect(),
         endpoints: open.map(|(id, it)| (id, gate(&it))).collect(),

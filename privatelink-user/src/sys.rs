@@ -212,13 +212,28 @@ pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32, mode: XdpMode) -> Resul
     bpf(Command::LinkCreate, &mut attributes.set(3, mode as u32)).map(owned)
 }
 
+/// `BPF_TCX_INGRESS` of `enum bpf_attach_type`.
+const ATTACH_TCX: u32 = 46;
+
+/// Attaches a sched_cls program behind those that are attached to what comes by an interface, likewise.
+pub fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
+    let attributes = Attributes::default().set(0, fd_word(program)).set(1, ifindex).set(2, ATTACH_TCX);
+    bpf(Command::LinkCreate, &mut { attributes }).map(owned)
+}
+
+/// Whether the kernel has TCX (Linux 6.6 on): only such a one looks for the interface, of which there is none with this index.
+pub fn has_tcx(program: BorrowedFd<'_>) -> bool {
+    let nowhere = i32::MAX.cast_unsigned();
+    attach_tcx(program, nowhere).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+}
+
 /// Puts another program in the place of a link's, without a packet in between that meets neither.
 pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
     bpf(Command::LinkUpdate, &mut Attributes::default().set(0, fd_word(link)).set(1, fd_word(program)))
         .map(drop)
 }
 
-/// The interface that an XDP link is attached to; 0 where the interface is gone. `struct bpf_link_info`.
+/// The interface that an XDP or TCX link is attached to; 0 where the interface is gone. `struct bpf_link_info`.
 pub fn link_ifindex(link: BorrowedFd<'_>) -> Result<u32> {
     let mut info = [0u32; 16];
     let length = u32::try_from(size_of_val(&info)).map_err(Error::other)?;

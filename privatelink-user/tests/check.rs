@@ -1,7 +1,7 @@
 //! What `check` says of a file: everything, at the right place, whatever the file.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: a panic with its place is what is wanted")]
 
-use privatelink::model;
+use privatelink::model::{self, Hook};
 use proptest::prelude::*;
 
 const WRONG: &str = include_str!("check/wrong.toml");
@@ -15,7 +15,8 @@ flows = 65536
 [vpcs.shop]
 account = "111122223333"
 cidrs = ["10.0.0.0/16", "10.1.0.0/16"]
-interfaces = ["ca", "cb"]
+interfaces = ["ca", { name = "cb", hook = "tcx" }]
+hook = "xdp"
 [vpcs.payments]
 account = "999900001111"
 cidrs = ["10.0.0.0/16"]
@@ -73,6 +74,12 @@ fn the_report_shows_the_line_and_marks_the_place() {
 fn a_right_file_is_right_and_has_the_defaults_of_aws() {
     let model = model::parse(RIGHT, "right.toml").unwrap();
     assert_eq!((model.region.as_str(), model.endpoints["shop"].mtu), ("local-1", 1400));
+    assert_eq!(model.vpcs["shop"].interfaces["ca"], Hook::Xdp, "the VPC's");
+    assert_eq!(model.vpcs["shop"].interfaces["cb"], Hook::Tcx, "its own");
+    assert_eq!(model.vpcs["payments"].interfaces["t1"], Hook::Auto, "by default");
+    let top = model::parse(&format!("hook = \"tcx\"\n{RIGHT}"), "right.toml").unwrap();
+    assert_eq!(top.vpcs["payments"].interfaces["t1"], Hook::Tcx, "the file's");
+    assert_eq!(top.vpcs["shop"].interfaces["ca"], Hook::Xdp, "the VPC's goes before it");
     let plain = RIGHT.replace(", tcp_idle_timeout = \"60s\"", "");
     let plain = plain.split("health_check").next().unwrap().to_owned()
         + plain.split_once("slow_start.duration_seconds = 30\n").unwrap().1;

@@ -1,7 +1,6 @@
 //! What the maps should contain, as targets come, go, fail and recover: pure functions of what is known.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: a panic with its place is what is wanted")]
 
-use privatelink::connections::State;
 use privatelink::flows::Survey;
 use privatelink::model::{self, Model};
 use privatelink::names::{Kind, Names};
@@ -83,10 +82,9 @@ impl Mind {
             targets: self.image.targets.clone(),
             addresses: self.image.addresses.clone(),
             health: self.health.clone(),
-            connections: model.endpoints.keys().map(|name| (name.clone(), State::Available)).collect(),
             before: Some(&self.before),
             flows: self.survey.clone(),
-            ..Known::default()
+            ..Known::connected(model)
         };
         self.image = plan::compile(model, &mut self.names, &known, |_| "stack".into()).unwrap();
         self.before = model.clone();

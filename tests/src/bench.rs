@@ -1,8 +1,8 @@
-//! Single packets through the program that the kernel runs, and what they change.
+//! Single packets through the programs that the kernel runs, and what they change.
 
 use crate::packet::{Ip, Mac, Packet, addresses};
 use crate::world::{UNCHECKED, World, changes, config};
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -14,45 +14,103 @@ pub const CLIENT: Ip = [10, 0, 1, 5];
 pub const ENDPOINT: Ip = [10, 0, 9, 9];
 pub const BALANCER: Ip = [10, 0, 1, 10];
 
-/// A world and its program.
+/// A program of one of the hooks.
+#[derive(Debug)]
+enum Program {
+    Xdp(Xdp),
+    Tcx(SchedClassifier),
+}
+
+/// A world and one of its programs.
 #[derive(Debug)]
 pub struct Bench {
     pub world: World,
-    program: Xdp,
+    program: Program,
+}
+
+/// How a frame is to be cut into segments: how many, and how long.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Segments(pub u32, pub u32);
+
+/// Checks the same of each program, in a world of its own.
+pub fn each(extra: &str, check: impl Fn(&Bench)) {
+    xdp(extra, &check);
+    tcx(extra, &check);
+}
+
+pub fn xdp(extra: &str, check: impl Fn(&Bench)) {
+    check(&Bench::new(extra));
+}
+
+pub fn tcx(extra: &str, check: impl Fn(&Bench)) {
+    let world = World::new(&config(extra, UNCHECKED));
+    let program = SchedClassifier::from_pin(world.pins().join("programs/ingress_tcx")).unwrap();
+    check(&Bench { world, program: Program::Tcx(program) });
+}
+
+/// A context of which only these words, by their index, are not zero.
+fn context(words: &[(usize, u32)]) -> Vec<u8> {
+    let mut context = vec![0u32; words.iter().map(|(index, _)| index + 1).max().unwrap()];
+    words.iter().for_each(|(index, word)| context[*index] = *word);
+    context.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
 impl Bench {
+    /// XDP's program.
     pub fn new(extra: &str) -> Self {
         let world = World::new(&config(extra, UNCHECKED));
         let pin = world.pins().join("programs/ingress");
         let program = Xdp::from_pin(pin, aya_obj::programs::XdpAttachType::Interface).unwrap();
-        Self { world, program }
+        Self { world, program: Program::Xdp(program) }
     }
 
-    /// Runs the program on a frame that comes by an interface; returns the verdict and the frame as it leaves.
+    /// Runs the program on a frame that comes by an interface; returns the verdict, by XDP's numbers, and the frame as it leaves.
     pub fn run(&self, interface: &str, frame: &[u8]) -> (u32, Vec<u8>) {
+        self.run_segments(interface, frame, Segments::default())
+    }
+
+    pub fn run_segments(
+        &self,
+        interface: &str,
+        frame: &[u8],
+        Segments(count, size): Segments,
+    ) -> (u32, Vec<u8>) {
         let namespace = File::open(format!("/run/netns/{}", self.world.namespace("dp"))).unwrap();
-        std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-                    let ifindex = rustix::net::netdevice::name_to_index(&socket, interface).unwrap();
-                    let length = u32::try_from(frame.len()).unwrap();
-                    let context: Vec<u8> =
-                        [0, length, 0, ifindex, 0, 0].iter().flat_map(|it| it.to_ne_bytes()).collect();
-                    let mut out = vec![0; 4096];
-                    let mut options = TestRunOptions::new();
-                    options.data_in = Some(frame);
-                    options.data_out = Some(&mut out);
+        let work = || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            let ifindex = rustix::net::netdevice::name_to_index(&socket, interface).unwrap();
+            let length = u32::try_from(frame.len()).unwrap();
+            let mut out = vec![0; 16384];
+            let mut options = TestRunOptions::new();
+            options.data_in = Some(frame);
+            options.data_out = Some(&mut out);
+            let result = match &self.program {
+                Program::Xdp(program) => {
+                    // struct xdp_md: data_end, ingress_ifindex.
+                    let context = context(&[(1, length), (3, ifindex), (5, 0)]);
                     options.ctx_in = Some(&context);
-                    let result = self.program.test_run(options).unwrap();
-                    out.truncate(result.data_size_out as usize);
-                    (result.return_value, out)
-                })
-                .join()
-                .unwrap()
-        })
+                    program.test_run(options)
+                }
+                Program::Tcx(program) => {
+                    // struct __sk_buff: ifindex, gso_segs, gso_size.
+                    let context = context(&[(10, ifindex), (41, count), (44, size), (47, 0)]);
+                    options.ctx_in = Some(&context);
+                    program.test_run(options)
+                }
+            };
+            let result = result.unwrap();
+            out.truncate(result.data_size_out as usize);
+            let verdict = match (&self.program, result.return_value) {
+                (Program::Xdp(_), verdict) => verdict,
+                (Program::Tcx(_), 2) => DROP,
+                (Program::Tcx(_), u32::MAX) => PASS,
+                (Program::Tcx(_), 7) => REDIRECT,
+                (Program::Tcx(_), other) => panic!("TCX has no use for {other}"),
+            };
+            (verdict, out)
+        };
+        std::thread::scope(|scope| scope.spawn(work).join().unwrap())
     }
 
     /// Runs a frame, and checks that exactly these counters moved, by one each unless said otherwise.

@@ -8,6 +8,10 @@ use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
+/// What goes before the usual configuration's tables, for all interfaces to have one hook.
+const XDP: &str = "hook = \"xdp\"\n";
+const TCX: &str = "hook = \"tcx\"\n";
+
 fn states(world: &World) -> Vec<String> {
     world
         .json("targets")
@@ -109,7 +113,16 @@ fn applying_under_load_loses_nothing() {
 
 #[test]
 fn the_agent_killed_and_started_again_loses_no_connection() {
-    let mut world = World::new(&config("", UNCHECKED));
+    killed_and_started_again(XDP);
+}
+
+#[test]
+fn the_agent_killed_and_started_again_loses_no_connection_by_tcx() {
+    killed_and_started_again(TCX);
+}
+
+fn killed_and_started_again(hook: &str) {
+    let mut world = World::new(&config(hook, UNCHECKED));
     world.serve("t1");
     world.serve("t2");
     let long = "curl -sSf --max-time 60 --limit-rate 4M -o /dev/null http://10.0.9.9/large";
@@ -131,7 +144,17 @@ fn the_agent_killed_and_started_again_loses_no_connection() {
 
 #[test]
 fn tables_get_other_sizes_with_the_next_agent_and_no_connection_is_lost() {
-    let sized = |flows: u32| config(&format!("[limits]\nflows = {flows}\npending_flows = 1024\n"), UNCHECKED);
+    other_sizes(XDP);
+}
+
+#[test]
+fn tables_get_other_sizes_with_the_next_agent_and_no_connection_is_lost_by_tcx() {
+    other_sizes(TCX);
+}
+
+fn other_sizes(hook: &str) {
+    let sized =
+        |flows: u32| config(&format!("{hook}[limits]\nflows = {flows}\npending_flows = 1024\n"), UNCHECKED);
     let size = |world: &World| {
         let status = world.json("status");
         let rows = status[0]["maps"].as_array().unwrap().clone();
@@ -175,7 +198,16 @@ fn tables_get_other_sizes_with_the_next_agent_and_no_connection_is_lost() {
 
 #[test]
 fn an_interface_that_vanishes_and_comes_back_is_attached_again() {
-    let mut world = World::new(&config("", UNCHECKED));
+    vanishes_and_comes_back(XDP);
+}
+
+#[test]
+fn an_interface_that_vanishes_and_comes_back_is_attached_again_by_tcx() {
+    vanishes_and_comes_back(TCX);
+}
+
+fn vanishes_and_comes_back(hook: &str) {
+    let mut world = World::new(&config(hook, UNCHECKED));
     world.serve("t1");
     world.serve("t2");
     assert!(!world.fetch("ca", "").is_empty());
@@ -185,7 +217,8 @@ fn an_interface_that_vanishes_and_comes_back_is_attached_again() {
     world.plug("ca", "10.0.1.5");
     eventually("it is attached", || attached(&world, "ca"));
     eventually("its other end is ready", || {
-        world.shell("ca", "ethtool -k eth0").contains("tx-checksumming: off").then_some(())
+        let whole = world.shell("ca", "ethtool -k eth0").contains("tx-checksumming: off");
+        (whole || hook == TCX).then_some(())
     });
     eventually("it works", || Some(world.fetch("ca", "")).filter(|it| !it.is_empty()));
 }
@@ -328,7 +361,7 @@ fn a_drop_is_named_in_the_log_when_asked_and_everything_is_taken_away_at_the_end
 
 #[test]
 fn what_an_other_end_lacks_is_reported_with_the_command_that_mends_it_even_where_no_one_can_look() {
-    let plain = config("", UNCHECKED).replace("manage_peer_offloads = true", "");
+    let plain = config("", UNCHECKED).replace("manage_peer_offloads = true", "hook = \"xdp\"");
     let mut world = World::bare(&plain.replace("interfaces = [\"cb\"]", "interfaces = [\"cb\", \"cx\"]"));
     // A namespace without a name.
     let hidden = world.spawn("dp", "unshare", &["-n", "sleep", "600"]);
@@ -357,38 +390,6 @@ fn what_an_other_end_lacks_is_reported_with_the_command_that_mends_it_even_where
     assert!(unseen.as_str().unwrap().contains("gro on"), "{unseen}");
     world.shell("dp", &format!("nsenter -t {pid} -n ethtool -K eth0 gro on"));
     eventually("that end is seen to be mended, too", || problem(&world, "cx").is_null().then_some(()));
-}
-
-#[test]
-fn an_interface_without_native_xdp_puts_all_into_generic_mode_aloud_until_it_is_gone() {
-    let usual = config("", UNCHECKED);
-    let bridged = usual.replace("interfaces = [\"ca\"]", "interfaces = [\"bridge\"]");
-    let mut world = World::bare(&bridged);
-    world.shell("dp", "ip link add bridge type bridge forward_delay 0 && ip link set bridge up promisc on && ip link set ca master bridge");
-    world.shell("ca", "ethtool -K eth0 tx off");
-    world.serve("t1");
-    world.serve("t2");
-    let modes = |world: &World| -> Vec<String> {
-        let status = world.json("status");
-        let rows = status[0]["interfaces"].as_array().unwrap().clone();
-        rows.iter().map(|row| row["mode"].as_str().unwrap_or("none").to_owned()).collect()
-    };
-    world.start(&[]);
-    assert!(modes(&world).iter().all(|mode| mode == "generic"), "{:?}", modes(&world));
-    assert!(world.said().contains("bridge cannot run it natively"), "{}", world.said());
-    for consumer in ["ca", "cb"] {
-        assert!(!world.fetch(consumer, "").is_empty());
-    }
-    world.kill_agent();
-    world.start(&[]);
-    assert!(!world.fetch("ca", "").is_empty(), "adopted as it was");
-    let (code, said) = world.apply(&usual.replace("interfaces = [\"ca\"]", "interfaces = []"));
-    assert_eq!(code, Some(0), "{said}");
-    eventually("native mode is back", || modes(&world).iter().all(|mode| mode == "native").then_some(()));
-    eventually("the other consumer is served", || {
-        let line = "curl -sS --max-time 1 http://10.0.9.9/ || true";
-        (!world.shell("cb", line).is_empty()).then_some(())
-    });
 }
 
 #[test]

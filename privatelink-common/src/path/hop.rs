@@ -19,7 +19,7 @@ const HEADERS: u32 = 40;
 /// Lowers the MSS that a SYN announces to what `endpoint` and the interfaces of both sides can carry. A SYN without the option gets
 /// none: its sender is sent 536 bytes at most (RFC 9293, 3.7.1).
 ///
-/// Returns what that changes of the TCP checksum, in a register of its own; not inlined: the kernel bounds a function's stack.
+/// Returns what that changes of the TCP checksum, a delta in a register of its own; not inlined: the kernel bounds a function's stack.
 #[inline(never)]
 pub(super) fn clamp<F: Frame, T: Tables>(
     frame: &mut F,

@@ -12,6 +12,7 @@ mod rewrite;
 pub mod stack;
 pub mod state;
 
+use crate::checksum::Delta;
 use crate::frame::Frame;
 use crate::tables::{Flow, Interface, Tables};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
@@ -87,7 +88,8 @@ fn send<F: Frame, T: Tables>(
     } else {
         hop::clamp(frame, tables, packet, flow.endpoint, flow.interface)
     };
-    rewrite::rewrite(frame, packet, flow, correction)?;
+    #[allow(clippy::cast_possible_truncation, reason = "a delta, in a register of its own")]
+    rewrite::rewrite(frame, packet, flow, correction as Delta)?;
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }

@@ -5,6 +5,7 @@ use crate::checksum::{address, finish, sum, word};
 use crate::frame::Frame;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{ACK, Ethernet, FIN, Ipv4Header, NETWORK, RST, SYN, TCP, TRANSPORT, Tcp};
+use core::mem::offset_of;
 use zerocopy::{
     IntoBytes,
     big_endian::{U16, U32},
@@ -29,7 +30,11 @@ fn write<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
     frame.truncate(NETWORK + usize::from(LENGTH))?;
     frame.write(0, &Ethernet { destination: ethernet.source, source: ethernet.destination, ..ethernet })?;
     frame.write(NETWORK, &ip_header(packet))?;
-    frame.write(TRANSPORT, &segment(packet, &ip, &tcp))
+    let segment = segment(&ip, &tcp);
+    frame.write(TRANSPORT, &segment)?;
+    let pseudo = address(packet.key.source) + address(packet.key.destination);
+    let lengths = word([0, TCP]) + word((LENGTH - 20).to_be_bytes());
+    frame.set_checksum(TRANSPORT + offset_of!(Tcp, checksum), pseudo + lengths, words::<20>(&segment))
 }
 
 #[inline(always)]
@@ -51,9 +56,9 @@ fn ip_header(packet: &Packet) -> Ipv4Header {
 }
 
 /// Sequence and acknowledgement as the RFC has them: a segment with ACK is answered from its acknowledgement, one without is
-/// acknowledged as a whole, SYN and FIN included.
+/// acknowledged as a whole, SYN and FIN included. The checksum is still to be put there.
 #[inline(always)]
-fn segment(packet: &Packet, ip: &Ipv4Header, tcp: &Tcp) -> Tcp {
+fn segment(ip: &Ipv4Header, tcp: &Tcp) -> Tcp {
     let header = u32::from(tcp.data_offset >> 4) * 4;
     let data = u32::from(ip.total_length.get()).wrapping_sub(20 + header);
     let controls = u32::from(tcp.flags & SYN != 0) + u32::from(tcp.flags & FIN != 0);
@@ -63,7 +68,7 @@ fn segment(packet: &Packet, ip: &Ipv4Header, tcp: &Tcp) -> Tcp {
         let end = tcp.sequence.get().wrapping_add(data).wrapping_add(controls);
         (U32::ZERO, U32::new(end), RST | ACK)
     };
-    let mut reset = Tcp {
+    Tcp {
         source_port: tcp.destination_port,
         destination_port: tcp.source_port,
         sequence,
@@ -73,11 +78,7 @@ fn segment(packet: &Packet, ip: &Ipv4Header, tcp: &Tcp) -> Tcp {
         window: U16::ZERO,
         checksum: [0; 2],
         urgent: U16::ZERO,
-    };
-    let pseudo = address(packet.key.source) + address(packet.key.destination);
-    let lengths = word([0, TCP]) + word((LENGTH - 20).to_be_bytes());
-    reset.checksum = finish(pseudo + lengths + words::<20>(&reset));
-    reset
+    }
 }
 
 #[inline(always)]

@@ -1,8 +1,8 @@
 //! Applies one direction's rewrite to the frame: addresses, ports, and both checksums by what they change (RFC 1624).
 
 use super::parse::Packet;
-use crate::checksum::{update, update_udp};
-use crate::frame::Frame;
+use crate::checksum::{Delta, fold, update};
+use crate::frame::{Change, Frame};
 use crate::tables::Flow;
 use crate::verdict::DropReason;
 use crate::wire::{Ipv4, Ipv4Header, Mac, NETWORK, TRANSPORT, Tcp, Udp};
@@ -26,35 +26,26 @@ struct Ports(U16, U16);
 
 /// Rewrites `frame`, whose headers are those in `packet`, but for a change that `correction` makes of the transport checksum.
 #[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "a correction is a delta")]
 pub(super) fn rewrite<F: Frame>(
     frame: &mut F,
     packet: &Packet,
     flow: &Flow,
-    correction: u64,
+    correction: Delta,
 ) -> Result<(), DropReason> {
-    let address_delta = u32::from(flow.address_delta);
-    let delta = address_delta + u32::from(flow.port_delta) + u32::from(correction as u16);
-    let (at, checksum) = if packet.is_tcp {
-        (TRANSPORT + offset_of!(Tcp, checksum), update(packet.checksum, delta))
-    } else {
-        (TRANSPORT + offset_of!(Udp, checksum), update_udp(packet.checksum, delta))
-    };
-    let ip_checksum = update(packet.ip_checksum, address_delta);
-    write(frame, flow, at, ip_checksum, checksum).ok_or(DropReason::Malformed)
+    write(frame, packet, flow, correction).ok_or(DropReason::Malformed)
 }
 
 #[inline(always)]
-fn write<F: Frame>(
-    frame: &mut F,
-    flow: &Flow,
-    checksum_at: usize,
-    ip_checksum: [u8; 2],
-    checksum: [u8; 2],
-) -> Option<()> {
+fn write<F: Frame>(frame: &mut F, packet: &Packet, flow: &Flow, correction: Delta) -> Option<()> {
     frame.write(0, &Macs(flow.destination_mac, flow.source_mac))?;
+    let ip_checksum = update(packet.ip_checksum, flow.address_delta.into());
     let tail = IpTail(ip_checksum, flow.source, flow.destination);
     frame.write(NETWORK + offset_of!(Ipv4Header, checksum), &tail)?;
     frame.write(TRANSPORT, &Ports(flow.source_port, flow.destination_port))?;
-    frame.write(checksum_at, &checksum)
+    let at = if packet.is_tcp { offset_of!(Tcp, checksum) } else { offset_of!(Udp, checksum) };
+    let change = Change {
+        pseudo: flow.address_delta,
+        header: fold(u32::from(flow.port_delta) + u32::from(correction)),
+    };
+    frame.change_checksum(TRANSPORT + at, packet.checksum, packet.is_tcp, change)
 }

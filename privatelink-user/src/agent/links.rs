@@ -1,15 +1,17 @@
-//! The agent's interfaces: attached as they come, let go as they go, and all in the same mode, since frames that one program
-//! redirects natively can leave only by an interface whose driver takes them.
+//! The agent's interfaces: attached as they come, let go as they go, each by the hook that `hooks` chooses for it, and by another when
+//! what is known of them has changed.
 
 use super::Agent;
-use crate::kernel::Refused;
+use crate::features::{self, Features};
+use crate::hooks::{self, Choice, Facts};
+use crate::kernel::{Hook, Refused};
 use crate::names::Kind;
-use crate::net::{self, Peer};
+use crate::net::{self, Namespaces, Peer};
 use crate::plan::{Image, Place};
 use crate::probe::Sockets;
 use crate::sys::{self, XdpMode};
-use crate::{features, flows};
-use anyhow::Result;
+use crate::{flows, model};
+use anyhow::{Context, Result, ensure};
 use log::{info, warn};
 use privatelink_common::tables::{Interface, Mtu};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,10 +22,16 @@ use std::time::Instant;
 pub struct Attached {
     /// The kernel's index.
     pub ifindex: u32,
-    /// Whether its driver can run the program.
-    pub native: bool,
+    /// What its driver can do, where the kernel says so.
+    features: Option<Features>,
+    /// Whether its driver has refused the program.
+    refused: bool,
+    /// Whether the other end could not be mended.
+    unmendable: bool,
+    /// The hook that was chosen, and tried.
+    pub choice: Option<Choice>,
     /// How the program is attached.
-    pub mode: Option<XdpMode>,
+    pub hook: Option<Hook>,
     /// Its other end.
     pub peer: Peer,
     /// The largest IP packet that both ends take, in bytes, as the path knows it.
@@ -32,11 +40,53 @@ pub struct Attached {
     pub problem: Option<String>,
 }
 
-/// Whether an interface's driver can run the program and take what others redirect to it. Of a veth, the latter depends on its other
-/// end, which may change; kernels that do not say find out when the program is attached.
-fn is_native(name: &str, ifindex: u32) -> bool {
-    let Ok(features) = features::of(ifindex) else { return true };
-    features.runs() && (features.takes() || net::is_veth(name).unwrap_or(false))
+impl Attached {
+    /// What the other end lacks for the hook that is in place, and what mends it.
+    pub fn remedy(&self) -> Option<String> {
+        match self.hook {
+            Some(Hook::Xdp(mode)) => self.peer.remedy(mode),
+            Some(Hook::Tcx) | None => None,
+        }
+    }
+
+    fn is_veth(&self) -> bool {
+        matches!(self.peer.kind, net::Kind::Veth(..))
+    }
+
+    fn is_mendable(&self, wish: model::Hook, manage: bool) -> bool {
+        manage && wish != model::Hook::Tcx && !self.unmendable && self.peer.place.is_some()
+    }
+
+    fn facts(&self, wish: model::Hook, place: Place, manage: bool) -> Facts {
+        let mendable = self.is_mendable(wish, manage);
+        let takes = match self.peer.kind {
+            _ if place.stack => true,
+            // What an other end lacks for the XDP that was asked for is reported, and the others need not do without for it.
+            net::Kind::Veth(..) => wish == model::Hook::Xdp || mendable || !self.peer.is_deaf(),
+            _ => self.features.is_none_or(Features::takes),
+        };
+        let runs = self.features.is_none_or(Features::runs) && !self.refused;
+        Facts {
+            wish,
+            vpc: place.vpc,
+            stack: place.stack,
+            native: runs && (takes || place.stack || self.is_veth()),
+            takes,
+            unfit: self.unfit(mendable).filter(|_| !place.stack),
+        }
+    }
+
+    /// Why XDP would not do for what comes from the other end.
+    fn unfit(&self, mendable: bool) -> Option<String> {
+        match self.peer.kind {
+            net::Kind::Tun => Some("what comes from a tap device may have incomplete checksums".into()),
+            net::Kind::Veth(..) if self.peer.place.is_none() => Some("its other end cannot be seen".into()),
+            net::Kind::Veth(..) if !mendable && !self.peer.lacks.is_empty() => {
+                Some(format!("its other end lacks what XDP needs: {}", self.peer.lacks.join(" ")))
+            }
+            net::Kind::Veth(..) | net::Kind::Other => None,
+        }
+    }
 }
 
 impl Agent {
@@ -68,6 +118,7 @@ impl Agent {
         for slot in &gone {
             self.maps.egress.delete(&(*slot).into())?;
             self.maps.mtus.set(&(*slot).into(), &0)?;
+            self.maps.egress_tcx.set(&(*slot).into(), &0)?;
         }
         if !gone.is_empty() {
             flows::forget_slots(&self.maps, &gone)?;
@@ -83,17 +134,21 @@ impl Agent {
         Ok(())
     }
 
-    /// Attaches the program to interfaces that have come, and notices those that have gone.
+    /// Attaches the program to interfaces that have come, notices those that have gone, and moves those whose hook is another by now.
     pub(super) fn enter(&mut self) -> Result<()> {
-        let mut pending = self.find_links()?;
-        // An interface whose driver turns out not to be able puts all of them into the other mode: once more, at most.
+        self.find_links()?;
+        // An interface whose driver turns out not to be able has another hook then: once more, at most.
         for _ in 0..2 {
-            if self.choose_mode() {
-                pending = self.links.keys().cloned().collect();
-            }
-            for name in std::mem::take(&mut pending) {
-                self.attach(&name);
-            }
+            let mut chosen = self.choose_hooks();
+            // The path knows all of them before the first sends it something.
+            chosen.retain(|name| match self.prepare(name) {
+                Ok(()) => true,
+                Err(error) => {
+                    self.note(name, Some(format!("{error:#}")));
+                    false
+                }
+            });
+            chosen.iter().for_each(|name| self.attach(name));
         }
         let of_tenants = |name: &String| self.image.interfaces.get(name).is_some_and(|place| !place.stack);
         let links = self.links.iter().filter(|(name, _)| of_tenants(name));
@@ -101,10 +156,10 @@ impl Agent {
         self.follow_mtus()
     }
 
-    /// Takes note of interfaces that are new, and of those that are gone; returns the new ones' names.
-    fn find_links(&mut self) -> Result<Vec<String>> {
-        let mut new = Vec::new();
-        for name in self.image.interfaces.keys().cloned().collect::<Vec<_>>() {
+    /// Takes note of interfaces that are new, and of those that are gone.
+    fn find_links(&mut self) -> Result<()> {
+        let mut namespaces = None;
+        for (name, place) in self.image.interfaces.clone() {
             let index = net::index_of(&name);
             if index == self.links.get(&name).map(|attached| attached.ifindex) {
                 continue;
@@ -114,65 +169,116 @@ impl Agent {
                 self.maps.interfaces.set(&gone.ifindex, &Interface::default())?;
             }
             let Some(ifindex) = index else { continue };
-            let native = is_native(&name, ifindex);
-            let peer = Peer::default();
-            let attached = Attached { ifindex, native, mode: None, peer, mtu: 0, problem: None };
-            self.links.insert(name.clone(), attached);
+            if namespaces.is_none() {
+                namespaces = Some(Namespaces::read()?);
+            }
+            let mut attached = Attached {
+                ifindex,
+                features: features::of(ifindex).ok(),
+                refused: false,
+                unmendable: false,
+                choice: None,
+                hook: None,
+                peer: Peer::default(),
+                mtu: 0,
+                problem: None,
+            };
+            if let Some(namespaces) = namespaces.as_ref().filter(|_| !place.stack) {
+                attached.peer = net::peer(&name, ifindex, namespaces).unwrap_or_default();
+            }
+            self.links.insert(name, attached);
             self.peers_at = Instant::now();
-            new.push(name);
         }
-        Ok(new)
+        Ok(())
     }
 
-    /// Native, if every driver can. Says whether that has changed.
-    fn choose_mode(&mut self) -> bool {
-        let without: Vec<&str> =
-            self.links.iter().filter(|(_, it)| !it.native).map(|(name, _)| name.as_str()).collect();
-        let mode = if without.is_empty() { XdpMode::Native } else { XdpMode::Generic };
-        if mode == self.mode {
-            return false;
+    fn wish(&self, name: &str) -> model::Hook {
+        self.image.hooks.get(name).copied().unwrap_or_default()
+    }
+
+    /// Chooses every interface's hook, and returns the names of those to be attached by another than before, those first that are
+    /// attached already: what a new one cannot take, they stop sending before it is there.
+    fn choose_hooks(&mut self) -> Vec<String> {
+        let id = |vpc: &str| self.names.id(Kind::Vpc, vpc).and_then(|id| u16::try_from(id).ok());
+        let connections = hooks::connections(&self.model, id);
+        let manage = self.model.manage_peer_offloads;
+        let facts = self.links.iter().filter_map(|(name, attached)| {
+            let place = self.image.interfaces.get(name)?;
+            Some((name.clone(), attached.facts(self.wish(name), *place, manage)))
+        });
+        let choices = hooks::choose(&facts.collect(), &connections, self.has_tcx);
+        let mut changed = Vec::new();
+        for (name, choice) in choices {
+            let Some(attached) = self.links.get_mut(&name) else { continue };
+            if attached.choice.as_ref().map(|before| before.hook) != Some(choice.hook) {
+                changed.push((attached.hook.is_none(), name));
+            }
+            attached.choice = Some(choice);
         }
-        match mode {
-            XdpMode::Native => info!("every interface can run XDP natively again"),
-            XdpMode::Generic => warn!(
-                "every interface runs XDP in generic mode, which is slower, since {} cannot run it natively",
-                without.join(", ")
-            ),
-        }
-        self.mode = mode;
-        true
+        changed.sort();
+        changed.into_iter().map(|(_, name)| name).collect()
     }
 
     fn attach(&mut self, name: &str) {
-        let (Some(place), Some(attached)) = (self.image.interfaces.get(name), self.links.get(name)) else {
-            return;
-        };
-        let (ifindex, mode) = (attached.ifindex, self.mode);
-        let result = self.prepare(*place, ifindex).map_err(Refused::Other);
-        let result = result.and_then(|()| self.kernel.attach(name, ifindex, mode));
-        let Some(attached) = self.links.get_mut(name) else { return };
-        (attached.mode, attached.problem) = match result {
-            Ok(()) => (Some(mode), None),
-            Err(Refused::Native(error)) => {
-                attached.native = false;
-                (None, Some(format!("cannot attach natively: {error}")))
+        let Some(attached) = self.links.get(name) else { return };
+        let Some(Choice { hook, why }) = attached.choice.clone() else { return };
+        let (before, ifindex, wish) = (attached.hook, attached.ifindex, self.wish(name));
+        self.mend(name);
+        let result = match hook {
+            Hook::Tcx if !self.has_tcx => {
+                Err(Refused::Other(anyhow::anyhow!("this kernel has no TCX, which Linux has from 6.6 on")))
             }
-            Err(Refused::Other(error)) => (None, Some(format!("{error:#}"))),
+            _ => self.kernel.attach(name, ifindex, hook),
         };
-        if let Some(problem) = &attached.problem {
+        let Some(attached) = self.links.get_mut(name) else { return };
+        let problem = match result {
+            Ok(()) => {
+                attached.hook = Some(hook);
+                None
+            }
+            Err(Refused::Native(error)) => {
+                attached.refused = true;
+                Some(format!("cannot attach natively: {error}"))
+            }
+            Err(Refused::Other(error)) => Some(format!("{error:#}")),
+        };
+        match hook {
+            _ if problem.is_some() => {}
+            Hook::Xdp(XdpMode::Native) if before.is_none() => {}
+            Hook::Tcx if wish == model::Hook::Xdp => {
+                warn!("{name} is attached by TCX, though its hook is xdp: {why}");
+            }
+            Hook::Tcx => info!("{name} is attached by TCX: {why}"),
+            Hook::Xdp(XdpMode::Native) => info!("{name} is attached by XDP: {why}"),
+            Hook::Xdp(XdpMode::Generic) => {
+                warn!("{name} runs XDP in generic mode, which is slower: {why}");
+            }
+        }
+        let remedy = attached.remedy().filter(|_| problem.is_none());
+        if let Some(remedy) = remedy {
+            warn!("{name}: packets will be lost at its other end: {remedy}");
+        }
+        self.note(name, problem);
+    }
+
+    fn note(&mut self, name: &str, problem: Option<String>) {
+        if let Some(problem) = &problem {
             warn!("{name}: {problem}");
+        }
+        if let Some(attached) = self.links.get_mut(name) {
+            attached.problem = problem;
         }
     }
 
     /// Tells the path about an interface, before it sees a packet from there.
-    fn prepare(&self, place: Place, ifindex: u32) -> Result<()> {
+    fn prepare(&self, name: &str) -> Result<()> {
+        let place = self.image.interfaces.get(name).context("it belongs nowhere")?;
+        let ifindex = self.links.get(name).context("it is not there")?.ifindex;
         let limit = self.model.limits.max_ifindex;
-        anyhow::ensure!(
-            ifindex < limit,
-            "its index {ifindex} is not below limits.max_ifindex, {limit}: raise it"
-        );
+        ensure!(ifindex < limit, "its index {ifindex} is not below limits.max_ifindex, {limit}: raise it");
         let entry = Interface { vpc: place.vpc, slot: place.slot, stack: place.stack.into(), reserved: 0 };
         self.maps.egress.set(&place.slot.into(), &[ifindex, 0])?;
+        self.maps.egress_tcx.set(&place.slot.into(), &ifindex)?;
         self.maps.interfaces.set(&ifindex, &entry)
     }
 
@@ -191,21 +297,37 @@ impl Agent {
         Ok(())
     }
 
+    /// Sets what an interface's other end lacks, where that is wanted and possible.
+    fn mend(&mut self, name: &str) {
+        let (wish, manage) = (self.wish(name), self.model.manage_peer_offloads);
+        let Some(attached) = self.links.get_mut(name) else { return };
+        let Some(choice) = attached.choice.as_ref().filter(|_| attached.is_mendable(wish, manage)) else {
+            return;
+        };
+        if let Err(error) = attached.peer.mend(matches!(choice.hook, Hook::Xdp(_))) {
+            warn!("{name}: its other end cannot be prepared for XDP: {error:#}");
+            attached.unmendable = true;
+        }
+    }
+
+    /// Looks at the other ends again: they may have changed. What follows from that follows at the next look around.
     pub(super) fn look_at_peers(&mut self) {
-        for (name, attached) in &mut self.links {
-            if self.image.interfaces.get(name).is_none_or(|place| place.stack) {
+        let Ok(namespaces) = Namespaces::read() else { return };
+        for name in self.links.keys().cloned().collect::<Vec<_>>() {
+            let Some(attached) = self.links.get(&name) else { continue };
+            if self.image.interfaces.get(&name).is_none_or(|place| place.stack) {
                 continue;
             }
-            let native = self.mode == XdpMode::Native;
-            let Ok(peer) = net::peer(name, attached.ifindex, native, self.model.manage_peer_offloads) else {
-                continue;
-            };
-            if peer != attached.peer
-                && let Some(remedy) = peer.remedy()
-            {
+            let Ok(peer) = net::peer(&name, attached.ifindex, &namespaces) else { continue };
+            let before = attached.peer.clone();
+            if let Some(attached) = self.links.get_mut(&name) {
+                attached.peer = peer;
+            }
+            self.mend(&name);
+            let Some(attached) = self.links.get(&name) else { continue };
+            if let Some(remedy) = attached.remedy().filter(|_| attached.peer != before) {
                 warn!("{name}: packets will be lost at its other end: {remedy}");
             }
-            attached.peer = peer;
         }
     }
 }

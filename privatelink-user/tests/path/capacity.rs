@@ -27,7 +27,8 @@ fn with_addresses(secondary: &str) -> Memory {
         .replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
     let model = model::parse(&one, "one.toml").unwrap();
     let image =
-        plan::compile(&model, &mut Names::default(), &plan::Known::default(), |_| "stack".into()).unwrap();
+        plan::compile(&model, &mut Names::default(), &plan::Known::connected(&model), |_| "stack".into())
+            .unwrap();
     let first = interfaces(&image)[0];
     let memory = memory(image);
     memory.interface.set(first);

@@ -1,6 +1,6 @@
 //! The path's tables in memory, and the path over them.
 
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::programs::{TestRun, TestRunOptions, TestRunResult};
 use privatelink::kernel;
 use privatelink::maps::PrefixKey;
 use privatelink::plan::Image;
@@ -208,7 +208,11 @@ pub(crate) fn on_the_host(memory: &Memory, frame: &[u8], now: u32) -> (u32, Vec<
 /// What [`on_the_host`] says of a frame that has become a RST; the kernel sends it like any other.
 pub(crate) const RESET: u32 = 5;
 
-pub(crate) fn in_the_kernel(program: &Xdp, frame: &[u8]) -> (u32, Vec<u8>) {
+/// What a program returns, and the frame as it leaves it.
+pub(crate) fn in_the_kernel<P>(program: &P, frame: &[u8]) -> (u32, Vec<u8>)
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
     let mut out = vec![0; 2048];
     let mut options = TestRunOptions::new();
     options.data_in = Some(frame);

@@ -45,8 +45,9 @@ impl Connection {
     fn new() -> Self {
         let two = CONFIG.replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
         let model = model::parse(&two, "time.toml").unwrap();
-        let image = plan::compile(&model, &mut Names::default(), &plan::Known::default(), |_| "stack".into())
-            .unwrap();
+        let image =
+            plan::compile(&model, &mut Names::default(), &plan::Known::connected(&model), |_| "stack".into())
+                .unwrap();
         let (interfaces, memory) = (interfaces(&image), memory(image));
         Self { memory, interfaces, target: ([0; 4], 0), nat: ([0; 4], 0) }
     }
