@@ -64,6 +64,10 @@ impl Bench {
         Self { world, program: Program::Xdp(program) }
     }
 
+    pub fn is_xdp(&self) -> bool {
+        matches!(self.program, Program::Xdp(_))
+    }
+
     /// Runs the program on a frame that comes by an interface; returns the verdict, by XDP's numbers, and the frame as it leaves.
     pub fn run(&self, interface: &str, frame: &[u8]) -> (u32, Vec<u8>) {
         self.run_segments(interface, frame, Segments::default())

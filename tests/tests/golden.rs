@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
 use privatelink_tests::bench::{
-    BALANCER, Bench, CLIENT, DROP, ENDPOINT, PASS, REDIRECT, Segments, as_slice, each, opened, reply, side,
-    tcx, translated, xdp,
+    BALANCER, CLIENT, DROP, ENDPOINT, PASS, REDIRECT, Segments, as_slice, each, opened, reply, side, tcx,
+    translated, xdp,
 };
 use privatelink_tests::packet::{ACK, FIN, Ip, Mac, PSH, Packet, RST, SYN, addresses, arp, ethernet};
 use privatelink_tests::world::changes;
@@ -243,7 +243,7 @@ fn a_packet_cut_off_anywhere_or_lying_about_any_length_is_never_forwarded_and_al
             assert!(verdict == DROP || verdict == PASS, "{name}: verdict {verdict}");
         };
         // A test run refuses to make socket buffers of frames that are too short for the IP header that they promise.
-        let shortest = if matches!(bench.program, Program::Xdp(_)) { 14 } else { 34 };
+        let shortest = if bench.is_xdp() { 14 } else { 34 };
         for length in shortest..whole.len() {
             once(&format!("cut to {length}"), &whole[..length]);
         }
