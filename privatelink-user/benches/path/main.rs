@@ -10,6 +10,7 @@
     reason = "a benchmark, which talks to a person"
 )]
 
+mod bulk;
 mod established;
 mod flood;
 mod footprint;
@@ -26,10 +27,11 @@ use world::World;
 type Part = fn(&mut Report);
 
 /// What is measured, by the name that chooses it.
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("established", established::run),
     ("new-flow", opening::run),
     ("udp-pps", throughput::run),
+    ("bulk", bulk::run),
     ("syn-flood", flood::run),
     ("footprint", footprint::run),
 ];
