@@ -2,11 +2,11 @@
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use core::mem::size_of;
-use privatelink_common::frame::Frame;
+use privatelink_common::frame::{DIFFERENCE, Frame};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The frame that the program was called for.
@@ -95,6 +95,24 @@ impl Frame for XdpFrame {
         let excess = self.len().checked_sub(len)?;
         // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.
         let result = unsafe { bpf_xdp_adjust_tail(self.context, -(excess as i32)) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a frame's length")]
+    fn extend(&mut self, len: usize) -> Option<()> {
+        let missing = len.checked_sub(self.len())?;
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_tail(self.context, missing as i32) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "twenty")]
+    fn change_family(&mut self, to_ipv6: bool) -> Option<()> {
+        let by = if to_ipv6 { -(DIFFERENCE as i32) } else { DIFFERENCE as i32 };
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_head(self.context, by) };
         (result == 0).then_some(())
     }
 }

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod features;
 pub mod flows;
 pub mod health;
+pub mod ip;
 pub mod kernel;
 pub mod listing;
 pub mod maps;

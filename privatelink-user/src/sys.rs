@@ -286,12 +286,57 @@ const ADDRESS: libc::socklen_t = 20;
 const _: () = assert!(size_of::<libc::sockaddr_ll>() == ADDRESS as usize && libc::AF_PACKET == PACKET as i32);
 /// `ETH_P_ARP`, as sockets want it.
 const ARP: u16 = 0x0806_u16.to_be();
+/// `ETH_P_IPV6`, likewise.
+const IPV6: u16 = 0x86dd_u16.to_be();
 
 /// A socket that hears every ARP message of every interface in the calling thread's network namespace.
 pub fn arp_socket() -> Result<OwnedFd> {
+    packet_socket(ARP)
+}
+
+/// A socket that hears every message of neighbour discovery of every interface in the calling thread's network namespace: IPv6 that has
+/// passed no router, ICMPv6, type 135 or 136. The kernel hands it nothing else.
+pub fn discovery_socket() -> Result<OwnedFd> {
+    // It belongs to no protocol, and hears nothing, until it has its filter.
+    let socket = packet_socket(0)?;
+    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let mut filter = [
+        instruction(LOAD_BYTE, 0, 0, 20),
+        instruction(JUMP_IF_EQUAL, 0, 6, 58),
+        instruction(LOAD_BYTE, 0, 0, 21),
+        instruction(JUMP_IF_EQUAL, 0, 4, 255),
+        instruction(LOAD_BYTE, 0, 0, 54),
+        instruction(JUMP_IF_EQUAL, 1, 0, 135),
+        instruction(JUMP_IF_EQUAL, 0, 1, 136),
+        instruction(RETURN, 0, 0, u32::MAX),
+        instruction(RETURN, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: 9, filter: filter.as_mut_ptr() };
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
+    let address = libc::sockaddr_ll { sll_protocol: IPV6, ..link_address(0) };
+    // SAFETY: the address is as long as stated.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS) };
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(socket) }
+}
+
+fn packet_socket(protocol: u16) -> Result<OwnedFd> {
     // SAFETY: no memory is passed.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(ARP)) };
+    let fd =
+        unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol)) };
     if fd < 0 { Err(Error::last_os_error()) } else { Ok(owned(fd)) }
+}
+
+/// Sets an option of a socket, whose value `T` is as the kernel lays it out.
+fn set_option<T>(socket: BorrowedFd<'_>, level: i32, option: i32, value: &T) -> Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).map_err(Error::other)?;
+    // SAFETY: the value is there for the call, and as long as stated; what it points to is the caller's, and there, too.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), length)
+    };
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
 fn link_address(ifindex: u32) -> libc::sockaddr_ll {
@@ -343,15 +388,8 @@ pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> Result<
 /// Lets a socket that is bound to an address share its port with sockets that are connected elsewhere: the port is chosen when it
 /// connects (`IP_BIND_ADDRESS_NO_PORT`, ip(7)).
 pub fn choose_port_late(socket: BorrowedFd<'_>) -> Result<()> {
-    const LENGTH: libc::socklen_t = 4;
-    const _: () = assert!(size_of::<libc::c_int>() == LENGTH as usize);
     let on: libc::c_int = 1;
-    // SAFETY: the option's value is an integer, which is there and as long as stated.
-    let result = unsafe {
-        let (level, option) = (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT);
-        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), LENGTH)
-    };
-    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+    set_option(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &on)
 }
 
 /// How many CPUs the kernel may ever have: the number of values that a per-CPU map returns for a key.

@@ -3,7 +3,7 @@
 use super::parse::Packet;
 use crate::checksum::{update, update_udp};
 use crate::frame::Frame;
-use crate::tables::Flow;
+use crate::tables::{Flow, FlowKey};
 use crate::verdict::DropReason;
 use crate::wire::{Ipv4, Ipv4Header, Mac, NETWORK, TRANSPORT, Tcp, Udp};
 use core::mem::offset_of;
@@ -26,7 +26,11 @@ struct Ports(U16, U16);
 
 /// Rewrites `frame`, whose headers are those in `packet`.
 #[inline(always)]
-pub(super) fn rewrite<F: Frame>(frame: &mut F, packet: &Packet, flow: &Flow) -> Result<(), DropReason> {
+pub(super) fn rewrite<F: Frame>(
+    frame: &mut F,
+    packet: &Packet<FlowKey>,
+    flow: &Flow,
+) -> Result<(), DropReason> {
     let address_delta = u32::from(flow.address_delta);
     let delta = address_delta + u32::from(flow.port_delta);
     let (at, checksum) = if packet.is_tcp {
