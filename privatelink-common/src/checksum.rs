@@ -3,6 +3,8 @@
 //! Sixteen-bit words are taken in the machine's own byte order and put back in it, so nothing is ever swapped: the sum is
 //! independent of byte order (RFC 1071, section 2 (B)). A [`Delta`] is therefore only good on the machine that computed it.
 
+use crate::wire::Ip;
+
 /// What a change of words does to a one's complement sum: the `~m + m'` of RFC 1624 (eqn. 3), folded to sixteen bits.
 pub type Delta = u16;
 
@@ -22,6 +24,23 @@ pub const fn fold(sum: u32) -> u16 {
 pub const fn address(bytes: [u8; 4]) -> u32 {
     let word = u32::from_ne_bytes(bytes);
     (word & 0xffff) + (word >> 16)
+}
+
+/// Sum of the eight words of an address of either family. What an IPv4 address is mapped by adds nothing: it is 0xffff, a zero of one's
+/// complement.
+#[inline(always)]
+pub const fn ip(address: Ip) -> u32 {
+    let [network, host] = address.words();
+    long(network) + long(host)
+}
+
+/// Sum of the four words in a longer one.
+#[inline(always)]
+const fn long(word: u64) -> u32 {
+    let folded = (word & 0xffff_ffff) + (word >> 32);
+    #[allow(clippy::cast_possible_truncation, reason = "each part is cut out at its own width")]
+    let (upper, lower) = ((folded >> 16) as u32, (folded & 0xffff) as u32);
+    upper + lower
 }
 
 /// Sum of one word.

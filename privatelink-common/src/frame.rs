@@ -1,7 +1,11 @@
 //! Bounded access to the bytes of one frame: one of the two seams between the path and its host.
 
 use crate::checksum::{Delta, finish, update, update_udp};
+use crate::wire::{TRANSPORT, TRANSPORT6};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// By how many bytes an IPv6 header is longer than an IPv4 header.
+pub const DIFFERENCE: usize = TRANSPORT6 - TRANSPORT;
 
 /// What a rewrite changes of a transport checksum, in two parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +35,13 @@ pub trait Frame {
     /// Puts `value` at `offset`; nothing is written where the frame is too short for it.
     fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()>;
 
+    /// The same where no checksum beside it makes up for what changes (an IPv6 header has none), so that a device's sum of the whole
+    /// packet, where a host keeps one, has to follow.
+    #[inline(always)]
+    fn write_summed<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
+        self.write(offset, value)
+    }
+
     /// Applies a rewrite to the transport checksum at `offset`, which was read as `stored` (RFC 1624).
     #[inline(always)]
     fn change_checksum(
@@ -54,6 +65,14 @@ pub trait Frame {
     /// Cuts the frame off behind its first `len` bytes.
     fn truncate(&mut self, len: usize) -> Option<()>;
 
+    /// Lengthens the frame to `len` bytes; the contents of what is added are not defined.
+    fn extend(&mut self, len: usize) -> Option<()>;
+
+    /// Makes room for an IPv6 header where an IPv4 header is (`to_ipv6`), or takes it away: what follows the network header stays as it
+    /// is, 20 bytes further behind the frame's beginning or nearer to it. The contents of both headers before it are not defined
+    /// afterwards.
+    fn change_family(&mut self, to_ipv6: bool) -> Option<()>;
+
     /// Whether there is nothing in it.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -64,25 +83,32 @@ pub trait Frame {
 #[derive(Debug)]
 pub struct SliceFrame<'a> {
     bytes: &'a mut [u8],
-    len: usize,
+    start: usize,
+    end: usize,
 }
 
 impl<'a> SliceFrame<'a> {
-    /// The whole of `bytes` as one frame.
+    /// The whole of `bytes` as one frame, which cannot grow.
     pub fn new(bytes: &'a mut [u8]) -> Self {
-        let len = bytes.len();
-        Self { bytes, len }
+        let end = bytes.len();
+        Self { bytes, start: 0, end }
+    }
+
+    /// The part of `bytes` from `start` to `end` as a frame, which may grow at both ends; nothing where that is no part of it.
+    pub fn within(bytes: &'a mut [u8], start: usize, end: usize) -> Option<Self> {
+        bytes.get(start..end)?;
+        Some(Self { bytes, start, end })
     }
 
     /// The frame as it is now.
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
+        self.bytes.get(self.start..self.end).unwrap_or_default()
     }
 }
 
 impl Frame for SliceFrame<'_> {
     fn len(&self) -> usize {
-        self.len
+        self.end - self.start
     }
 
     fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
@@ -90,16 +116,33 @@ impl Frame for SliceFrame<'_> {
     }
 
     fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
-        let end = offset.checked_add(value.as_bytes().len()).filter(|end| *end <= self.len)?;
-        self.bytes.get_mut(offset..end)?.copy_from_slice(value.as_bytes());
+        let frame = self.bytes.get_mut(self.start..self.end)?;
+        let end = offset.checked_add(value.as_bytes().len())?;
+        frame.get_mut(offset..end)?.copy_from_slice(value.as_bytes());
         Some(())
     }
 
     fn truncate(&mut self, len: usize) -> Option<()> {
-        if len > self.len {
+        if len > self.len() {
             return None;
         }
-        self.len = len;
+        self.end = self.start + len;
+        Some(())
+    }
+
+    fn extend(&mut self, len: usize) -> Option<()> {
+        let end = self.start.checked_add(len).filter(|end| *end >= self.end && *end <= self.bytes.len())?;
+        self.end = end;
+        Some(())
+    }
+
+    fn change_family(&mut self, to_ipv6: bool) -> Option<()> {
+        let start =
+            if to_ipv6 { self.start.checked_sub(DIFFERENCE)? } else { self.start.checked_add(DIFFERENCE)? };
+        if start > self.end {
+            return None;
+        }
+        self.start = start;
         Some(())
     }
 }

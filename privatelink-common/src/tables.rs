@@ -1,11 +1,17 @@
 //! Every map of the dataplane: key, value, who writes it, who reads it, and what happens when it is full; and [`Tables`], the
 //! trait by which the path reaches them: the other of the two seams between the path and its host.
 //!
+//! Addresses of the flow tables are as wide as their families need; all others are of either family, an IPv4 address being
+//! `::ffff:a.b.c.d`.
+//!
 //! The layouts are an interface: people read them with `bpftool map dump`. Ports and lengths from the wire are big-endian types;
 //! bare integers are in the machine's order. No type has padding: the derives refuse it.
 
-use crate::wire::{Ipv4, Mac};
+use crate::checksum;
+use crate::path::Room;
+use crate::wire::{Ip, Ipv4, Ipv6, Mac};
 use core::mem::size_of;
+use core::ops::{Deref, DerefMut};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout,
     big_endian::{U16, U32},
@@ -44,13 +50,13 @@ pub type Mtu = u32;
 
 table! {
     /// Key of `addresses` and `neighbours`: an address within a VPC.
-    VpcAddress, 8, align 4, {
+    VpcAddress, 24, align 8, {
         /// The address.
-        address: Ipv4,
+        address: Ip,
         /// Its VPC.
         vpc: u16,
         /// Zero.
-        reserved: u16,
+        reserved: [u16; 3],
     }
 }
 
@@ -61,7 +67,7 @@ pub const BALANCER: u8 = 2;
 
 table! {
     /// Value of `addresses`, a hash: the addresses that exist only here.
-    /// Written by the agent, read for a flow's first packet, ARP and ICMP. Full: the configuration is refused.
+    /// Written by the agent, read for a flow's first packet, ARP, neighbour discovery and ICMP. Full: the configuration is refused.
     Address, 20, align 4, {
         /// The endpoint, whose counters, quotas and generation apply; of a [`BALANCER`] that serves its own VPC, the one that stands
         /// for that; 0: there is none.
@@ -70,25 +76,25 @@ table! {
         balancer: u32,
         /// Slot of the VPC's stack, for a [`BALANCER`]; 0: it has none.
         stack: u16,
-        /// What ARP answers, and the source of what leaves from this address.
+        /// What ARP and neighbour discovery answer, and the source of what leaves from this address.
         mac: Mac,
         /// [`ENDPOINT`] or [`BALANCER`].
         kind: u8,
         /// 1: ICMP echo requests are answered.
         ping: u8,
-        /// Zero.
-        reserved: u16,
+        /// 1: the load balancer has IPv6 addresses, so that flows of this address, if it is an IPv4 address, may be in the wide tables.
+        dualstack: u16,
     }
 }
 
 table! {
     /// Key of `prefixes`, a longest-prefix-match trie: a VPC's CIDRs. The prefix length counts the VPC's 32 bits.
     /// Written by the agent, read for a flow's first packet. Full: the configuration is refused.
-    Prefix, 8, align 4, {
+    Prefix, 20, align 4, {
         /// The VPC.
         vpc: U32,
-        /// The network.
-        address: Ipv4,
+        /// The network. Of an IPv4 network, the prefix is longer by the 96 bits before it.
+        address: Ipv6,
     }
 }
 
@@ -129,15 +135,18 @@ table! {
 table! {
     /// Value of `balancers`, an array: one address (one zone) of a load balancer.
     /// Written by the agent, read for a flow's first packet. Full: the configuration is refused.
-    Balancer, 44, align 4, {
+    Balancer, 88, align 8, {
         /// What targets see as the source.
-        address: Ipv4,
+        address: Ip,
         /// The provider's VPC.
         vpc: u16,
         /// The source of what leaves from this address.
         mac: Mac,
-        /// The addresses that new flows may leave from, as indices of `balancers`: this one and its secondary ones, over and over.
+        /// The IPv4 addresses that new flows may leave from, as indices of `balancers`: of the zone's first one and its secondary
+        /// ones, over and over; 0: there is none.
         sources: [u32; 8],
+        /// The IPv6 addresses, likewise.
+        sources6: [u32; 8],
     }
 }
 
@@ -145,7 +154,7 @@ table! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Face {
     /// The address.
-    pub address: Ipv4,
+    pub address: Ip,
     /// Its link-layer address.
     pub mac: Mac,
 }
@@ -155,6 +164,14 @@ impl Balancer {
     #[inline(always)]
     pub const fn face(&self) -> Face {
         Face { address: self.address, mac: self.mac }
+    }
+
+    /// The address, as an index of `balancers`, that a new flow to a target of one family leaves from: `pick`, of which the lowest three
+    /// bits count, chooses.
+    #[inline(always)]
+    pub fn source(&self, to_ipv4: bool, pick: usize) -> Option<u32> {
+        let sources = if to_ipv4 { &self.sources } else { &self.sources6 };
+        sources.get(pick & 7).copied().filter(|source| *source != 0)
     }
 }
 
@@ -174,7 +191,7 @@ table! {
 
 table! {
     /// Value of `listeners`. Written by the agent, read for a flow's first packet. Full: the configuration is refused.
-    Listener, 12, align 4, {
+    Listener, 16, align 4, {
         /// Index of `tables`, the Maglev table that chooses the target.
         table: u32,
         /// Size of that table, a prime; 0: there is no target.
@@ -185,6 +202,10 @@ table! {
         sticky: u8,
         /// 1: targets see the client's own address and port, where the client is in the load balancer's VPC.
         preserve: u8,
+        /// 1: its targets have IPv6 addresses.
+        ipv6: u16,
+        /// Zero.
+        reserved: u16,
     }
 }
 
@@ -202,9 +223,9 @@ pub const DRAINING: u16 = 5;
 table! {
     /// Value of `targets`, an array by target. Written by the agent, read for a flow's first packet.
     /// Full: the configuration is refused.
-    Target, 24, align 4, {
+    Target, 40, align 8, {
         /// Its address.
-        address: Ipv4,
+        address: Ip,
         /// Its port.
         port: U16,
         /// Its VPC; 0: no such target.
@@ -219,12 +240,14 @@ table! {
         until: u32,
         /// Its flows that were opened by then have ended, in seconds since boot; 0: none.
         cut: u32,
+        /// Zero.
+        reserved: u32,
     }
 }
 
 table! {
     /// Value of `neighbours`, a hash by [`VpcAddress`]: where a target is reached.
-    /// Written by the agent (ARP), read for a flow's first packet and once a second after it. Full: the configuration is refused.
+    /// Written by the agent (ARP, neighbour discovery), read for a flow's first packet and once a second after it. Full: the configuration is refused.
     Neighbour, 8, align 4, {
         /// Link-layer address.
         mac: Mac,
@@ -234,35 +257,8 @@ table! {
 }
 
 table! {
-    /// Key of `established` (a preallocated hash) and `pending` (LRU): one direction of a flow, as its packets arrive.
-    FlowKey, 16, align 8, {
-        /// Source address.
-        source: Ipv4,
-        /// Destination address.
-        destination: Ipv4,
-        /// Source port.
-        source_port: U16,
-        /// Destination port.
-        destination_port: U16,
-        /// The VPC that the packet comes from.
-        vpc: u16,
-        /// [`crate::wire::TCP`] or [`crate::wire::UDP`].
-        protocol: u8,
-        /// Zero.
-        reserved: u8,
-    }
-}
-
-table! {
-    /// Value of `established` and `pending`: everything that a packet of this direction needs. 64 bytes, one cache line of its own.
-    ///
-    /// Written by the path; the agent only ever removes entries. `pending` full: the entry least recently used goes, and its half
-    /// that stays is worthless by the pair check. `established` full: the new flow is refused, the others live on.
-    Flow, 64, align 8, {
-        /// New source address.
-        source: Ipv4,
-        /// New destination address.
-        destination: Ipv4,
+    /// What a packet of a flow's direction needs beside its new addresses.
+    Course, 56, align 4, {
         /// New source port.
         source_port: U16,
         /// New destination port.
@@ -300,6 +296,256 @@ table! {
         /// [`crate::verdict::Direction`].
         direction: u8,
     }
+}
+
+/// Addresses as a pair of flow tables has them.
+pub trait Width: Copy {
+    /// As one of either family.
+    fn widen(self) -> Ip;
+    /// The part of an address that these tables keep.
+    fn of(address: Ip) -> Self;
+    /// The sum of its words, for a checksum.
+    fn sum(self) -> u32;
+    /// What of it goes into a hash.
+    fn bits(self) -> u64;
+}
+
+impl Width for Ipv4 {
+    #[inline(always)]
+    fn widen(self) -> Ip {
+        Ip::from_ipv4(self)
+    }
+
+    #[inline(always)]
+    fn of(address: Ip) -> Self {
+        address.ipv4()
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        checksum::address(self)
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u64 {
+        u32::from_ne_bytes(self).into()
+    }
+}
+
+impl Width for Ip {
+    #[inline(always)]
+    fn widen(self) -> Ip {
+        self
+    }
+
+    #[inline(always)]
+    fn of(address: Ip) -> Self {
+        address
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        checksum::ip(self)
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u64 {
+        let [network, host] = self.words();
+        network.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ host
+    }
+}
+
+/// The key of a pair of flow tables: what the path needs of it, whichever they are.
+pub trait Key: Copy + Default + PartialEq {
+    /// The tables' addresses.
+    type Address: Width;
+    /// The tables' value.
+    type Flow: Copy + Default + Deref<Target = Course> + DerefMut;
+    /// The key of the other pair of tables.
+    type Other: Key;
+    /// Whether these are the wide ones.
+    const WIDE: bool;
+
+    /// Source address.
+    fn source(&self) -> Self::Address;
+    /// Destination address.
+    fn destination(&self) -> Self::Address;
+    /// Source port.
+    fn source_port(&self) -> U16;
+    /// Destination port.
+    fn destination_port(&self) -> U16;
+    /// The VPC that the packet comes from.
+    fn vpc(&self) -> u16;
+    /// [`crate::wire::TCP`] or [`crate::wire::UDP`].
+    fn protocol(&self) -> u8;
+    /// Whether the packet is IPv4.
+    fn is_ipv4(&self) -> bool;
+    /// The key of the other direction: what the peer's answer to a packet rewritten by `flow` looks like when it arrives.
+    fn mirror(&self, flow: &Self::Flow) -> Self;
+    /// The key that the packet has in the other pair of tables, if it can be there.
+    fn other(&self) -> Option<Self::Other>;
+    /// A value with these new addresses.
+    fn flow(source: Self::Address, destination: Self::Address, course: Course) -> Self::Flow;
+    /// The new source address of a value.
+    fn source_of(flow: &Self::Flow) -> Self::Address;
+    /// The new destination address of a value.
+    fn destination_of(flow: &Self::Flow) -> Self::Address;
+}
+
+/// The key and the value of a pair of flow tables.
+macro_rules! flows {
+    ($(#[$key_meta:meta])* $key:ident, $key_size:expr, $(#[$flow_meta:meta])* $flow:ident, $flow_size:expr, of $address:ty, beside $other:ident) => {
+        table! {
+            $(#[$key_meta])*
+            $key, $key_size, align 8, {
+                /// Source address.
+                source: $address,
+                /// Destination address.
+                destination: $address,
+                /// Source port.
+                source_port: U16,
+                /// Destination port.
+                destination_port: U16,
+                /// The VPC that the packet comes from.
+                vpc: u16,
+                /// [`crate::wire::TCP`] or [`crate::wire::UDP`].
+                protocol: u8,
+                /// Zero.
+                reserved: u8,
+            }
+        }
+
+        table! {
+            $(#[$flow_meta])*
+            $flow, $flow_size, align 8, {
+                /// New source address.
+                source: $address,
+                /// New destination address.
+                destination: $address,
+                /// The rest, which is reached as if it were here.
+                course: Course,
+            }
+        }
+
+        impl Deref for $flow {
+            type Target = Course;
+
+            #[inline(always)]
+            fn deref(&self) -> &Course {
+                &self.course
+            }
+        }
+
+        impl DerefMut for $flow {
+            #[inline(always)]
+            fn deref_mut(&mut self) -> &mut Course {
+                &mut self.course
+            }
+        }
+
+        impl Key for $key {
+            type Address = $address;
+            type Flow = $flow;
+            type Other = $other;
+            const WIDE: bool = size_of::<$address>() == size_of::<Ip>();
+
+            #[inline(always)]
+            fn source(&self) -> $address {
+                self.source
+            }
+
+            #[inline(always)]
+            fn destination(&self) -> $address {
+                self.destination
+            }
+
+            #[inline(always)]
+            fn source_port(&self) -> U16 {
+                self.source_port
+            }
+
+            #[inline(always)]
+            fn destination_port(&self) -> U16 {
+                self.destination_port
+            }
+
+            #[inline(always)]
+            fn vpc(&self) -> u16 {
+                self.vpc
+            }
+
+            #[inline(always)]
+            fn protocol(&self) -> u8 {
+                self.protocol
+            }
+
+            #[inline(always)]
+            fn is_ipv4(&self) -> bool {
+                self.source.widen().is_ipv4()
+            }
+
+            #[inline(always)]
+            fn mirror(&self, flow: &$flow) -> Self {
+                Self {
+                    source: flow.destination,
+                    destination: flow.source,
+                    source_port: flow.destination_port,
+                    destination_port: flow.source_port,
+                    vpc: flow.peer_vpc,
+                    protocol: self.protocol,
+                    reserved: 0,
+                }
+            }
+
+            #[inline(always)]
+            fn other(&self) -> Option<$other> {
+                self.is_ipv4().then(|| $other {
+                    source: Width::of(self.source.widen()),
+                    destination: Width::of(self.destination.widen()),
+                    source_port: self.source_port,
+                    destination_port: self.destination_port,
+                    vpc: self.vpc,
+                    protocol: self.protocol,
+                    reserved: 0,
+                })
+            }
+
+            #[inline(always)]
+            fn flow(source: $address, destination: $address, course: Course) -> $flow {
+                $flow { source, destination, course }
+            }
+
+            #[inline(always)]
+            fn source_of(flow: &$flow) -> $address {
+                flow.source
+            }
+
+            #[inline(always)]
+            fn destination_of(flow: &$flow) -> $address {
+                flow.destination
+            }
+        }
+    };
+}
+
+flows! {
+    /// Key of `established` (a preallocated hash) and `pending` (LRU): one direction of a flow that is IPv4 on both sides, as its
+    /// packets arrive.
+    FlowKey, 16,
+    /// Value of `established` and `pending`: everything that a packet of this direction needs. 64 bytes, one cache line of its own.
+    ///
+    /// Written by the path; the agent only ever removes entries. `pending` full: the entry least recently used goes, and its half
+    /// that stays is worthless by the pair check. `established` full: the new flow is refused, the others live on.
+    Flow, 64, of Ipv4, beside FlowKey6
+}
+
+flows! {
+    /// Key of `established6` and `pending6`: the same of a flow that is IPv6 on one side or on both. Where a flow is translated, the
+    /// packets of one direction are IPv4.
+    FlowKey6, 40,
+    /// Value of `established6` and `pending6`, written as those of the narrow tables are. Packets leave with the family of the new
+    /// addresses.
+    Flow6, 88, of Ip, beside FlowKey
 }
 
 table! {
@@ -382,48 +628,57 @@ pub enum InsertError {
 
 /// The memory of one flow entry. Entries are shared between CPUs: every method is one read or one write, and a reader may see
 /// another CPU's writes in part.
-pub trait Entry {
+pub trait Entry<F> {
     /// A copy of it.
-    fn flow(&self) -> Flow;
-    /// Replaces [`Flow::last_seen`].
+    fn flow(&self) -> F;
+    /// Replaces [`Course::last_seen`].
     fn set_last_seen(&self, now: u32);
-    /// Replaces [`Flow::state`], [`Flow::idle_timeout`] and [`Flow::last_seen`].
+    /// Replaces [`Course::state`], [`Course::idle_timeout`] and [`Course::last_seen`].
     fn set_ended(&self, state: u8, idle_timeout: u16, now: u32);
-    /// Replaces [`Flow::state`] and [`Flow::idle_timeout`].
+    /// Replaces [`Course::state`] and [`Course::idle_timeout`].
     fn set_state(&self, state: u8, idle_timeout: u16);
-    /// Replaces [`Flow::seen_mac`] and [`Flow::seen_interface`].
+    /// Replaces [`Course::seen_mac`] and [`Course::seen_interface`].
     fn set_seen(&self, mac: Mac, interface: u16);
-    /// Replaces [`Flow::destination_mac`] and [`Flow::interface`].
+    /// Replaces [`Course::destination_mac`] and [`Course::interface`].
     fn set_next_hop(&self, mac: Mac, interface: u16);
 }
 
-/// What the path may look up, claim or install.
-pub trait Tables {
+/// A pair of flow tables: `established` and `pending`, or `established6` and `pending6`.
+pub trait Flows<K: Key> {
     /// A flow entry's memory.
-    type Entry: Entry;
+    type Entry: Entry<K::Flow>;
 
+    /// An established flow.
+    fn established(&self, key: &K) -> Option<Self::Entry>;
+    /// A pending flow.
+    fn pending(&self, key: &K) -> Option<Self::Entry>;
+    /// Inserts into the established, unless the key is taken.
+    fn establish(&self, key: &K, flow: &K::Flow) -> Result<(), InsertError>;
+    /// Inserts into the pending, unless the key is taken.
+    fn claim(&self, key: &K, flow: &K::Flow) -> Result<(), InsertError>;
+    /// Removes from the established, if it is there.
+    fn remove_established(&self, key: &K);
+    /// Removes from the pending, if it is there.
+    fn remove_pending(&self, key: &K);
+}
+
+/// What the path may look up, claim or install.
+pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
+    /// Lends the path the memory that it needs for wide flows, which no one else uses until `work` returns; it does not ask for it twice
+    /// at a time. Its contents stay until the packet at hand is done with.
+    fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R>;
+    /// Orders what this CPU has written before what it reads next: of two CPUs that each write and then look for the other's, one sees it.
+    fn fence(&self);
     /// An interface by the kernel's index.
     fn interface(&self, ifindex: u32) -> Option<Interface>;
-    /// An established flow.
-    fn established(&self, key: &FlowKey) -> Option<Self::Entry>;
-    /// A pending flow.
-    fn pending(&self, key: &FlowKey) -> Option<Self::Entry>;
-    /// Inserts into `established`, unless the key is taken.
-    fn establish(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
-    /// Inserts into `pending`, unless the key is taken.
-    fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
-    /// Removes from `established`, if it is there.
-    fn remove_established(&self, key: &FlowKey);
-    /// Removes from `pending`, if it is there.
-    fn remove_pending(&self, key: &FlowKey);
     /// The current state of an endpoint; one that does not exist is closed, and of generation 0, which none ever has.
     fn endpoint(&self, endpoint: u32) -> Endpoint;
     /// An address that exists only here.
     fn address(&self, address: &VpcAddress) -> Option<Address>;
     /// Whether the address is within the VPC's CIDRs.
     fn in_vpc(&self, address: &VpcAddress) -> bool;
-    /// Which of a load balancer's addresses a new flow leaves from: `pick`, of which the lowest three bits count, chooses.
-    fn source(&self, balancer: u32, pick: usize) -> Option<u32>;
+    /// Which of a load balancer's addresses a new flow leaves from: [`Balancer::source`].
+    fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32>;
     /// How a load balancer's address looks to targets.
     fn face(&self, balancer: u32) -> Option<Face>;
     /// A listener.
@@ -449,23 +704,13 @@ pub trait Tables {
 impl VpcAddress {
     /// `address` in `vpc`.
     #[inline(always)]
-    pub const fn new(vpc: u16, address: Ipv4) -> Self {
-        Self { address, vpc, reserved: 0 }
+    pub const fn new(vpc: u16, address: Ip) -> Self {
+        Self { address, vpc, reserved: [0; 3] }
     }
-}
 
-impl FlowKey {
-    /// The key of the other direction: what the peer's answer to a packet rewritten by `flow` looks like when it arrives.
+    /// The IPv4 address `address` in `vpc`.
     #[inline(always)]
-    pub const fn mirror(&self, flow: &Flow) -> Self {
-        Self {
-            source: flow.destination,
-            destination: flow.source,
-            source_port: flow.destination_port,
-            destination_port: flow.source_port,
-            vpc: flow.peer_vpc,
-            protocol: self.protocol,
-            reserved: 0,
-        }
+    pub const fn ipv4(vpc: u16, address: Ipv4) -> Self {
+        Self::new(vpc, Ip::from_ipv4(address))
     }
 }

@@ -36,7 +36,7 @@ words! {
     Answer {
         /// An ARP request for an endpoint's or a load balancer's address.
         ArpReply = 2 => "arp_reply",
-        /// An ICMP echo request to an endpoint address with `ping = true`.
+        /// An ICMP or ICMPv6 echo request to an endpoint address with `ping = true`.
         EchoReply = 3 => "echo_reply",
         /// A TCP segment that neither opens a flow nor belongs to one: answered with RST.
         ResetNoFlow = 4 => "reset_no_flow",
@@ -48,6 +48,8 @@ words! {
         ResetTableFull = 7 => "reset_table_full",
         /// A segment of a TCP flow that was cut, since its target is unhealthy or deregistered, or its endpoint rejected: answered with RST.
         ResetTerminated = 8 => "reset_terminated",
+        /// A neighbour solicitation for an endpoint's or a load balancer's IPv6 address.
+        NeighbourAdvertisement = 12 => "neighbour_advertisement",
     }
 }
 
@@ -70,9 +72,9 @@ words! {
         NoFlow = 22 => "no_flow",
         /// A new connection to a load balancer's address from the provider's side; only consumers open flows.
         ProviderInitiated = 23 => "provider_initiated",
-        /// ICMP other than an answered echo request.
+        /// ICMP or ICMPv6 other than an answered echo request and neighbour discovery.
         IcmpUnsupported = 24 => "icmp_unsupported",
-        /// A protocol other than TCP, UDP and ICMP.
+        /// A protocol other than TCP, UDP, ICMP and ICMPv6.
         ProtocolUnsupported = 25 => "protocol_unsupported",
         /// A new flow of an endpoint whose connection the provider has not accepted.
         EndpointClosed = 26 => "endpoint_closed",
@@ -90,6 +92,10 @@ words! {
         EndpointRate = 32 => "endpoint_rate",
         /// A new flow of an endpoint that has as many flows as it may.
         EndpointFull = 33 => "endpoint_full",
+        /// IPv6 extension headers, to or from one of our addresses.
+        ExtensionHeader = 40 => "extension_header",
+        /// An IPv4 datagram without a UDP checksum that would have to become IPv6, where it must have one.
+        UdpChecksumMissing = 41 => "udp_checksum_missing",
     }
 }
 
@@ -130,6 +136,8 @@ pub enum Action {
         direction: Direction,
         /// What to count beside packets and bytes.
         event: FlowEvent,
+        /// Whether it leaves as IPv6.
+        ipv6: bool,
     },
     /// Between a VPC and its own stack; to be sent out of `interface`.
     Steer {
@@ -157,8 +165,14 @@ impl Verdict {
 
     /// [`Action::Forward`].
     #[inline(always)]
-    pub const fn forward(interface: u16, endpoint: u32, direction: Direction, event: FlowEvent) -> Self {
-        let flags = direction as u64 | (event as u64) << 1;
+    pub const fn forward(
+        interface: u16,
+        endpoint: u32,
+        direction: Direction,
+        event: FlowEvent,
+        ipv6: bool,
+    ) -> Self {
+        let flags = direction as u64 | (event as u64) << 1 | (ipv6 as u64) << 3;
         Self(Self::FORWARD | flags << 8 | (interface as u64) << 16 | (endpoint as u64) << 32)
     }
 
@@ -207,7 +221,7 @@ impl Verdict {
                     1 => FlowEvent::Opened,
                     _ => FlowEvent::Reset,
                 };
-                Action::Forward { interface, endpoint: upper, direction, event }
+                Action::Forward { interface, endpoint: upper, direction, event, ipv6: self.0 >> 11 & 1 != 0 }
             }
             Self::STEER => Action::Steer { interface },
             Self::ANSWER => Action::Answer(upper),

@@ -1,7 +1,12 @@
 //! Packet headers as types: byte order and layout, no behaviour. Alignment is one, since nothing aligns them in a frame.
 
 use core::mem::size_of;
-use network_types::{arp::ArpHdr, eth::EthHdr, ip::Ipv4Hdr, udp::UdpHdr};
+use network_types::{
+    arp::ArpHdr,
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    udp::UdpHdr,
+};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     big_endian::{U16, U32},
@@ -9,16 +14,84 @@ use zerocopy::{
 
 /// An IPv4 address in network byte order, as people read it.
 pub type Ipv4 = [u8; 4];
+/// An IPv6 address, likewise.
+pub type Ipv6 = [u8; 16];
 /// A link-layer address.
 pub type Mac = [u8; 6];
+
+/// An address of either family in network byte order: an IPv6 address, or an IPv4 address as the IPv6 address that is mapped to it,
+/// `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2). No packet has such an address: the path refuses it.
+///
+/// Aligned, so that it is compared and copied in two words.
+#[derive(Clone, Copy, Debug, Default, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Ip(pub Ipv6);
+
+/// What an IPv4 address is mapped by, as the third of four words.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+impl Ip {
+    /// An IPv4 address.
+    #[inline(always)]
+    pub const fn from_ipv4(address: Ipv4) -> Self {
+        Self::from_words([0, zerocopy::transmute!([MAPPED, u32::from_ne_bytes(address)])])
+    }
+
+    /// Two words in the machine's own byte order.
+    #[inline(always)]
+    pub const fn from_words(words: [u64; 2]) -> Self {
+        zerocopy::transmute!(words)
+    }
+
+    /// The same words.
+    #[inline(always)]
+    pub const fn words(self) -> [u64; 2] {
+        zerocopy::transmute!(self)
+    }
+
+    /// Whether this is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_ipv4(self) -> bool {
+        let [network, host] = self.words();
+        let [mapped, _]: [u32; 2] = zerocopy::transmute!(host);
+        network == 0 && mapped == MAPPED
+    }
+
+    /// The last four bytes: the whole of an IPv4 address.
+    #[inline(always)]
+    pub const fn ipv4(self) -> Ipv4 {
+        let [_, host] = self.words();
+        let [_, address]: [u32; 2] = zerocopy::transmute!(host);
+        address.to_ne_bytes()
+    }
+}
+
+impl PartialEq for Ip {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.words() == other.words()
+    }
+}
+
+impl Eq for Ip {}
+
+impl core::hash::Hash for Ip {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.words().hash(state);
+    }
+}
 
 /// Where the network header starts in an untagged frame.
 pub const NETWORK: usize = EthHdr::LEN;
 /// Where the transport header starts behind an IPv4 header without options.
 pub const TRANSPORT: usize = NETWORK + Ipv4Hdr::LEN;
+/// Where the transport header starts behind an IPv6 header without extension headers.
+pub const TRANSPORT6: usize = NETWORK + Ipv6Hdr::LEN;
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// EtherType of ARP.
 pub const ETHERTYPE_ARP: u16 = 0x0806;
 /// IANA protocol number of ICMP.
@@ -27,6 +100,8 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// IANA protocol number of UDP.
 pub const UDP: u8 = 17;
+/// IANA protocol number of ICMPv6.
+pub const ICMPV6: u8 = 58;
 
 macro_rules! header {
     ($(#[$meta:meta])* $name:ident, $size:expr, { $($(#[$field_meta:meta])* $field:ident: $type:ty,)+ }) => {
@@ -99,6 +174,52 @@ header! {
 }
 
 header! {
+    /// IPv6 without extension headers (RFC 8200).
+    Ipv6Header, Ipv6Hdr::LEN, {
+        /// Version (6), traffic class and flow label.
+        version_class_label: U32,
+        /// Length of what follows this header.
+        payload_length: U16,
+        /// IANA protocol number of what follows.
+        next_header: u8,
+        /// Hop limit.
+        hop_limit: u8,
+        /// Source address.
+        source: Ipv6,
+        /// Destination address.
+        destination: Ipv6,
+    }
+}
+
+header! {
+    /// A neighbour solicitation or advertisement without options (RFC 4861, 4.3 and 4.4).
+    NeighbourMessage, 24, {
+        /// 135: solicitation, 136: advertisement.
+        kind: u8,
+        /// Zero.
+        code: u8,
+        /// Checksum, as stored.
+        checksum: [u8; 2],
+        /// Of an advertisement: [`SOLICITED`] and [`OVERRIDE`].
+        flags: U32,
+        /// The address that is asked for, or told of.
+        target: Ipv6,
+    }
+}
+
+header! {
+    /// An option of neighbour discovery that holds a link-layer address, or as much of any other one (RFC 4861, 4.6).
+    NeighbourOption, 8, {
+        /// 1: of the sender, 2: of the target.
+        kind: u8,
+        /// Length in units of eight bytes.
+        length: u8,
+        /// The address.
+        mac: Mac,
+    }
+}
+
+header! {
     /// TCP without options (RFC 9293).
     Tcp, 20, {
         /// Source port.
@@ -156,3 +277,39 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 /// TCP flag.
 pub const ACK: u8 = 0x10;
+
+/// ICMPv6 type (RFC 4443).
+pub const ECHO_REQUEST6: u8 = 128;
+/// ICMPv6 type (RFC 4443).
+pub const ECHO_REPLY6: u8 = 129;
+/// ICMPv6 type (RFC 4861).
+pub const SOLICITATION: u8 = 135;
+/// ICMPv6 type (RFC 4861).
+pub const ADVERTISEMENT: u8 = 136;
+/// Flag of an advertisement: it answers a solicitation of its destination.
+pub const SOLICITED: u32 = 1 << 30;
+/// Flag of an advertisement: what it says replaces what is known.
+pub const OVERRIDE: u32 = 1 << 29;
+/// [`NeighbourOption::kind`]: the sender's link-layer address.
+pub const SOURCE_LINK_LAYER: u8 = 1;
+/// [`NeighbourOption::kind`]: the target's link-layer address.
+pub const TARGET_LINK_LAYER: u8 = 2;
+/// What every message of neighbour discovery has: it has passed no router.
+pub const NEIGHBOUR_HOP_LIMIT: u8 = 255;
+/// The unspecified address.
+pub const UNSPECIFIED: Ipv6 = [0; 16];
+/// All nodes of the link.
+pub const ALL_NODES: Ipv6 = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// The multicast address that an address is asked for by (RFC 4291, 2.7.1).
+pub const fn solicited_node(address: &Ipv6) -> Ipv6 {
+    let [.., a, b, c] = *address;
+    [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]
+}
+
+/// The link-layer address of a multicast address (RFC 2464, 7).
+#[inline(always)]
+pub const fn multicast_mac(address: &Ipv6) -> Mac {
+    let [.., a, b, c, d] = *address;
+    [0x33, 0x33, a, b, c, d]
+}

@@ -1,17 +1,20 @@
 //! [`Frame`] over what the kernel hands to each hook: an XDP buffer, or a socket buffer.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_md},
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_adjust_tail,
-        bpf_xdp_get_buff_len,
+        bpf_l4_csum_replace, bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
     },
     programs::{TcContext, XdpContext},
 };
 use core::mem::{offset_of, size_of};
 use privatelink_common::checksum::fold;
-use privatelink_common::frame::{Change, Frame};
-use privatelink_common::wire::{ETHERTYPE_IPV4, Ethernet, Ipv4Header, NETWORK, TCP, TRANSPORT, Tcp, Udp};
+use privatelink_common::frame::{Change, DIFFERENCE, Frame};
+use privatelink_common::wire::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4Header, Ipv6Header, NETWORK, TCP, TRANSPORT, TRANSPORT6,
+    Tcp, Udp,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A pointer to `offset`, if a `T` is there as a whole.
@@ -113,6 +116,24 @@ impl Frame for XdpFrame {
         let result = unsafe { bpf_xdp_adjust_tail(self.context, -(excess as i32)) };
         (result == 0).then_some(())
     }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a frame's length")]
+    fn extend(&mut self, len: usize) -> Option<()> {
+        let missing = len.checked_sub(self.len())?;
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_tail(self.context, missing as i32) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "twenty")]
+    fn change_family(&mut self, to_ipv6: bool) -> Option<()> {
+        let by = if to_ipv6 { -(DIFFERENCE as i32) } else { DIFFERENCE as i32 };
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_head(self.context, by) };
+        (result == 0).then_some(())
+    }
 }
 
 /// The frame that a TCX program was called for. It may be one of 64 KiB that a device has yet to cut into segments (GSO), and its
@@ -126,15 +147,22 @@ impl SkbFrame {
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "the length of headers")]
     pub(crate) fn new(context: *mut __sk_buff) -> Self {
-        const HEADERS: usize = TRANSPORT + size_of::<Tcp>();
+        /// Of the longest TCP header; what has to be pulled is pulled once.
+        const ALL: usize = TRANSPORT6 + 60;
         let frame = Self { context };
+        let transport = if frame.is_ipv6() { TRANSPORT6 } else { TRANSPORT };
         let (data, end) = frame.bounds();
         let (linear, len) = (end as usize - data as usize, frame.len());
-        if linear < HEADERS && linear < len {
+        if linear < transport + size_of::<Tcp>() && linear < len {
             // SAFETY: the helper checks the context and the length; where it fails, the path reads less.
-            unsafe { bpf_skb_pull_data(context, HEADERS.min(len) as u32) };
+            unsafe { bpf_skb_pull_data(context, ALL.min(len) as u32) };
         }
         frame
+    }
+
+    #[inline(always)]
+    fn is_ipv6(&self) -> bool {
+        self.read::<Ethernet>(0).is_some_and(|ethernet| ethernet.ethertype.get() == ETHERTYPE_IPV6)
     }
 
     /// The context, for helpers.
@@ -181,15 +209,21 @@ impl SkbFrame {
     /// Bytes that every segment begins with; nothing for what is not the path's.
     #[inline(always)]
     fn headers(&self) -> u64 {
-        let ethertype = self.read::<Ethernet>(0).map(|ethernet| ethernet.ethertype.get());
-        let (Some(ETHERTYPE_IPV4), Some(ip)) = (ethertype, self.read::<Ipv4Header>(NETWORK)) else {
-            return 0;
-        };
-        if ip.protocol != TCP {
-            return (TRANSPORT + size_of::<Udp>()) as u64;
+        match self.read::<Ethernet>(0).map(|ethernet| ethernet.ethertype.get()) {
+            Some(ETHERTYPE_IPV4) => self.transport::<TRANSPORT>(offset_of!(Ipv4Header, protocol)),
+            Some(ETHERTYPE_IPV6) => self.transport::<TRANSPORT6>(offset_of!(Ipv6Header, next_header)),
+            _ => 0,
         }
-        let words = self.read::<u8>(TRANSPORT + offset_of!(Tcp, data_offset)).unwrap_or_default() >> 4;
-        TRANSPORT as u64 + u64::from(words) * 4
+    }
+
+    /// Bytes to the end of a transport header at `AT`; the network header says at `protocol` what it is.
+    #[inline(always)]
+    fn transport<const AT: usize>(&self, protocol: usize) -> u64 {
+        if self.read::<u8>(NETWORK + protocol) != Some(TCP) {
+            return (AT + size_of::<Udp>()) as u64;
+        }
+        let words = self.read::<u8>(AT + offset_of!(Tcp, data_offset)).unwrap_or_default() >> 4;
+        AT as u64 + u64::from(words) * 4
     }
 
     /// Where the packet's linear part begins and ends.
@@ -198,6 +232,14 @@ impl SkbFrame {
         let (data, end) =
             (self.word(offset_of!(__sk_buff, data)), self.word(offset_of!(__sk_buff, data_end)));
         (data as usize as *mut u8, end as usize as *mut u8)
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a frame's length")]
+    fn change_tail(&mut self, len: usize) -> Option<()> {
+        // SAFETY: the helper checks the context and the length; pointers into the packet are derived anew at every access.
+        let result = unsafe { bpf_skb_change_tail(self.context, len as u32, 0) };
+        (result == 0).then_some(())
     }
 
     /// Adds `difference` to a transport checksum, unless it is one that is still to be completed and `flags` do not say that this is
@@ -228,6 +270,16 @@ impl Frame for SkbFrame {
         write(self.bounds(), offset, value)
     }
 
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "an offset into the headers and their length")]
+    fn write_summed<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
+        let (from, len) = (core::ptr::from_ref(value).cast(), size_of::<T>() as u32);
+        let flags = BPF_F_RECOMPUTE_CSUM.into();
+        // SAFETY: the helper checks the context and the offset, and reads `value`, which is bytes as a whole.
+        let result = unsafe { bpf_skb_store_bytes(self.context, offset as u32, from, len, flags) };
+        (result == 0).then_some(())
+    }
+
     /// By the helper, which alone knows whether the checksum is complete.
     #[inline(always)]
     fn change_checksum(&mut self, offset: usize, _: [u8; 2], is_tcp: bool, change: Change) -> Option<()> {
@@ -247,12 +299,26 @@ impl Frame for SkbFrame {
 
     /// The helper also makes one packet of what was to be cut into segments.
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "a frame's length")]
     fn truncate(&mut self, len: usize) -> Option<()> {
         // A shorter one would be made longer.
         self.holds(len).then_some(())?;
+        self.change_tail(len)
+    }
+
+    #[inline(always)]
+    fn extend(&mut self, len: usize) -> Option<()> {
+        // A longer one would be made shorter.
+        (self.len() <= len).then_some(())?;
+        self.change_tail(len)
+    }
+
+    /// The helper also tells the kernel what the frame is now, and into which segments it is to be cut.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "an EtherType")]
+    fn change_family(&mut self, to_ipv6: bool) -> Option<()> {
+        let ethertype = if to_ipv6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
         // SAFETY: as in `add_to_checksum`.
-        let result = unsafe { bpf_skb_change_tail(self.context, len as u32, 0) };
+        let result = unsafe { bpf_skb_change_proto(self.context, ethertype.to_be(), 0) };
         (result == 0).then_some(())
     }
 }

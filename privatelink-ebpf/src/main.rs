@@ -5,6 +5,8 @@
 //! memory is, and the few helper calls here.
 #![no_std]
 #![no_main]
+// For one instruction that Rust has no other word for: see tables.
+#![feature(asm_experimental_arch)]
 
 mod frame;
 mod maps;
@@ -22,14 +24,14 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::info;
 use core::mem::offset_of;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 use frame::{SkbFrame, XdpFrame};
 use privatelink_common::frame::Frame;
 use privatelink_common::{
     limits::OUTCOMES,
     path,
     verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
-    wire::{Ipv4Header, NETWORK, TRANSPORT},
+    wire::{Ipv4Header, Ipv6Header, NETWORK, TRANSPORT, TRANSPORT6},
 };
 use tables::{Exit, KernelTables, TcxExit, XdpExit, interface};
 use zerocopy::big_endian::U16;
@@ -150,8 +152,8 @@ fn act<H: Host>(frame: &H, verdict: Result<Verdict, DropReason>, ifindex: u32) -
         }
     };
     match verdict.action() {
-        Action::Forward { endpoint, direction, event, .. } => {
-            count_forwarded(frame, endpoint, direction, event);
+        Action::Forward { endpoint, direction, event, ipv6, .. } => {
+            count_forwarded(frame, endpoint, direction, event, ipv6);
             H::REDIRECT
         }
         Action::Steer { .. } => {
@@ -187,6 +189,9 @@ fn count<H: Host>(frame: &H, ifindex: u32, outcome: u32) {
 #[inline(never)]
 fn report<H: Host>(frame: &H, ifindex: u32, reason: u32) {
     let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else { return };
+    if ip.version_ihl >> 4 == 6 {
+        return report6(frame, ifindex, reason);
+    }
     let ports = frame.read::<[U16; 2]>(TRANSPORT).unwrap_or_default();
     let (source, destination) = (Ipv4Addr::from(ip.source), Ipv4Addr::from(ip.destination));
     info!(
@@ -202,11 +207,36 @@ fn report<H: Host>(frame: &H, ifindex: u32, reason: u32) {
     );
 }
 
+/// The same of an IPv6 packet.
+#[inline(never)]
+fn report6<H: Host>(frame: &H, ifindex: u32, reason: u32) {
+    let Some(ip) = frame.read::<Ipv6Header>(NETWORK) else { return };
+    let ports = frame.read::<[U16; 2]>(TRANSPORT6).unwrap_or_default();
+    let (source, destination) = (Ipv6Addr::from(ip.source), Ipv6Addr::from(ip.destination));
+    info!(
+        &frame.log_context(),
+        "{} {} {} {:i}:{} {:i}:{}",
+        reason,
+        ifindex,
+        ip.next_header,
+        source,
+        ports[0].get(),
+        destination,
+        ports[1].get()
+    );
+}
+
 #[inline(always)]
-fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, event: FlowEvent) {
+fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, event: FlowEvent, ipv6: bool) {
     // The packet's own word for its length was checked, and is nearer than the frame's.
-    let length = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
-    let (packets, bytes) = frame.on_the_wire(NETWORK as u64 + u64::from(length.get()));
+    let length = if ipv6 {
+        let payload = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length)).unwrap_or_default();
+        TRANSPORT6 as u64 + u64::from(payload.get())
+    } else {
+        let total = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
+        NETWORK as u64 + u64::from(total.get())
+    };
+    let (packets, bytes) = frame.on_the_wire(length);
     let Some(counters) = maps::COUNTERS.get_ptr_mut(endpoint) else { return };
     // SAFETY: as in `count`.
     let counters = unsafe { &mut *counters };

@@ -7,9 +7,11 @@ use aya_ebpf::{
 };
 use privatelink_common::{
     limits::OUTCOMES,
+    path::Room,
     tables::{
-        Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-        ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
+        Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
+        Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters,
+        VpcAddress,
     },
 };
 
@@ -46,6 +48,10 @@ pub(crate) static NEIGHBOURS: HashMap<VpcAddress, Neighbour, 16384, SPARSE> = Ha
 pub(crate) static ESTABLISHED: HashMap<FlowKey, Flow, 1048576> = HashMap::new();
 #[btf_map(name = "pending")]
 pub(crate) static PENDING: LruHashMap<FlowKey, Flow, 65536> = LruHashMap::new();
+#[btf_map(name = "established6")]
+pub(crate) static ESTABLISHED6: HashMap<FlowKey6, Flow6, 262144> = HashMap::new();
+#[btf_map(name = "pending6")]
+pub(crate) static PENDING6: LruHashMap<FlowKey6, Flow6, 32768> = LruHashMap::new();
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<EndpointCounters, 4096> = PerCpuArray::new();
 #[btf_map(name = "target_counters")]
@@ -56,6 +62,12 @@ pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "names")]
 pub(crate) static NAMES: HashMap<NameKey, Name, 65536, SPARSE> = HashMap::new();
+/// What the path remembers of a packet of a wide flow while it decides about it; of no interest to anyone else.
+#[btf_map(name = "room")]
+pub(crate) static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
+/// A word for [`crate::tables::KernelTables`] to order its writes by.
+#[btf_map(name = "fence")]
+pub(crate) static FENCE: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// One number: the layout of all the others.
 #[btf_map(name = "layout")]
 pub(crate) static LAYOUT: Array<u32, 1> = Array::new();

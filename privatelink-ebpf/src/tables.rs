@@ -1,8 +1,9 @@
 //! [`Tables`] over the kernel's maps.
 
 use crate::maps::{
-    ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, MTUS,
-    NEIGHBOURS, PENDING, PREFIXES, TABLES, TARGET_COUNTERS, TARGETS,
+    ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, ESTABLISHED6, FENCE,
+    INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING, PENDING6, PREFIXES, ROOM, TABLES, TARGET_COUNTERS,
+    TARGETS,
 };
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_NOEXIST, tcx_action_base::TCX_REDIRECT, xdp_action},
@@ -10,9 +11,10 @@ use aya_ebpf::{
     helpers::generated::{bpf_check_mtu, bpf_redirect},
 };
 use privatelink_common::{
+    path::Room,
     tables::{
-        Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-        ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
+        Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows, InsertError,
+        Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
     },
     wire::Mac,
 };
@@ -65,56 +67,101 @@ pub(crate) fn interface(ifindex: u32) -> Option<Interface> {
     INTERFACES.get(ifindex).copied()
 }
 
-/// An entry of `established` or `pending`, in the map's own memory.
+/// An entry of a flow table, in the map's own memory.
 ///
 /// Other CPUs may read and write it meanwhile, as they may with any map value: fields are aligned integers or bytes, every access
 /// below is one plain load or store of one field, and `privatelink_common::path::flow` says why a mixture does no harm. The memory
 /// itself belongs to the map, which outlives the program's run.
-pub(crate) struct FlowEntry(*mut Flow);
+pub(crate) struct FlowEntry<F>(*mut F);
 
-impl Entry for FlowEntry {
-    #[inline(always)]
-    fn flow(&self) -> Flow {
-        let words = self.0.cast::<u64>();
-        // Eight loads, spelled out: a copy of this size becomes a loop over bytes, which takes longer than the lookup. Volatile, so that
-        // they stay what they are.
-        // SAFETY: the pointer is one that a map lookup returned in this run, to 64 bytes with an alignment of eight.
-        let word = |index: usize| unsafe { words.add(index).read_volatile() };
-        zerocopy::transmute!([word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7)])
-    }
+/// The tables of one width: their key and value, their maps, and the value's words.
+macro_rules! flows {
+    ($key:ty, $flow:ty, $established:ident, $pending:ident, $($word:literal)+) => {
+        impl Entry<$flow> for FlowEntry<$flow> {
+            #[inline(always)]
+            fn flow(&self) -> $flow {
+                let words = self.0.cast::<u64>();
+                // Loads of words, spelled out: a copy of this size becomes a loop over bytes, which takes longer than the lookup.
+                // Volatile, so that they stay what they are.
+                // SAFETY: the pointer is one that a map lookup returned in this run, to so many words with an alignment of eight.
+                let word = |index: usize| unsafe { words.add(index).read_volatile() };
+                zerocopy::transmute!([$(word($word)),+])
+            }
 
-    #[inline(always)]
-    fn set_last_seen(&self, now: u32) {
-        // SAFETY: as above.
-        unsafe { (*self.0).last_seen = now };
-    }
+            #[inline(always)]
+            fn set_last_seen(&self, now: u32) {
+                // SAFETY: as above.
+                unsafe { (*self.0).course.last_seen = now };
+            }
 
-    #[inline(always)]
-    fn set_ended(&self, state: u8, idle_timeout: u16, now: u32) {
-        // SAFETY: as above.
-        unsafe {
-            ((*self.0).state, (*self.0).idle_timeout, (*self.0).last_seen) = (state, idle_timeout, now);
+            #[inline(always)]
+            fn set_ended(&self, state: u8, idle_timeout: u16, now: u32) {
+                // SAFETY: as above.
+                unsafe {
+                    (*self.0).course.state = state;
+                    (*self.0).course.idle_timeout = idle_timeout;
+                    (*self.0).course.last_seen = now;
+                }
+            }
+
+            #[inline(always)]
+            fn set_state(&self, state: u8, idle_timeout: u16) {
+                // SAFETY: as above.
+                unsafe { ((*self.0).course.state, (*self.0).course.idle_timeout) = (state, idle_timeout) };
+            }
+
+            #[inline(always)]
+            fn set_seen(&self, mac: Mac, interface: u16) {
+                // SAFETY: as above.
+                unsafe { ((*self.0).course.seen_mac, (*self.0).course.seen_interface) = (mac, interface) };
+            }
+
+            #[inline(always)]
+            fn set_next_hop(&self, mac: Mac, interface: u16) {
+                // SAFETY: as above.
+                unsafe { ((*self.0).course.destination_mac, (*self.0).course.interface) = (mac, interface) };
+            }
         }
-    }
 
-    #[inline(always)]
-    fn set_state(&self, state: u8, idle_timeout: u16) {
-        // SAFETY: as above.
-        unsafe { ((*self.0).state, (*self.0).idle_timeout) = (state, idle_timeout) };
-    }
+        impl<E: Exit> Flows<$key> for KernelTables<E> {
+            type Entry = FlowEntry<$flow>;
 
-    #[inline(always)]
-    fn set_seen(&self, mac: Mac, interface: u16) {
-        // SAFETY: as above.
-        unsafe { ((*self.0).seen_mac, (*self.0).seen_interface) = (mac, interface) };
-    }
+            #[inline(always)]
+            fn established(&self, key: &$key) -> Option<FlowEntry<$flow>> {
+                $established.get_ptr_mut(key).map(FlowEntry)
+            }
 
-    #[inline(always)]
-    fn set_next_hop(&self, mac: Mac, interface: u16) {
-        // SAFETY: as above.
-        unsafe { ((*self.0).destination_mac, (*self.0).interface) = (mac, interface) };
-    }
+            #[inline(always)]
+            fn pending(&self, key: &$key) -> Option<FlowEntry<$flow>> {
+                $pending.get_ptr_mut(key).map(FlowEntry)
+            }
+
+            #[inline(always)]
+            fn establish(&self, key: &$key, flow: &$flow) -> Result<(), InsertError> {
+                inserted($established.insert(key, flow, BPF_NOEXIST.into()))
+            }
+
+            #[inline(always)]
+            fn claim(&self, key: &$key, flow: &$flow) -> Result<(), InsertError> {
+                inserted($pending.insert(key, flow, BPF_NOEXIST.into()))
+            }
+
+            #[inline(always)]
+            fn remove_established(&self, key: &$key) {
+                // That it is gone already is what was wanted.
+                let _ = $established.remove(key);
+            }
+
+            #[inline(always)]
+            fn remove_pending(&self, key: &$key) {
+                let _ = $pending.remove(key);
+            }
+        }
+    };
 }
+
+flows!(FlowKey, Flow, ESTABLISHED, PENDING, 0 1 2 3 4 5 6 7);
+flows!(FlowKey6, Flow6, ESTABLISHED6, PENDING6, 0 1 2 3 4 5 6 7 8 9 10);
 
 /// What an insertion returned.
 #[inline(always)]
@@ -123,42 +170,29 @@ fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
 }
 
 impl<E: Exit> Tables for KernelTables<E> {
-    type Entry = FlowEntry;
+    #[inline(always)]
+    fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
+        let room = ROOM.get_ptr_mut(0)?;
+        // SAFETY: the map returned a pointer to this CPU's own value, programs of neither hook nest on a CPU, and the path does not
+        // ask twice at a time: nothing else refers to it.
+        Some(work(unsafe { &mut *room }))
+    }
+
+    #[inline(always)]
+    fn fence(&self) {
+        let Some(word) = FENCE.get_ptr_mut(0) else { return };
+        // SAFETY: the map returned a pointer to this CPU's own word. An instruction that changes memory and says what was there before
+        // is a full barrier on every architecture (Documentation/bpf/standardization/instruction-set.rst, "Atomic operations"; the
+        // kernel's JITs use the ordered forms).
+        unsafe {
+            core::arch::asm!("{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+                value = inout(reg) 1u64 => _, word = in(reg) word);
+        }
+    }
 
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<Interface> {
         interface(ifindex)
-    }
-
-    #[inline(always)]
-    fn established(&self, key: &FlowKey) -> Option<FlowEntry> {
-        ESTABLISHED.get_ptr_mut(key).map(FlowEntry)
-    }
-
-    #[inline(always)]
-    fn pending(&self, key: &FlowKey) -> Option<FlowEntry> {
-        PENDING.get_ptr_mut(key).map(FlowEntry)
-    }
-
-    #[inline(always)]
-    fn establish(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        inserted(ESTABLISHED.insert(key, flow, BPF_NOEXIST.into()))
-    }
-
-    #[inline(always)]
-    fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        inserted(PENDING.insert(key, flow, BPF_NOEXIST.into()))
-    }
-
-    #[inline(always)]
-    fn remove_established(&self, key: &FlowKey) {
-        // That it is gone already is what was wanted.
-        let _ = ESTABLISHED.remove(key);
-    }
-
-    #[inline(always)]
-    fn remove_pending(&self, key: &FlowKey) {
-        let _ = PENDING.remove(key);
     }
 
     #[inline(always)]
@@ -174,13 +208,13 @@ impl<E: Exit> Tables for KernelTables<E> {
 
     #[inline(always)]
     fn in_vpc(&self, address: &VpcAddress) -> bool {
-        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address };
-        PREFIXES.get(&Key::new(64, prefix)).is_some()
+        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address.0 };
+        PREFIXES.get(&Key::new(160, prefix)).is_some()
     }
 
     #[inline(always)]
-    fn source(&self, balancer: u32, pick: usize) -> Option<u32> {
-        BALANCERS.get(balancer)?.sources.get(pick & 7).copied()
+    fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32> {
+        BALANCERS.get(balancer)?.source(to_ipv4, pick)
     }
 
     #[inline(always)]

@@ -56,9 +56,9 @@ pub struct Asked {
     /// `tcp` or `udp`.
     pub protocol: String,
     /// Source.
-    pub from: std::net::SocketAddrV4,
+    pub from: std::net::SocketAddr,
     /// Destination.
-    pub to: std::net::SocketAddrV4,
+    pub to: std::net::SocketAddr,
 }
 
 impl From<&Asked> for explain::Question {

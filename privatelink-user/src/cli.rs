@@ -13,7 +13,7 @@ use log::{error, info};
 use privatelink_common::path::state::State;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -134,9 +134,9 @@ enum Command {
         /// tcp or udp.
         protocol: String,
         /// Source address and port.
-        source: SocketAddrV4,
+        source: SocketAddr,
         /// Destination address and port.
-        destination: SocketAddrV4,
+        destination: SocketAddr,
         #[command(flatten)]
         format: Format,
     },

@@ -4,7 +4,8 @@ use crate::net;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record, info};
 use privatelink_common::verdict::DropReason;
-use privatelink_common::wire::{ICMP, TCP, UDP};
+use privatelink_common::wire::{ICMP, ICMPV6, TCP, UDP};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// How long the program's messages gather before they are read. They have 128 KiB of room, and what comes when that is full is
@@ -37,10 +38,15 @@ fn words(message: &str) -> Option<String> {
     let protocol: u8 = parts.next()?.parse().ok()?;
     let (from, to) = (parts.next()?, parts.next()?);
     let address = |it: &str| it.rsplit_once(':').map(|(address, _)| address.to_owned());
+    let with_port = |it: &str| {
+        let (address, port) = it.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?).to_string())
+    };
     Some(match protocol {
-        TCP => format!("dropped {reason}: {interface} tcp {from} > {to}"),
-        UDP => format!("dropped {reason}: {interface} udp {from} > {to}"),
+        TCP => format!("dropped {reason}: {interface} tcp {} > {}", with_port(from)?, with_port(to)?),
+        UDP => format!("dropped {reason}: {interface} udp {} > {}", with_port(from)?, with_port(to)?),
         ICMP => format!("dropped {reason}: {interface} icmp {} > {}", address(from)?, address(to)?),
+        ICMPV6 => format!("dropped {reason}: {interface} icmpv6 {} > {}", address(from)?, address(to)?),
         other => {
             format!("dropped {reason}: {interface} protocol {other} {} > {}", address(from)?, address(to)?)
         }
@@ -64,6 +70,8 @@ mod tests {
     fn a_message_of_the_program_becomes_words_and_any_other_is_left_alone() {
         let line = words("20 4294967295 6 10.0.1.5:40000 10.0.9.9:81").unwrap();
         assert!(line.ends_with(": 4294967295 tcp 10.0.1.5:40000 > 10.0.9.9:81"), "{line}");
+        let line = words("40 4294967295 6 fd00::5:40000 fd00::9:81").unwrap();
+        assert!(line.ends_with(": 4294967295 tcp [fd00::5]:40000 > [fd00::9]:81"), "{line}");
         for other in ["", "hello", "20 1 6", "999 1 6 1.1.1.1:1 2.2.2.2:2"] {
             assert_eq!(words(other), None, "{other}");
         }

@@ -1,20 +1,22 @@
 //! Runs the real packet path over the live tables, without a packet, and tells every question that it asks and the answer it gets.
 //! Nothing is written: what the path would install is only told.
 
+use crate::ip::{self, with_port};
 use crate::maps::{Maps, PrefixKey};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
-use privatelink_common::frame::SliceFrame;
-use privatelink_common::path;
+use privatelink_common::frame::{DIFFERENCE, SliceFrame};
+use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Bucket, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-    ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
+    Address, Bucket, Course, ENDPOINT, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
+    InsertError, Interface, Key, Listener, ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent,
+    VpcAddress, Width,
 };
 use privatelink_common::verdict::Action;
-use privatelink_common::wire::{Ipv4, Mac};
+use privatelink_common::wire::Mac;
 use std::cell::RefCell;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use zerocopy::big_endian::U32;
 
 /// What is to be explained.
@@ -25,9 +27,9 @@ pub struct Question {
     /// `tcp` or `udp`.
     pub protocol: String,
     /// Source.
-    pub from: SocketAddrV4,
+    pub from: SocketAddr,
     /// Destination.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
 }
 
 /// The live tables, which only answer.
@@ -36,13 +38,14 @@ struct Narrator<'a> {
     names: &'a Names,
     interface: Interface,
     told: RefCell<Vec<String>>,
+    room: RefCell<Room>,
 }
 
 /// An entry that is a copy, so that nothing reaches the map.
-struct Copied(Flow);
+struct Copied<F>(F);
 
-impl Entry for Copied {
-    fn flow(&self) -> Flow {
+impl<F: Copy> Entry<F> for Copied<F> {
+    fn flow(&self) -> F {
         self.0
     }
     fn set_last_seen(&self, _: u32) {}
@@ -52,10 +55,6 @@ impl Entry for Copied {
     fn set_next_hop(&self, _: Mac, _: u16) {}
 }
 
-fn ip(address: Ipv4) -> Ipv4Addr {
-    address.into()
-}
-
 impl Narrator<'_> {
     fn tell<T>(&self, what: String, answer: Option<T>, describe: impl FnOnce(&T) -> String) -> Option<T> {
         let told = answer.as_ref().map_or_else(|| "no".to_owned(), describe);
@@ -63,40 +62,77 @@ impl Narrator<'_> {
         answer
     }
 
-    fn flow(&self, kind: &str, key: &FlowKey, flow: Option<Flow>) -> Option<Copied> {
+    fn flow<K: Key>(&self, kind: &str, key: &K, flow: Option<K::Flow>) -> Option<Copied<K::Flow>> {
         let what = format!(
-            "{kind} flow {}:{} -> {}:{} in {}",
-            ip(key.source),
-            key.source_port,
-            ip(key.destination),
-            key.destination_port,
-            self.names.name(Kind::Vpc, key.vpc.into())
+            "{kind} flow {} -> {} in {}",
+            with_port(key.source().widen(), key.source_port()),
+            with_port(key.destination().widen(), key.destination_port()),
+            self.names.name(Kind::Vpc, key.vpc().into())
         );
         self.tell(what, flow, |flow| {
-            let endpoint = self.names.name(Kind::Endpoint, flow.endpoint);
-            let target = self.names.name(Kind::Target, flow.target);
+            let course: &Course = flow;
+            let endpoint = self.names.name(Kind::Endpoint, course.endpoint);
+            let target = self.names.name(Kind::Target, course.target);
             format!(
                 "yes, {}, of endpoint {endpoint} to target {target}",
-                path::state::State::from_number(flow.state).name()
+                path::state::State::from_number(course.state).name()
             )
         })
         .map(Copied)
     }
 }
 
+/// The tables of one width, which only answer.
+macro_rules! flows {
+    ($key:ty, $flow:ty, $established:ident, $pending:ident) => {
+        impl Flows<$key> for Narrator<'_> {
+            type Entry = Copied<$flow>;
+
+            fn established(&self, key: &$key) -> Option<Copied<$flow>> {
+                self.flow("established", key, self.maps.$established.get(key).ok().flatten())
+            }
+
+            fn pending(&self, key: &$key) -> Option<Copied<$flow>> {
+                self.flow("pending", key, self.maps.$pending.get(key).ok().flatten())
+            }
+
+            fn establish(&self, _: &$key, _: &$flow) -> Result<(), InsertError> {
+                self.told.borrow_mut().push("would establish the flow".into());
+                Ok(())
+            }
+
+            fn claim(&self, key: &$key, flow: &$flow) -> Result<(), InsertError> {
+                if flow.direction != 0 {
+                    let (port, to, target) = (key.destination_port, key.destination, key.source);
+                    let (to, target) = (ip::shown(to.widen()), ip::shown(target.widen()));
+                    self.told
+                        .borrow_mut()
+                        .push(format!("would claim NAT port {port} of {to} towards {target}"));
+                }
+                Ok(())
+            }
+
+            fn remove_established(&self, _: &$key) {
+                self.told.borrow_mut().push("would forget that flow: it has ended".into());
+            }
+
+            fn remove_pending(&self, _: &$key) {}
+        }
+    };
+}
+
+flows!(FlowKey, Flow, established, pending);
+flows!(FlowKey6, Flow6, established6, pending6);
+
 impl Tables for Narrator<'_> {
-    type Entry = Copied;
+    fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
+        Some(work(&mut self.room.borrow_mut()))
+    }
+
+    fn fence(&self) {}
 
     fn interface(&self, _: u32) -> Option<Interface> {
         Some(self.interface)
-    }
-
-    fn established(&self, key: &FlowKey) -> Option<Copied> {
-        self.flow("established", key, self.maps.established.get(key).ok().flatten())
-    }
-
-    fn pending(&self, key: &FlowKey) -> Option<Copied> {
-        self.flow("pending", key, self.maps.pending.get(key).ok().flatten())
     }
 
     fn bucket(&self, endpoint: u32) -> Option<Bucket> {
@@ -113,27 +149,6 @@ impl Tables for Narrator<'_> {
 
     fn count(&self, _: u32, _: TargetEvent) {}
 
-    fn establish(&self, _: &FlowKey, _: &Flow) -> Result<(), InsertError> {
-        self.told.borrow_mut().push("would establish the flow".into());
-        Ok(())
-    }
-
-    fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        if flow.direction != 0 {
-            let (port, target) = (key.destination_port, ip(key.source));
-            self.told
-                .borrow_mut()
-                .push(format!("would claim NAT port {port} of {} towards {target}", ip(key.destination)));
-        }
-        Ok(())
-    }
-
-    fn remove_established(&self, _: &FlowKey) {
-        self.told.borrow_mut().push("would forget that flow: it has ended".into());
-    }
-
-    fn remove_pending(&self, _: &FlowKey) {}
-
     fn endpoint(&self, endpoint: u32) -> Endpoint {
         let found = self.maps.endpoints.get(&endpoint).ok().flatten().unwrap_or_default();
         let name = self.names.name(Kind::Endpoint, endpoint);
@@ -143,8 +158,11 @@ impl Tables for Narrator<'_> {
     }
 
     fn address(&self, address: &VpcAddress) -> Option<Address> {
-        let what =
-            format!("{} is ours in {}", ip(address.address), self.names.name(Kind::Vpc, address.vpc.into()));
+        let what = format!(
+            "{} is ours in {}",
+            ip::shown(address.address),
+            self.names.name(Kind::Vpc, address.vpc.into())
+        );
         self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| {
             if found.kind == ENDPOINT {
                 format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint))
@@ -155,24 +173,24 @@ impl Tables for Narrator<'_> {
     }
 
     fn in_vpc(&self, address: &VpcAddress) -> bool {
-        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address };
-        let found = self.maps.prefixes.get(&PrefixKey { bits: 64, prefix }).ok().flatten();
+        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address.0 };
+        let found = self.maps.prefixes.get(&PrefixKey { bits: 160, prefix }).ok().flatten();
         let what = format!(
             "{} is within the CIDRs of {}",
-            ip(address.address),
+            ip::shown(address.address),
             self.names.name(Kind::Vpc, address.vpc.into())
         );
         self.tell(what, found, |_| "yes".into()).is_some()
     }
 
-    fn source(&self, balancer: u32, pick: usize) -> Option<u32> {
-        Some(self.maps.balancers.get(&balancer).ok().flatten()?.sources[pick & 7])
+    fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32> {
+        self.maps.balancers.get(&balancer).ok().flatten()?.source(to_ipv4, pick)
     }
 
     fn face(&self, balancer: u32) -> Option<Face> {
         let what = format!("load balancer {}", self.names.name(Kind::Balancer, balancer));
         let face = self.maps.balancers.get(&balancer).ok().flatten().map(|it| it.face());
-        self.tell(what, face, |found| format!("targets see {}", ip(found.address)))
+        self.tell(what, face, |found| format!("targets see {}", ip::shown(found.address)))
     }
 
     fn listener(&self, key: &ListenerKey) -> Option<Listener> {
@@ -201,7 +219,7 @@ impl Tables for Narrator<'_> {
     }
 
     fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour> {
-        let what = format!("next hop of {}", ip(address.address));
+        let what = format!("next hop of {}", ip::shown(address.address));
         self.tell(what, self.maps.neighbours.get(address).ok().flatten(), |found| {
             format!("{} by {}", mac(found.mac), self.names.name(Kind::Interface, found.interface.into()))
         })
@@ -229,13 +247,15 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
         .id(Kind::Vpc, &question.vpc)
         .with_context(|| format!("there is no VPC \"{}\"", question.vpc))?;
     let interface = Interface { vpc: u16::try_from(vpc)?, slot: 0, stack: 0, reserved: 0 };
-    let narrator = Narrator { maps, names, interface, told: RefCell::default() };
-    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(
-        question.from.ip().octets(),
-        question.to.ip().octets(),
-        64,
-    );
-    let mut bytes = Vec::new();
+    let narrator = Narrator { maps, names, interface, told: RefCell::default(), room: RefCell::default() };
+    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let builder = match (question.from.ip(), question.to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
+        (from, to) => bail!("{from} and {to} are of different families: no packet has both"),
+    };
+    // Room for a header of the other family.
+    let mut bytes = vec![0; DIFFERENCE];
     match question.protocol.as_str() {
         "tcp" => {
             builder.tcp(question.from.port(), question.to.port(), 1, 64240).syn().write(&mut bytes, &[])?
@@ -243,7 +263,8 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
         "udp" => builder.udp(question.from.port(), question.to.port()).write(&mut bytes, &[])?,
         other => bail!("the protocol is tcp or udp, not {other}"),
     }
-    let mut frame = SliceFrame::new(&mut bytes);
+    let end = bytes.len();
+    let mut frame = SliceFrame::within(&mut bytes, DIFFERENCE, end).context("no frame")?;
     let result = path::forward(&mut frame, &narrator, 0, crate::flows::now());
     let mut told = narrator.told.into_inner();
     told.push(match result {
@@ -262,9 +283,23 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
 }
 
 fn sent(frame: &SliceFrame<'_>, names: &Names, interface: u16) -> String {
-    let bytes = frame.as_bytes();
-    let part = |at: usize| ip([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-    let (from, to) = (SocketAddrV4::new(part(26), port(34)), SocketAddrV4::new(part(30), port(36)));
-    format!("forwarded: {from} -> {to} by {}", names.name(Kind::Interface, interface.into()))
+    let ends = etherparse::SlicedPacket::from_ethernet(frame.as_bytes()).ok().and_then(|packet| {
+        let (from, to): (IpAddr, IpAddr) = match packet.net? {
+            etherparse::NetSlice::Ipv4(ip) => {
+                (ip.header().source_addr().into(), ip.header().destination_addr().into())
+            }
+            etherparse::NetSlice::Ipv6(ip) => {
+                (ip.header().source_addr().into(), ip.header().destination_addr().into())
+            }
+            etherparse::NetSlice::Arp(_) => return None,
+        };
+        let (from_port, to_port) = match packet.transport? {
+            etherparse::TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+            etherparse::TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+            _ => return None,
+        };
+        Some(format!("{} -> {}", SocketAddr::new(from, from_port), SocketAddr::new(to, to_port)))
+    });
+    let by = names.name(Kind::Interface, interface.into());
+    format!("forwarded: {} by {by}", ends.unwrap_or_default())
 }

@@ -1,10 +1,10 @@
 //! The flow tables, from outside: listing them, and removing flows that have ended.
 
-use crate::maps::{CHUNK, Maps};
+use crate::maps::{CHUNK, Map, Maps, Plain};
 use anyhow::Result;
-use privatelink_common::tables::{Flow, FlowKey};
+use privatelink_common::tables::{Course, Flow6, FlowKey, FlowKey6, Key, Width};
 use privatelink_common::verdict::Direction;
-use privatelink_common::wire::Ipv4;
+use privatelink_common::wire::Ip;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Seconds since boot, by the clock that the path uses.
@@ -14,23 +14,52 @@ pub fn now() -> u32 {
 }
 
 /// How long an entry has been idle. The path's clock may be a tick ahead.
-pub fn idle(flow: &Flow, now: u32) -> u32 {
+pub fn idle(flow: &Course, now: u32) -> u32 {
     now.saturating_sub(flow.last_seen)
 }
 
-/// Wanted flows, up to a limit, by the entry of their first direction. `pending` ones come after the established.
-pub fn list(maps: &Maps, limit: usize, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<(FlowKey, Flow)>> {
+/// A flow, whichever table has it: as the wide ones would have it.
+fn wide<K: Key>(key: &K, flow: &K::Flow) -> (FlowKey6, Flow6) {
+    let wide = FlowKey6 {
+        source: key.source().widen(),
+        destination: key.destination().widen(),
+        source_port: key.source_port(),
+        destination_port: key.destination_port(),
+        vpc: key.vpc(),
+        protocol: key.protocol(),
+        reserved: 0,
+    };
+    let (source, destination) = (K::source_of(flow).widen(), K::destination_of(flow).widen());
+    (wide, Flow6 { source, destination, course: **flow })
+}
+
+/// Wanted flows, up to a limit, by the entry of their first direction. Pending ones come after the established.
+pub fn list(maps: &Maps, limit: usize, wanted: impl Fn(&Flow6) -> bool) -> Result<Vec<(FlowKey6, Flow6)>> {
     let mut flows = Vec::new();
-    for map in [&maps.established, &maps.pending] {
-        map.walk(CHUNK, |keys, values| {
-            for (key, flow) in keys.iter().zip(values) {
-                if flow.direction == Direction::ToProvider as u8 && flows.len() < limit && wanted(flow) {
-                    flows.push((*key, *flow));
-                }
-            }
-        })?;
-    }
+    collect(&maps.established, limit, &wanted, &mut flows)?;
+    collect(&maps.established6, limit, &wanted, &mut flows)?;
+    collect(&maps.pending, limit, &wanted, &mut flows)?;
+    collect(&maps.pending6, limit, &wanted, &mut flows)?;
     Ok(flows)
+}
+
+fn collect<K: Key<Flow: Plain> + Plain>(
+    map: &Map<K, K::Flow>,
+    limit: usize,
+    wanted: &impl Fn(&Flow6) -> bool,
+    flows: &mut Vec<(FlowKey6, Flow6)>,
+) -> Result<()> {
+    map.walk(CHUNK, |keys, values| {
+        for (key, flow) in keys.iter().zip(values) {
+            if flow.direction != Direction::ToProvider as u8 || flows.len() >= limit {
+                continue;
+            }
+            let (key, flow) = wide(key, flow);
+            if wanted(&flow) {
+                flows.push((key, flow));
+            }
+        }
+    })
 }
 
 /// What a sweep has seen.
@@ -41,7 +70,7 @@ pub struct Survey {
     /// Entries that it removed.
     pub removed: usize,
     /// Flows of each target that has any, half-open ones included, by the load balancer's address that they come from.
-    pub targets: BTreeMap<(u32, Ipv4), u32>,
+    pub targets: BTreeMap<(u32, Ip), u32>,
     /// Flows of each endpoint that has any, likewise.
     pub endpoints: BTreeMap<u32, u32>,
 }
@@ -58,12 +87,12 @@ impl Survey {
     }
 
     fn counts(&self, target: u32) -> impl Iterator<Item = u32> {
-        self.targets.range((target, [0; 4])..=(target, [255; 4])).map(|(_, count)| *count)
+        self.targets.range((target, Ip([0; 16]))..=(target, Ip([255; 16]))).map(|(_, count)| *count)
     }
 
-    fn count(&mut self, flow: &Flow) {
+    fn count<K: Key>(&mut self, flow: &K::Flow) {
         if flow.direction == Direction::ToProvider as u8 {
-            *self.targets.entry((flow.target, flow.source)).or_default() += 1;
+            *self.targets.entry((flow.target, K::source_of(flow).widen())).or_default() += 1;
             *self.endpoints.entry(flow.endpoint).or_default() += 1;
         }
     }
@@ -72,40 +101,56 @@ impl Survey {
 /// Removes the flows that have ended: idle for longer than they may, in both directions, or of an endpoint's former generation.
 /// Counts the others.
 ///
-/// It reads the table in chunks, holds no more than one of them, and no lock that the path would wait for.
+/// It reads the tables in chunks, holds no more than one of them, and no lock that the path would wait for.
 pub fn sweep(maps: &Maps) -> Result<Survey> {
     let generations = generations(maps)?;
     let mut survey = Survey { began: now(), ..Survey::default() };
+    sweep_table(&maps.established, &generations, &mut survey)?;
+    sweep_table(&maps.established6, &generations, &mut survey)?;
+    maps.pending.walk(CHUNK, |_, values| values.iter().for_each(|it| survey.count::<FlowKey>(it)))?;
+    maps.pending6.walk(CHUNK, |_, values| values.iter().for_each(|it| survey.count::<FlowKey6>(it)))?;
+    Ok(survey)
+}
+
+fn sweep_table<K: Key<Flow: Plain> + Plain>(
+    map: &Map<K, K::Flow>,
+    generations: &[u32],
+    survey: &mut Survey,
+) -> Result<()> {
     let mut failed = Ok(());
-    maps.established.walk(CHUNK, |keys, values| {
+    map.walk(CHUNK, |keys, values| {
         let now = now();
         for (key, flow) in keys.iter().zip(values) {
-            let over = looks_over(flow, now, &generations);
-            match if over { end(maps, key, flow, &generations) } else { Ok(None) } {
-                Ok(None) => survey.count(flow),
+            let over = looks_over(flow, now, generations);
+            match if over { end(map, key, flow, generations) } else { Ok(None) } {
+                Ok(None) => survey.count::<K>(flow),
                 Ok(Some(removed)) => survey.removed += removed,
                 Err(error) => failed = Err(error),
             }
         }
     })?;
-    maps.pending.walk(CHUNK, |_, values| values.iter().for_each(|flow| survey.count(flow)))?;
-    failed.map(|()| survey)
+    failed
 }
 
 /// Removes both directions of a flow whose one direction looks over, if the other does too. Returns how many entries went; nothing
 /// where the flow lives on.
-fn end(maps: &Maps, key: &FlowKey, flow: &Flow, generations: &[u32]) -> Result<Option<usize>> {
+fn end<K: Key<Flow: Plain> + Plain>(
+    map: &Map<K, K::Flow>,
+    key: &K,
+    flow: &K::Flow,
+    generations: &[u32],
+) -> Result<Option<usize>> {
     let (now, peer_key) = (now(), key.mirror(flow));
-    let peer = maps.established.get(&peer_key)?.filter(|peer| peer_key.mirror(peer) == *key);
+    let peer = map.get(&peer_key)?.filter(|peer| peer_key.mirror(peer) == *key);
     if peer.is_some_and(|peer| !looks_over(&peer, now, generations)) {
         return Ok(None);
     }
     let mut removed = 0;
     for key in [Some(*key), peer.map(|_| peer_key)].into_iter().flatten() {
-        let Some(taken) = maps.established.remove(&key)? else { continue };
+        let Some(taken) = map.remove(&key)? else { continue };
         if !looks_over(&taken, now, generations) {
             // A packet brought it to life in between. Someone else may have opened it anew meanwhile; theirs is as good.
-            let _ = maps.established.insert(&key, &taken);
+            let _ = map.insert(&key, &taken);
             return Ok(None);
         }
         removed += 1;
@@ -113,7 +158,7 @@ fn end(maps: &Maps, key: &FlowKey, flow: &Flow, generations: &[u32]) -> Result<O
     Ok(Some(removed))
 }
 
-fn looks_over(flow: &Flow, now: u32, generations: &[u32]) -> bool {
+fn looks_over(flow: &Course, now: u32, generations: &[u32]) -> bool {
     idle(flow, now) > flow.patience() + 2 || generations.get(flow.endpoint as usize) != Some(&flow.generation)
 }
 
@@ -126,16 +171,18 @@ fn generations(maps: &Maps) -> Result<Vec<u32>> {
 
 /// Removes every flow that goes by one of these slots, before the slots may be given to another interface.
 pub fn forget_slots(maps: &Maps, slots: &BTreeSet<u16>) -> Result<()> {
-    for map in [&maps.established, &maps.pending] {
-        let mut gone = Vec::new();
-        map.walk(CHUNK, |keys, values| {
-            let uses = |flow: &Flow| slots.contains(&flow.interface) || slots.contains(&flow.seen_interface);
-            let by = keys.iter().zip(values).filter(|(_, flow)| uses(flow));
-            gone.extend(by.flat_map(|(key, flow)| [*key, key.mirror(flow)]));
-        })?;
-        for key in gone {
-            map.delete(&key)?;
-        }
-    }
-    Ok(())
+    forget(&maps.established, slots)?;
+    forget(&maps.pending, slots)?;
+    forget(&maps.established6, slots)?;
+    forget(&maps.pending6, slots)
+}
+
+fn forget<K: Key<Flow: Plain> + Plain>(map: &Map<K, K::Flow>, slots: &BTreeSet<u16>) -> Result<()> {
+    let mut gone = Vec::new();
+    map.walk(CHUNK, |keys, values| {
+        let uses = |flow: &Course| slots.contains(&flow.interface) || slots.contains(&flow.seen_interface);
+        let by = keys.iter().zip(values).filter(|(_, flow)| uses(flow));
+        gone.extend(by.flat_map(|(key, flow)| [*key, key.mirror(flow)]));
+    })?;
+    gone.iter().try_for_each(|key| map.delete(key))
 }

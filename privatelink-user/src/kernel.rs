@@ -104,7 +104,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 19] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 21] {
     [
         ("interfaces", "max_ifindex", limits.max_ifindex),
         ("egress", "interfaces", limits.interfaces),
@@ -120,6 +120,8 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 19] {
         ("neighbours", "addresses", limits.addresses),
         ("established", "flows", limits.flows),
         ("pending", "pending_flows", limits.pending_flows),
+        ("established6", "ipv6_flows", limits.ipv6_flows),
+        ("pending6", "pending_ipv6_flows", limits.pending_ipv6_flows),
         ("counters", "endpoints", limits.endpoints),
         ("target_counters", "targets", limits.targets),
         ("buckets", "endpoints", limits.endpoints),

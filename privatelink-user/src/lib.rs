@@ -12,6 +12,7 @@ pub mod features;
 pub mod flows;
 pub mod health;
 pub mod hooks;
+pub mod ip;
 pub mod kernel;
 pub mod listing;
 pub mod maps;

@@ -4,8 +4,10 @@ use crate::agent::Agent;
 use crate::api::{Asked, Chosen};
 use crate::connections::State;
 use crate::explain::mac;
+use crate::ip::{self, with_port};
 use crate::kernel::Hook;
 use crate::maps::Maps;
+use crate::model::Addresses;
 use crate::names::{Kind, Names};
 use crate::plan::Image;
 use crate::sys::XdpMode;
@@ -14,16 +16,13 @@ use anyhow::Result;
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::path::state::State as FlowState;
 use privatelink_common::tables::{
-    Address, BALANCER, Counter, EndpointCounters, Flow, Target, UNHEALTHY, VpcAddress,
+    Address, BALANCER, Counter, Course, EndpointCounters, Flow6, Target, UNHEALTHY, VpcAddress,
 };
 use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
+use privatelink_common::wire::Ip;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
-
-fn ip(address: [u8; 4]) -> String {
-    Ipv4Addr::from(address).to_string()
-}
+use std::net::{IpAddr, SocketAddr};
 
 /// The name of an outcome's counter.
 fn outcome(code: u32) -> Option<&'static str> {
@@ -122,7 +121,7 @@ fn problems(agent: &Agent) -> Result<Vec<String>> {
             problems.push(format!("target {name} is unhealthy"));
         }
         if agent.maps.neighbours.get(&VpcAddress::new(target.vpc, target.address))?.is_none() {
-            problems.push(format!("target {name} does not answer ARP"));
+            problems.push(format!("target {name} does not answer ARP or neighbour solicitations"));
         }
     }
     for (id, _) in agent.image.endpoints.iter().filter(|(_, gate)| gate.full) {
@@ -188,6 +187,8 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
         ("neighbours", maps.neighbours.keys()?.len(), maps.neighbours.info()?, maps.neighbours.memory()?),
         ("established", maps.established.count()?, maps.established.info()?, maps.established.memory()?),
         ("pending", maps.pending.count()?, maps.pending.info()?, maps.pending.memory()?),
+        ("established6", maps.established6.count()?, maps.established6.info()?, maps.established6.memory()?),
+        ("pending6", maps.pending6.count()?, maps.pending6.info()?, maps.pending6.memory()?),
         ("names", image.names.len(), maps.names.info()?, maps.names.memory()?),
     ];
     Ok(rows
@@ -207,9 +208,10 @@ pub fn services(agent: &Agent) -> Value {
         let zones: std::collections::BTreeSet<_> = balancers.flat_map(|it| it.addresses.keys()).collect();
         let id = agent.book.services.get(name);
         let service_name = id.map(|id| format!("com.amazonaws.vpce.{}.{id}", model.region));
+        let types: Vec<_> = service.supported_ip_address_types.iter().map(|it| it.name()).collect();
         json!({
             "service": name, "id": id, "service_name": service_name, "load_balancers": service.load_balancers, "zones": zones,
-            "acceptance_required": service.acceptance.required, "endpoints": endpoints,
+            "supported_ip_address_types": types, "acceptance_required": service.acceptance.required, "endpoints": endpoints,
         })
     };
     model.services.iter().map(row).collect()
@@ -218,19 +220,20 @@ pub fn services(agent: &Agent) -> Value {
 /// Every address of every endpoint, with its counters.
 pub fn endpoints(agent: &Agent) -> Result<Value> {
     let mut active = BTreeMap::<u32, u64>::new();
-    agent.maps.established.walk(4096, |_, values| {
-        values
-            .iter()
-            .filter(|flow| flow.direction == 0)
-            .for_each(|flow| *active.entry(flow.endpoint).or_default() += 1);
-    })?;
+    let mut count = |flow: &Course| {
+        if flow.direction == 0 {
+            *active.entry(flow.endpoint).or_default() += 1;
+        }
+    };
+    agent.maps.established.walk(4096, |_, values| values.iter().for_each(|flow| count(flow)))?;
+    agent.maps.established6.walk(4096, |_, values| values.iter().for_each(|flow| count(flow)))?;
     let faults = zones::faults(&agent.image);
     let unfit = |it: &&Address| faults.contains_key(&it.balancer);
     let unfit: BTreeSet<u32> = agent.image.addresses.values().filter(unfit).map(|it| it.endpoint).collect();
     let mut rows = Vec::new();
     for (name, endpoint) in &agent.model.endpoints {
-        for (zone, address) in &endpoint.addresses {
-            let full = format!("{name}/{zone}");
+        for (zone, address) in each(&endpoint.addresses) {
+            let full = crate::plan::endpoint_name(name, zone, address);
             let connection = agent.book.of(name);
             let about = About {
                 name,
@@ -239,19 +242,24 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
                 service: Some(&endpoint.service),
                 state: connection.map_or("", |it| it.state.name()),
             };
-            rows.push(endpoint_row(agent, &full, &about, zone, *address, (&active, &unfit))?);
+            rows.push(endpoint_row(agent, &full, &about, zone, address, (&active, &unfit))?);
         }
     }
     for (name, balancer) in agent.model.load_balancers.iter().filter(|(_, it)| it.serves_own_vpc) {
-        for (zone, address) in &balancer.addresses {
-            let full = crate::plan::own_name(name, zone);
-            let shown = full.rsplit_once('/').map_or(full.as_str(), |(name, _)| name);
+        for (zone, address) in each(&balancer.addresses) {
+            let full = crate::plan::own_name(name, zone, address);
+            let shown = full.split('/').next().unwrap_or(&full);
             let about =
                 About { name: shown, id: None, vpc: &balancer.vpc, service: None, state: "available" };
-            rows.push(endpoint_row(agent, &full, &about, zone, *address, (&active, &unfit))?);
+            rows.push(endpoint_row(agent, &full, &about, zone, address, (&active, &unfit))?);
         }
     }
     Ok(Value::Array(rows))
+}
+
+/// The addresses of all zones, each with its zone.
+fn each(zones: &BTreeMap<String, Addresses>) -> impl Iterator<Item = (&String, IpAddr)> {
+    zones.iter().flat_map(|(zone, addresses)| addresses.iter().map(move |address| (zone, address)))
 }
 
 /// A connection, after a decision.
@@ -280,7 +288,7 @@ fn endpoint_row(
     full: &str,
     about: &About<'_>,
     zone: &str,
-    address: Ipv4Addr,
+    address: IpAddr,
     (active, unfit): (&BTreeMap<u32, u64>, &BTreeSet<u32>),
 ) -> Result<Value> {
     // One that failed has no number, and nothing is counted for it.
@@ -343,7 +351,7 @@ fn target_row(
     let hop = agent.maps.neighbours.get(&VpcAddress::new(entry.vpc, entry.address))?;
     Ok(json!({
         "target_group": group, "vpc": agent.names.name(Kind::Vpc, entry.vpc.into()), "zone": zone,
-        "address": ip(entry.address), "port": entry.port.get(), "weight": weight,
+        "address": ip::shown(entry.address).to_string(), "port": entry.port.get(), "weight": weight,
         "state": health.state, "reason": health.reason, "description": health.description,
         "since_seconds": flows::now().saturating_sub(entry.since),
         "flows": agent.survey.of(id, 0), "nat_ports": agent.survey.ports(id),
@@ -356,17 +364,17 @@ fn target_row(
 /// Flows, each once.
 pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
     let now = flows::now();
-    let wanted = |flow: &Flow| {
+    let wanted = |flow: &Flow6| {
         let endpoint = names.name(Kind::Endpoint, flow.endpoint);
-        let target = format!("{}:{}", ip(flow.destination), flow.destination_port);
-        let is = |name: &str, separator, wanted: &Option<String>| {
-            let whole = |wanted: &String| {
-                name == wanted || name.rsplit_once(separator).is_some_and(|(it, _)| it == wanted)
-            };
-            wanted.as_ref().is_none_or(whole)
+        let of = |wanted: &String| {
+            endpoint.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        is(&endpoint, '/', &chosen.endpoint)
-            && is(&target, ':', &chosen.target)
+        let to = |wanted: &String| {
+            let (address, port) = (ip::shown(flow.destination), flow.destination_port.get());
+            wanted.parse() == Ok(address) || wanted.parse() == Ok(SocketAddr::new(address, port))
+        };
+        chosen.endpoint.as_ref().is_none_or(of)
+            && chosen.target.as_ref().is_none_or(to)
             && chosen.state.as_ref().is_none_or(|state| FlowState::from_number(flow.state).name() == state)
             && chosen.older_than.is_none_or(|seconds| now.saturating_sub(flow.opened) >= seconds)
     };
@@ -374,10 +382,10 @@ pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
         json!({
             "vpc": names.name(Kind::Vpc, key.vpc.into()),
             "protocol": if key.protocol == 6 { "tcp" } else { "udp" },
-            "client": format!("{}:{}", ip(key.source), key.source_port),
-            "endpoint_address": format!("{}:{}", ip(key.destination), key.destination_port),
-            "nat": format!("{}:{}", ip(flow.source), flow.source_port),
-            "target": format!("{}:{}", ip(flow.destination), flow.destination_port),
+            "client": with_port(key.source, key.source_port).to_string(),
+            "endpoint_address": with_port(key.destination, key.destination_port).to_string(),
+            "nat": with_port(flow.source, flow.source_port).to_string(),
+            "target": with_port(flow.destination, flow.destination_port).to_string(),
             "endpoint": names.name(Kind::Endpoint, flow.endpoint),
             "state": FlowState::from_number(flow.state).name(),
             "idle_seconds": flows::idle(&flow, now), "age_seconds": now.saturating_sub(flow.opened),
@@ -400,7 +408,8 @@ pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
 pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
     let mut rows = Vec::new();
     let own = |it: &Address| if it.kind == BALANCER { "load balancer" } else { "endpoint" };
-    let at = |key: &VpcAddress| format!("{} in {}", ip(key.address), names.name(Kind::Vpc, key.vpc.into()));
+    let at =
+        |key: &VpcAddress| format!("{} in {}", ip::shown(key.address), names.name(Kind::Vpc, key.vpc.into()));
     changes(&mut rows, "interface", &from.interfaces, &to.interfaces, |name, place| {
         format!("{name} in {}", names.name(Kind::Vpc, place.vpc.into()))
     });
@@ -422,14 +431,16 @@ pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
         format!("{protocol}/{} of {}", key.port, names.name(Kind::Balancer, key.balancer))
     });
     changes(&mut rows, "target", &from.targets, &to.targets, |_, it| {
-        format!("{}:{} in {}", ip(it.address), it.port, names.name(Kind::Vpc, it.vpc.into()))
+        format!("{} in {}", with_port(it.address, it.port), names.name(Kind::Vpc, it.vpc.into()))
     });
     changes(&mut rows, "table", &from.tables, &to.tables, |id, table| {
         format!("{} of {} slots", names.name(Kind::Table, *id), table.len())
     });
     changes(&mut rows, "prefix", &from.prefixes, &to.prefixes, |key, _| {
         let vpc = names.name(Kind::Vpc, key.prefix.vpc.get());
-        format!("{}/{} of {vpc}", ip(key.prefix.address), key.bits.saturating_sub(32))
+        let network = Ip(key.prefix.address);
+        let before = if network.is_ipv4() { 128 } else { 32 };
+        format!("{}/{} of {vpc}", ip::shown(network), key.bits.saturating_sub(before))
     });
     Value::Array(rows)
 }

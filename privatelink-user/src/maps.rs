@@ -6,8 +6,9 @@
 use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-    ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
+    Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
+    Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters,
+    VpcAddress,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -358,6 +359,8 @@ pub struct Maps {
     pub neighbours: Map<VpcAddress, Neighbour>,
     pub established: Map<FlowKey, Flow>,
     pub pending: Map<FlowKey, Flow>,
+    pub established6: Map<FlowKey6, Flow6>,
+    pub pending6: Map<FlowKey6, Flow6>,
     pub counters: PerCpu<EndpointCounters>,
     pub target_counters: PerCpu<TargetCounters>,
     pub buckets: Map<u32, Bucket>,
@@ -368,7 +371,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 20] = [
+    pub const NAMES: [&str; 22] = [
         "interfaces",
         "egress",
         "mtus",
@@ -383,6 +386,8 @@ impl Maps {
         "neighbours",
         "established",
         "pending",
+        "established6",
+        "pending6",
         "counters",
         "target_counters",
         "buckets",
@@ -408,6 +413,8 @@ impl Maps {
             neighbours: Map::open(dir, "neighbours")?,
             established: Map::open(dir, "established")?,
             pending: Map::open(dir, "pending")?,
+            established6: Map::open(dir, "established6")?,
+            pending6: Map::open(dir, "pending6")?,
             counters: PerCpu::open(dir, "counters")?,
             target_counters: PerCpu::open(dir, "target_counters")?,
             buckets: Map::open(dir, "buckets")?,

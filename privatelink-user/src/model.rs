@@ -5,10 +5,11 @@ mod balancers;
 mod groups;
 
 use crate::config::{Fields, Problems, Reader, Value, nearest};
-use ipnet::Ipv4Net;
+use crate::ip::Family;
+use ipnet::IpNet;
 use privatelink_common::limits::ENDPOINT_MTU;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -46,6 +47,10 @@ pub struct Limits {
     pub flows: u32,
     /// Pending flow entries; a flow has two.
     pub pending_flows: u32,
+    /// The same of flows that are IPv6 on one side or on both.
+    pub ipv6_flows: u32,
+    /// Likewise.
+    pub pending_ipv6_flows: u32,
     /// Endpoint addresses, and load balancer addresses.
     pub endpoints: u32,
     /// Targets.
@@ -65,6 +70,8 @@ impl Default for Limits {
         Self {
             flows: 1 << 20,
             pending_flows: 1 << 16,
+            ipv6_flows: 1 << 18,
+            pending_ipv6_flows: 1 << 15,
             endpoints: 4096,
             targets: 16384,
             vpcs: 1024,
@@ -81,7 +88,7 @@ pub struct Vpc {
     /// Twelve digits.
     pub account: String,
     /// Its networks, which do not overlap.
-    pub cidrs: Vec<Ipv4Net>,
+    pub cidrs: Vec<IpNet>,
     /// This host's ends of its interfaces, and where their packets are met.
     pub interfaces: BTreeMap<String, Hook>,
 }
@@ -107,6 +114,58 @@ impl Hook {
             Self::Tcx => "tcx",
         }
     }
+}
+
+/// The address of something in one zone: of either family, or one of each (AWS: `dualstack`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Its IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl Addresses {
+    /// Those that there are.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+
+    /// The one of a family.
+    pub fn of(&self, family: Family) -> Option<IpAddr> {
+        self.iter().find(|address| Family::of(*address) == family)
+    }
+
+    /// The first one.
+    pub fn first(&self) -> Option<IpAddr> {
+        self.iter().next()
+    }
+
+    /// Which it has, by AWS's names (`IpAddressType`).
+    pub fn kind(&self) -> &'static str {
+        match (self.ipv4, self.ipv6) {
+            (Some(_), Some(_)) => "dualstack",
+            (_, Some(_)) => "ipv6",
+            _ => "ipv4",
+        }
+    }
+
+    /// Takes an address, unless there is one of its family.
+    fn add(&mut self, address: IpAddr) -> bool {
+        if self.of(Family::of(address)).is_some() {
+            return false;
+        }
+        match address {
+            IpAddr::V4(address) => self.ipv4 = Some(address),
+            IpAddr::V6(address) => self.ipv6 = Some(address),
+        }
+        true
+    }
+}
+
+/// Whether each has an address of a family, and there is one.
+pub fn all_have<'a>(mut addresses: impl Iterator<Item = &'a Addresses>, family: Family) -> bool {
+    addresses.all(|it| it.of(family).is_some())
 }
 
 /// Protocol of a listener or a target group.
@@ -149,6 +208,8 @@ pub struct EndpointService {
     pub allowed_principals: Vec<Principal>,
     /// How it treats them.
     pub acceptance: Acceptance,
+    /// The families that endpoints may have addresses of.
+    pub supported_ip_address_types: Vec<Family>,
 }
 
 impl EndpointService {
@@ -168,7 +229,7 @@ pub struct Endpoint {
     /// Who created it: the ARN of somebody of the VPC's account.
     pub principal: String,
     /// Its address in each zone.
-    pub addresses: BTreeMap<String, Ipv4Addr>,
+    pub addresses: BTreeMap<String, Addresses>,
     /// Whether it answers ICMP echo requests.
     pub ping: bool,
     /// How many flows each of its addresses may have; none: any number.
@@ -217,13 +278,20 @@ fn account(text: &str) -> Option<String> {
     (text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.to_owned())
 }
 
+/// Whether a network is one that hosts may have addresses of; of IPv6, global unicast or unique local.
+fn is_private_or_global(cidr: &IpNet) -> bool {
+    let IpNet::V6(net) = cidr else { return true };
+    let [first, ..] = net.network().octets();
+    first & 0xe0 == 0x20 && net.prefix_len() >= 3 || first & 0xfe == 0xfc && net.prefix_len() >= 7
+}
+
 struct Build<'r, 't> {
     reader: &'r mut Reader<'t>,
     model: Model,
     /// Interfaces that are taken.
     places: Vec<(String, String)>,
     /// Addresses that are taken, and what for.
-    owners: BTreeMap<(String, Ipv4Addr), String>,
+    owners: BTreeMap<(String, IpAddr), String>,
     /// Where the limits are set.
     limits: Range<usize>,
 }
@@ -242,6 +310,8 @@ impl Build<'_, '_> {
         for (name, limit, most) in [
             ("flows", &mut limits.flows, 1 << 26),
             ("pending_flows", &mut limits.pending_flows, 1 << 24),
+            ("ipv6_flows", &mut limits.ipv6_flows, 1 << 26),
+            ("pending_ipv6_flows", &mut limits.pending_ipv6_flows, 1 << 24),
             ("endpoints", &mut limits.endpoints, 1 << 20),
             ("targets", &mut limits.targets, 1 << 20),
             ("vpcs", &mut limits.vpcs, 65534),
@@ -279,14 +349,19 @@ impl Build<'_, '_> {
         })
     }
 
-    fn cidrs(&mut self, fields: &mut Fields<'_, '_>) -> Vec<Ipv4Net> {
-        let mut cidrs: Vec<Ipv4Net> = Vec::new();
+    fn cidrs(&mut self, fields: &mut Fields<'_, '_>) -> Vec<IpNet> {
+        let mut cidrs: Vec<IpNet> = Vec::new();
         let Some(list) = fields.need(self.reader, "cidrs") else { return cidrs };
         for item in self.reader.list(list) {
-            let parse = |text: &str| text.parse::<Ipv4Net>().ok();
-            let Some(cidr) = self.reader.parsed(item, "an IPv4 network such as 10.0.0.0/16", parse) else {
+            let parse = |text: &str| text.parse::<IpNet>().ok();
+            let what = "a network such as 10.0.0.0/16 or fd00:1:2:3::/64";
+            let Some(cidr) = self.reader.parsed(item, what, parse) else { continue };
+            if !is_private_or_global(&cidr) {
+                let message = format!("{cidr} is neither within 2000::/3 nor within fc00::/7");
+                let help = "write a network of global unicast or unique local addresses";
+                self.reader.problem(item.span(), message, Some(help.into()));
                 continue;
-            };
+            }
             if cidr.trunc() != cidr {
                 let help = format!("write {}", cidr.trunc());
                 self.reader.problem(item.span(), format!("{cidr} has bits beyond its prefix"), Some(help));
@@ -382,18 +457,8 @@ impl Build<'_, '_> {
     }
 
     /// An address that a workload of the VPC could have.
-    fn address(&mut self, value: &Value<'_>, vpc: Option<&String>) -> Option<Ipv4Addr> {
-        if let Ok(text) = value
-            .get_ref()
-            .as_str()
-            .ok_or(())
-            .and_then(|text| text.parse::<std::net::Ipv6Addr>().map_err(drop))
-        {
-            let message = format!("{text} is an IPv6 address, which this version does not have");
-            self.reader.problem(value.span(), message, Some("write an IPv4 address".into()));
-            return None;
-        }
-        let address = self.reader.parsed(value, "an IPv4 address", |text| text.parse::<Ipv4Addr>().ok())?;
+    fn address(&mut self, value: &Value<'_>, vpc: Option<&String>) -> Option<IpAddr> {
+        let address = self.reader.parsed(value, "an IPv4 or IPv6 address", |text| text.parse().ok())?;
         let Some((name, vpc)) = vpc.and_then(|name| self.model.vpcs.get_key_value(name)) else {
             return Some(address);
         };
@@ -403,16 +468,24 @@ impl Build<'_, '_> {
             self.reader.problem(value.span(), message, None);
             return None;
         };
-        if cidr.prefix_len() < 31 && (address == cidr.network() || address == cidr.broadcast()) {
-            let message = format!("{address} is the network's or the broadcast address of {cidr}");
-            self.reader.problem(value.span(), message, None);
-            return None;
-        }
-        Some(address)
+        let message = match cidr {
+            IpNet::V4(net)
+                if net.prefix_len() < 31
+                    && [net.network(), net.broadcast()].map(IpAddr::V4).contains(&address) =>
+            {
+                format!("{address} is the network's or the broadcast address of {cidr}")
+            }
+            IpNet::V6(net) if net.prefix_len() < 127 && address == net.network() => {
+                format!("{address} is the address of every router of {cidr} (RFC 4291, 2.6.1)")
+            }
+            _ => return Some(address),
+        };
+        self.reader.problem(value.span(), message, None);
+        None
     }
 
     /// Takes an address for `what`; an address of a VPC has one owner.
-    fn own(&mut self, span: Range<usize>, vpc: &str, address: Ipv4Addr, what: String) {
+    fn own(&mut self, span: Range<usize>, vpc: &str, address: IpAddr, what: String) {
         match self.owners.get(&(vpc.to_owned(), address)) {
             Some(owner) if *owner == what && what.starts_with("a target") => {}
             Some(owner) => {
@@ -432,14 +505,14 @@ impl Build<'_, '_> {
         self.reader.parsed(value, "a zone's name: 1 to 32 characters, without /", legal)
     }
 
-    /// An address for each zone.
+    /// An address for each zone, or one of each family; the same families in every zone.
     fn addresses(
         &mut self,
         fields: &mut Fields<'_, '_>,
         vpc: Option<&String>,
         what: &str,
-    ) -> BTreeMap<String, Ipv4Addr> {
-        let mut addresses = BTreeMap::new();
+    ) -> BTreeMap<String, Addresses> {
+        let mut addresses = BTreeMap::<String, Addresses>::new();
         let Some(value) = fields.need(self.reader, "addresses") else { return addresses };
         let Some(pairs) = self.reader.table(value) else { return addresses };
         if pairs.pairs().next().is_none() {
@@ -453,13 +526,41 @@ impl Build<'_, '_> {
                     None,
                 );
             }
-            let Some(address) = self.address(value, vpc) else { continue };
-            if let Some(vpc) = vpc {
-                self.own(value.span(), vpc, address, format!("{what} in zone \"{zone}\""));
+            let Some(here) = self.pair(value, vpc, &format!("{what} in zone \"{zone}\"")) else { continue };
+            if let Some((other, first)) = addresses.iter().next()
+                && first.kind() != here.kind()
+            {
+                let message =
+                    format!("the zone \"{zone}\" is {}, but \"{other}\" is {}", here.kind(), first.kind());
+                let help = "give every zone addresses of the same families";
+                self.reader.problem(value.span(), message, Some(help.into()));
             }
-            addresses.insert(zone, address);
+            addresses.insert(zone, here);
         }
         addresses
+    }
+
+    /// One address, or a list of one of each family.
+    fn pair(&mut self, value: &Value<'_>, vpc: Option<&String>, what: &str) -> Option<Addresses> {
+        let items = if value.get_ref().is_array() { self.reader.list(value) } else { vec![value] };
+        if items.is_empty() {
+            self.reader.problem(value.span(), "expected an address, or one of each family", None);
+        }
+        let mut addresses = Addresses::default();
+        for item in items {
+            let Some(address) = self.address(item, vpc) else { continue };
+            if let Some(vpc) = vpc {
+                self.own(item.span(), vpc, address, what.to_owned());
+            }
+            if !addresses.add(address) {
+                let message = format!(
+                    "expected one address of each family: {address} is the second {} one",
+                    Family::of(address)
+                );
+                self.reader.problem(item.span(), message, None);
+            }
+        }
+        addresses.first().map(|_| addresses)
     }
 
     fn services(&mut self, root: &mut Fields<'_, '_>) {
@@ -482,12 +583,46 @@ impl Build<'_, '_> {
             }
             let acceptance = self.acceptance(&mut fields);
             let allowed_principals = self.principals(&mut fields);
+            let supported_ip_address_types = self.supported(&mut fields, &load_balancers);
             fields.refuse(self.reader, "private_dns_name", "remove it, and use the endpoint's address");
             fields.finish(self.reader);
-            self.model
-                .services
-                .insert(name, EndpointService { load_balancers, allowed_principals, acceptance });
+            let service = EndpointService {
+                load_balancers,
+                allowed_principals,
+                acceptance,
+                supported_ip_address_types,
+            };
+            self.model.services.insert(name, service);
         }
+    }
+
+    /// The families that a service's endpoints may have: those that all of its load balancers have in every zone (AWS:
+    /// create-endpoint-service), and of these IPv4 unless it says otherwise.
+    fn supported(&mut self, fields: &mut Fields<'_, '_>, load_balancers: &[String]) -> Vec<Family> {
+        let Some(value) = fields.get("supported_ip_address_types") else { return vec![Family::Ipv4] };
+        let mut supported = Vec::new();
+        for item in self.reader.list(value) {
+            let Some(family) =
+                self.reader.parsed(item, "an IP address type: ipv4 or ipv6", Family::from_name)
+            else {
+                continue;
+            };
+            let without = load_balancers.iter().find(|name| {
+                self.model
+                    .load_balancers
+                    .get(*name)
+                    .is_some_and(|it| !all_have(it.addresses.values(), family))
+            });
+            if let Some(name) = without {
+                let message = format!("the load balancer \"{name}\" has no {family} addresses");
+                self.reader.problem(item.span(), message, None);
+            }
+            supported.push(family);
+        }
+        if supported.is_empty() {
+            self.reader.problem(value.span(), "expected at least one of \"ipv4\" and \"ipv6\"", None);
+        }
+        supported
     }
 
     fn endpoints(&mut self, root: &mut Fields<'_, '_>) {
@@ -532,8 +667,15 @@ impl Build<'_, '_> {
     }
 
     /// An endpoint has addresses only in zones that its service is in.
-    fn zones(&mut self, service: &str, addresses: &BTreeMap<String, Ipv4Addr>, at: Range<usize>) {
+    fn zones(&mut self, service: &str, addresses: &BTreeMap<String, Addresses>, at: Range<usize>) {
         let Some(published) = self.model.services.get(service) else { return };
+        let supported = &published.supported_ip_address_types;
+        let has = |family: &Family| addresses.values().any(|it| it.of(*family).is_some());
+        for family in Family::ALL.into_iter().filter(|it| has(it) && !supported.contains(it)) {
+            let message = format!("the service \"{service}\" does not support {family} addresses");
+            let help = format!("write supported_ip_address_types with \"{}\" at the service", family.name());
+            self.reader.problem(at.clone(), message, Some(help));
+        }
         let balancers =
             published.load_balancers.iter().filter_map(|name| self.model.load_balancers.get(name));
         let zones: BTreeSet<&str> =
@@ -549,9 +691,11 @@ impl Build<'_, '_> {
         let model = &self.model;
         let sum = |lengths: &mut dyn Iterator<Item = usize>| lengths.sum::<usize>();
         let secondary = |it: &LoadBalancer| it.secondary_addresses.values().map(Vec::len).sum::<usize>();
-        let balancers = sum(&mut model.load_balancers.values().map(|it| it.addresses.len() + secondary(it)));
-        let own = |it: &LoadBalancer| if it.serves_own_vpc { it.addresses.len() } else { 0 };
-        let endpoints = sum(&mut model.endpoints.values().map(|it| it.addresses.len()))
+        let first = |it: &BTreeMap<String, Addresses>| it.values().map(|it| it.iter().count()).sum::<usize>();
+        let balancers =
+            sum(&mut model.load_balancers.values().map(|it| first(&it.addresses) + secondary(it)));
+        let own = |it: &LoadBalancer| if it.serves_own_vpc { first(&it.addresses) } else { 0 };
+        let endpoints = sum(&mut model.endpoints.values().map(|it| first(&it.addresses)))
             + sum(&mut model.load_balancers.values().map(own));
         let targets = sum(&mut model.target_groups.values().map(|it| it.targets.len()));
         let interfaces = sum(&mut model.vpcs.values().map(|it| it.interfaces.len() + 1));

@@ -11,7 +11,7 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connectio
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
@@ -90,7 +90,7 @@ impl Stack {
     }
 
     /// Makes it, as far as it is not there, with `addresses` as its own.
-    pub fn ensure(&self, addresses: &[Ipv4Addr]) -> Result<()> {
+    pub fn ensure(&self, addresses: &[IpAddr]) -> Result<()> {
         if !self.namespace.exists() || inside(&self.namespace, || Ok(())).is_err() {
             self.make_namespace()?;
         }
@@ -162,9 +162,31 @@ fn quiet(interface: &str) {
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1");
 }
 
+/// Lets the stack's link have IPv6 addresses, without any of what a host does with a link by itself: no addresses of its own making, no
+/// questions whether others have its addresses or whether there are routers.
+fn allow_ipv6() -> Result<()> {
+    let settings = [
+        ("addr_gen_mode", "1"),
+        ("accept_dad", "0"),
+        ("accept_ra", "0"),
+        ("router_solicitations", "0"),
+        ("disable_ipv6", "0"),
+    ];
+    for (name, value) in settings {
+        fs::write(format!("/proc/sys/net/ipv6/conf/{INNER}/{name}"), value)
+            .with_context(|| format!("cannot set net.ipv6.conf.{INNER}.{name} in the stack"))?;
+    }
+    Ok(())
+}
+
 /// Gives the stack that the calling thread is in its addresses, its route and the ports that the path steers to it.
-fn configure(addresses: &[Ipv4Addr]) -> Result<()> {
-    quiet(INNER);
+fn configure(addresses: &[IpAddr]) -> Result<()> {
+    let has_ipv6 = addresses.iter().any(IpAddr::is_ipv6);
+    if has_ipv6 {
+        allow_ipv6()?
+    } else {
+        quiet(INNER)
+    }
     let range = format!("{} {}", STACK_PORTS.start, STACK_PORTS.end - 1);
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).context("cannot set the stack's ports")?;
     let index = index_of(INNER).context("the stack has no link")?;
@@ -175,14 +197,19 @@ fn configure(addresses: &[Ipv4Addr]) -> Result<()> {
             handle.link().set(message).execute().await.context("cannot set the stack's link up")?;
         }
         for address in addresses {
-            let request = handle.address().add(index, address.into(), 32).replace();
+            let length = if address.is_ipv6() { 128 } else { 32 };
+            let request = handle.address().add(index, address, length).replace();
             request.execute().await.with_context(|| format!("cannot give the stack {address}"))?;
         }
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .output_interface(index)
-            .scope(rtnetlink::packet_route::route::RouteScope::Link)
-            .build();
-        handle.route().add(route).replace().execute().await.context("cannot give the stack its route")
+        let scope = rtnetlink::packet_route::route::RouteScope::Link;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).scope(scope).build();
+        handle.route().add(route).replace().execute().await.context("cannot give the stack its route")?;
+        if has_ipv6 {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).build();
+            let added = handle.route().add(route).replace().execute().await;
+            added.context("cannot give the stack its IPv6 route")?;
+        }
+        Ok(())
     })?;
     sys::set_feature(INNER, Feature::TxChecksum, false)
         .context("cannot switch the stack's checksum offload off")?;

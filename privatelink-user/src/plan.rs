@@ -2,6 +2,7 @@
 
 use crate::connections::State;
 use crate::flows::Survey;
+use crate::ip::{self, Family};
 use crate::maps::PrefixKey;
 use crate::model::{Hook, Listener, LoadBalancer, Model, TargetGroup};
 use crate::names::{Kind, Names};
@@ -18,7 +19,7 @@ use siphasher::sip::SipHasher13;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 use zerocopy::big_endian::{U16, U32};
 
 /// The wanted contents of every map that the configuration decides.
@@ -76,9 +77,9 @@ pub struct Check {
     /// The VPC's name.
     pub vpc: String,
     /// The load balancer's address that the check comes from.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Where it goes.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: u16,
     /// How.
@@ -97,19 +98,24 @@ pub fn hash(words: &[&[u8]]) -> u64 {
 
 /// The link-layer address of an address that exists only here: locally administered, and the same on every host and after every
 /// restart, since it is made of the VPC's name and the address alone.
-pub fn mac(vpc: &str, address: Ipv4Addr) -> Mac {
-    let [a, b, c, d, e, ..] = hash(&[b"mac", vpc.as_bytes(), &address.octets()]).to_be_bytes();
+pub fn mac(vpc: &str, address: IpAddr) -> Mac {
+    let [a, b, c, d, e, ..] = hash(&[b"mac", vpc.as_bytes(), &ip::bytes(address)]).to_be_bytes();
     [0x02, a, b, c, d, e]
 }
 
 /// A target's name.
 pub fn target_name(group: &str, target: &crate::model::Target) -> String {
-    format!("{group}/{}:{}", target.address, target.port)
+    format!("{group}/{}", SocketAddr::new(target.address, target.port))
+}
+
+/// The name of one address of an endpoint: its own and the zone's, and of an IPv6 address, that it is one.
+pub fn endpoint_name(endpoint: &str, zone: &str, address: IpAddr) -> String {
+    format!("{endpoint}/{zone}{}", if address.is_ipv6() { "/ipv6" } else { "" })
 }
 
 /// The name under which a load balancer's flows from its own VPC are counted; no endpoint can have it.
-pub fn own_name(load_balancer: &str, zone: &str) -> String {
-    format!("load_balancer:{load_balancer}/{zone}")
+pub fn own_name(load_balancer: &str, zone: &str, address: IpAddr) -> String {
+    endpoint_name(&format!("load_balancer:{load_balancer}"), zone, address)
 }
 
 /// The name of the slot that leads to a VPC's stack.
@@ -204,8 +210,9 @@ impl Plan<'_> {
         for (name, vpc) in &self.model.vpcs {
             let id = self.small(Kind::Vpc, name)?;
             for cidr in &vpc.cidrs {
-                let prefix = Prefix { vpc: U32::new(id.into()), address: cidr.network().octets() };
-                let bits = 32 + u32::from(cidr.prefix_len());
+                let prefix = Prefix { vpc: U32::new(id.into()), address: ip::entry(cidr.network()).0 };
+                let before = if cidr.network().is_ipv4() { 96 } else { 0 };
+                let bits = 32 + before + u32::from(cidr.prefix_len());
                 self.image.prefixes.insert(PrefixKey { bits, prefix }, 1);
             }
             for (interface, hook) in &vpc.interfaces {
@@ -234,8 +241,8 @@ impl Plan<'_> {
                 };
                 let before = self.known.targets.get(&id).filter(|before| before.state == state);
                 let since = before.map_or(self.known.now, |before| before.since);
-                let (address, port) = (target.address.octets(), U16::new(target.port));
-                let entry = Target { address, port, vpc, state, terminate: 0, since, until: 0, cut: 0 };
+                let (address, port) = (ip::entry(target.address), U16::new(target.port));
+                let entry = Target { address, port, vpc, state, since, ..Target::default() };
                 self.image.targets.insert(id, entry);
             }
         }
@@ -302,30 +309,41 @@ impl Plan<'_> {
         for (name, balancer) in &self.model.load_balancers {
             let vpc = self.small(Kind::Vpc, &balancer.vpc)?;
             let stack = self.small(Kind::Interface, &stack_name(&balancer.vpc))?;
-            for (zone, address) in &balancer.addresses {
+            for (zone, addresses) in &balancer.addresses {
+                // The zone's own number is that of its first address, whose number its listeners and endpoints go by.
                 let id = self.id(Kind::Balancer, &format!("{name}/{zone}"))?;
-                let mut ids = vec![(id, *address)];
-                for address in balancer.secondary_addresses.get(zone).into_iter().flatten() {
-                    ids.push((self.id(Kind::Balancer, &format!("{name}/{zone}/{address}"))?, *address));
+                let mut faces = Vec::new();
+                let mut sources = [[0; 8]; 2];
+                for (family, sources) in Family::ALL.into_iter().zip(&mut sources) {
+                    let mut ids = Vec::new();
+                    for address in balancer.of(zone, family) {
+                        let own = format!("{name}/{zone}/{address}");
+                        let is_zones = addresses.first() == Some(address);
+                        let id = if is_zones { id } else { self.id(Kind::Balancer, &own)? };
+                        ids.push(id);
+                        faces.push((id, address));
+                    }
+                    if !ids.is_empty() {
+                        *sources = std::array::from_fn(|place| ids[place % ids.len()]);
+                    }
                 }
-                let sources = std::array::from_fn(|place| ids[place % ids.len()].0);
-                let endpoint =
-                    if balancer.serves_own_vpc { self.own_endpoint(name, zone, balancer)? } else { 0 };
-                for (id, address) in ids {
+                let [sources, sources6] = sources;
+                for (face, address) in faces {
                     let mac = mac(&balancer.vpc, address);
-                    self.image
-                        .balancers
-                        .insert(id, Balancer { address: address.octets(), vpc, mac, sources });
+                    let entry = Balancer { address: ip::entry(address), vpc, mac, sources, sources6 };
+                    self.image.balancers.insert(face, entry);
+                    let served = balancer.serves_own_vpc && addresses.iter().any(|it| it == address);
+                    let endpoint = if served { self.own_endpoint(name, zone, address, balancer)? } else { 0 };
                     let entry = Address {
-                        endpoint: if id == sources[0] { endpoint } else { 0 },
+                        endpoint,
                         balancer: id,
                         stack,
                         mac,
                         kind: BALANCER,
                         ping: 0,
-                        reserved: 0,
+                        dualstack: addresses.ipv6.is_some().into(),
                     };
-                    self.image.addresses.insert(VpcAddress::new(vpc, address.octets()), entry);
+                    self.image.addresses.insert(VpcAddress::new(vpc, ip::entry(address)), entry);
                 }
                 for listener in &balancer.listeners {
                     self.listener(id, zone, balancer, listener)?;
@@ -336,8 +354,14 @@ impl Plan<'_> {
     }
 
     /// What stands for the endpoint where a load balancer serves its own VPC.
-    fn own_endpoint(&mut self, name: &str, zone: &str, balancer: &LoadBalancer) -> Result<u32> {
-        let id = self.id(Kind::Endpoint, &own_name(name, zone))?;
+    fn own_endpoint(
+        &mut self,
+        name: &str,
+        zone: &str,
+        address: IpAddr,
+        balancer: &LoadBalancer,
+    ) -> Result<u32> {
+        let id = self.id(Kind::Endpoint, &own_name(name, zone, address))?;
         let hold = u32::try_from(balancer.port_reuse_delay.as_secs())?;
         self.image.endpoints.insert(id, Gate { open: true, hold, mtu: ENDPOINT_MTU, ..Gate::default() });
         Ok(id)
@@ -349,13 +373,15 @@ impl Plan<'_> {
         let cross_zone = attributes.and_then(|it| it.cross_zone).unwrap_or(of.cross_zone);
         let sticky = attributes.is_some_and(|it| it.sticky).into();
         let preserve = attributes.is_some_and(|it| it.preserve_client_ip).into();
+        let ipv6 = group.is_some_and(|group| group.ip_address_type == Family::Ipv6).into();
         let zone = if cross_zone { "*" } else { zone };
         let (table, slots) = self.table(&listener.target_group, zone)?;
         for &protocol in listener.protocol.numbers() {
             let key = ListenerKey { balancer, port: U16::new(listener.port), protocol, reserved: 0 };
             let tcp_idle = u16::try_from(listener.tcp_idle_timeout.as_secs())?;
             let idle_timeout = if protocol == UDP { UDP_IDLE } else { tcp_idle };
-            self.image.listeners.insert(key, ListenerEntry { table, slots, idle_timeout, sticky, preserve });
+            let entry = ListenerEntry { table, slots, idle_timeout, sticky, preserve, ipv6, reserved: 0 };
+            self.image.listeners.insert(key, entry);
         }
         Ok(())
     }
@@ -398,7 +424,7 @@ impl Plan<'_> {
         let (mut healthy_weight, mut weight) = (0, 0);
         for target in group.targets.iter().filter(|target| zone == "*" || target.zone == zone) {
             let id = self.id(Kind::Target, &target_name(name, target))?;
-            let seed = hash(&[b"maglev", &target.address.octets(), &target.port.to_be_bytes()]);
+            let seed = hash(&[b"maglev", &ip::bytes(target.address), &target.port.to_be_bytes()]);
             let Some(entry) = self.image.targets.get(&id) else { continue };
             all.push(Share::new(id, seed, u32::from(target.weight) * 100));
             weight += u64::from(target.weight);
@@ -442,8 +468,10 @@ impl Plan<'_> {
             let Some(state) = self.known.connections.get(name).filter(|state| state.exists()) else {
                 continue;
             };
-            for (zone, address) in &endpoint.addresses {
-                let full = format!("{name}/{zone}");
+            for (zone, address) in
+                endpoint.addresses.iter().flat_map(|(zone, it)| it.iter().map(move |it| (zone, it)))
+            {
+                let full = endpoint_name(name, zone, address);
                 let id = self.id(Kind::Endpoint, &full)?;
                 let in_zone = |it: &&String| {
                     self.model
@@ -459,15 +487,16 @@ impl Plan<'_> {
                 }
                 let balancer =
                     self.chosen(id, &full, &candidates).context("a zone that the service does not have")?;
-                let (mac, ping) = (mac(&endpoint.vpc, *address), endpoint.ping.into());
+                let (mac, ping) = (mac(&endpoint.vpc, address), endpoint.ping.into());
+                let of = self.names.name(Kind::Balancer, balancer);
+                let of = of.split('/').next().and_then(|name| self.model.load_balancers.get(name));
+                let dualstack = of.is_some_and(|it| it.has(Family::Ipv6)).into();
                 let entry =
-                    Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, reserved: 0 };
-                self.image.addresses.insert(VpcAddress::new(vpc, address.octets()), entry);
+                    Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, dualstack };
+                self.image.addresses.insert(VpcAddress::new(vpc, ip::entry(address)), entry);
                 let has = self.known.flows.endpoints.get(&id).copied().unwrap_or(0);
                 let full = endpoint.max_flows.is_some_and(|most| has >= most);
                 let (rate, burst) = (endpoint.new_flow_rate, endpoint.new_flow_burst);
-                let name = self.names.name(Kind::Balancer, balancer);
-                let of = name.split('/').next().and_then(|name| self.model.load_balancers.get(name));
                 let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
                 let (open, hold, mtu) = (state.is_open(), u32::try_from(hold)?, endpoint.mtu);
                 self.image.endpoints.insert(id, Gate { open, full, rate, burst, hold, mtu, reserve: 0 });
@@ -502,14 +531,11 @@ pub fn is_timed(model: &Model, image: &Image) -> bool {
 
 /// The address that a target is checked from: of its zone, or of any where the load balancer is not in it; secondary addresses take
 /// turns with the first.
-fn source(balancer: &LoadBalancer, zone: &str, target: u32) -> Option<Ipv4Addr> {
-    let (zone, first) =
-        balancer.addresses.get_key_value(zone).or_else(|| balancer.addresses.iter().next())?;
-    let more = balancer.secondary_addresses.get(zone).map(Vec::as_slice).unwrap_or_default();
-    match target as usize % (more.len() + 1) {
-        0 => Some(*first),
-        turn => more.get(turn - 1).copied(),
-    }
+fn source(balancer: &LoadBalancer, target: &crate::model::Target, id: u32) -> Option<IpAddr> {
+    let zones = &balancer.addresses;
+    let (zone, _) = zones.get_key_value(&target.zone).or_else(|| zones.iter().next())?;
+    let addresses = balancer.of(zone, Family::of(target.address));
+    addresses.get(id as usize % addresses.len().max(1)).copied()
 }
 
 /// The health checks that the configuration asks for, by target. A group that no listener uses is not checked (AWS: `unused`).
@@ -520,7 +546,7 @@ pub fn checks(model: &Model, names: &Names) -> BTreeMap<u32, Check> {
         let Some(balancer) = model.load_balancers.values().find(uses) else { continue };
         for target in &group.targets {
             let Some(id) = names.id(Kind::Target, &target_name(name, target)) else { continue };
-            let Some(source) = source(balancer, &target.zone, id) else { continue };
+            let Some(source) = source(balancer, target, id) else { continue };
             let (vpc, how) = (group.vpc.clone(), group.health_check.clone());
             let port = how.port.unwrap_or(target.port);
             checks.insert(id, Check { vpc, source, address: target.address, port, how });

@@ -8,7 +8,7 @@ use http_body_util::Empty;
 use hyper::Request;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -34,13 +34,13 @@ pub struct Observed {
 
 /// Opens sockets inside a stack, for whoever asks: a thread that lives there.
 #[derive(Clone, Debug)]
-pub struct Sockets(mpsc::UnboundedSender<(Ipv4Addr, oneshot::Sender<Result<socket2::Socket>>)>);
+pub struct Sockets(mpsc::UnboundedSender<(IpAddr, oneshot::Sender<Result<socket2::Socket>>)>);
 
 impl Sockets {
     /// The sockets of the stack in this namespace.
     pub fn new(namespace: PathBuf) -> Self {
         let (sender, mut receiver) =
-            mpsc::unbounded_channel::<(Ipv4Addr, oneshot::Sender<Result<socket2::Socket>>)>();
+            mpsc::unbounded_channel::<(IpAddr, oneshot::Sender<Result<socket2::Socket>>)>();
         std::thread::spawn(move || {
             let entered = std::fs::File::open(&namespace).map_err(anyhow::Error::from).and_then(|file| {
                 let kind = Some(rustix::thread::LinkNameSpaceType::Network);
@@ -58,15 +58,16 @@ impl Sockets {
         Self(sender)
     }
 
-    async fn tcp(&self, source: Ipv4Addr) -> Result<socket2::Socket> {
+    async fn tcp(&self, source: IpAddr) -> Result<socket2::Socket> {
         let (reply, answer) = oneshot::channel();
         self.0.send((source, reply)).ok().context("the stack's thread is gone")?;
         answer.await.context("the stack's thread is gone")?
     }
 }
 
-fn open(source: Ipv4Addr) -> Result<socket2::Socket> {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+fn open(source: IpAddr) -> Result<socket2::Socket> {
+    let domain = socket2::Domain::for_address(SocketAddr::new(source, 0));
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
     // A port for each target, not for each check: closed connections hold theirs for a minute.
     sys::choose_port_late(socket.as_fd())?;
     socket.bind(&SocketAddr::from((source, 0)).into())?;
@@ -115,8 +116,8 @@ async fn check_once(check: &Check, sockets: &Sockets) -> Result<()> {
 async fn connect(check: &Check, sockets: &Sockets) -> Result<TcpStream> {
     let socket = sockets.tcp(check.source).await?;
     let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-    let to = SocketAddrV4::new(check.address, check.port);
-    socket.connect(to.into()).await.with_context(|| format!("cannot connect to {to}"))
+    let to = SocketAddr::new(check.address, check.port);
+    socket.connect(to).await.with_context(|| format!("cannot connect to {to}"))
 }
 
 /// Sends the request, and compares the answer's status; its body is of no interest, and redirects are not followed (AWS:
@@ -130,7 +131,7 @@ async fn ask(
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("no HTTP")?;
     let connection = tokio::spawn(connection);
     let request = Request::get(path)
-        .header("host", format!("{}:{}", check.address, check.port))
+        .header("host", SocketAddr::new(check.address, check.port).to_string())
         .header("user-agent", "ELB-HealthChecker/2.0")
         .header("connection", "close")
         .body(Empty::<&'static [u8]>::new())?;

@@ -6,7 +6,7 @@
 use crate::flows;
 use crate::maps::{CHUNK, Map, Maps, PerCpu, Plain};
 use anyhow::{Result, ensure};
-use privatelink_common::tables::{Flow, FlowKey};
+use privatelink_common::tables::Key;
 
 /// Carries everything over. Returns when it began, in seconds since boot, for [`catch_up`].
 pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
@@ -21,22 +21,35 @@ pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
     counters(&from.outcomes, &to.outcomes)?;
     room("established", "flows", from.established.count()?, &to.established)?;
     room("pending", "pending_flows", from.pending.count()?, &to.pending)?;
+    room("established6", "ipv6_flows", from.established6.count()?, &to.established6)?;
+    room("pending6", "pending_ipv6_flows", from.pending6.count()?, &to.pending6)?;
     copy(&from.established, &to.established)?;
     copy(&from.pending, &to.pending)?;
+    copy(&from.established6, &to.established6)?;
+    copy(&from.pending6, &to.pending6)?;
     catch_up(from, to, began)?;
     Ok(began)
 }
 
 /// Carries over the flows that were established since `began`.
 pub fn catch_up(from: &Maps, to: &Maps, began: u32) -> Result<()> {
-    let mut recent: Vec<(FlowKey, Flow)> = Vec::new();
-    from.established.walk(CHUNK, |keys, values| {
+    recent(&from.established, &to.established, began)?;
+    recent(&from.established6, &to.established6, began)
+}
+
+fn recent<K: Key<Flow: Plain> + Plain>(
+    from: &Map<K, K::Flow>,
+    to: &Map<K, K::Flow>,
+    began: u32,
+) -> Result<()> {
+    let mut recent: Vec<(K, K::Flow)> = Vec::new();
+    from.walk(CHUNK, |keys, values| {
         let since = keys.iter().zip(values).filter(|(_, flow)| flow.last_seen.saturating_add(1) >= began);
         recent.extend(since.map(|(key, flow)| (*key, *flow)));
     })?;
     for (key, flow) in recent {
         // One that is there already is as good, or better.
-        let _ = to.established.insert(&key, &flow);
+        let _ = to.insert(&key, &flow);
     }
     Ok(())
 }

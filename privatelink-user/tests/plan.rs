@@ -6,6 +6,7 @@ use privatelink::model::{self, Model};
 use privatelink::names::{Kind, Names};
 use privatelink::plan::{self, Image, Known};
 use privatelink_common::tables::{DRAINING, HEALTHY, INITIAL, Target, UNHEALTHY};
+use privatelink_common::wire::Ip;
 use std::collections::BTreeMap;
 
 const TARGETS: [&str; 4] = [
@@ -115,7 +116,7 @@ impl Mind {
         let mut shares = BTreeMap::<u8, usize>::new();
         let (_, table) = table.unwrap();
         for target in table {
-            *shares.entry(self.image.targets[target].address[3]).or_default() += 1;
+            *shares.entry(self.image.targets[target].address.0[15]).or_default() += 1;
         }
         shares
             .into_iter()
@@ -189,7 +190,7 @@ fn a_deregistered_target_drains_is_cut_if_so_configured_and_keeps_its_number_whi
     let mut mind = Mind::new(&both);
     let id = mind.id(22);
     mind.survey.began = 1001;
-    mind.survey.targets.insert((id, [10, 0, 1, 10]), 3);
+    mind.survey.targets.insert((id, Ip::from_ipv4([10, 0, 1, 10])), 3);
     mind.see(&one, 2000);
     let target = mind.target(22);
     assert_eq!((target.state, target.since, target.until, target.cut), (DRAINING, 2000, 2060, 0));

@@ -6,7 +6,9 @@
 use super::first::Step;
 use super::parse::Packet;
 use crate::limits::STACK_PORTS;
-use crate::tables::{Address, BALANCER, Bucket, Endpoint, Listener, ListenerKey, Tables, VpcAddress};
+use crate::tables::{
+    Address, BALANCER, Bucket, Endpoint, Key, Listener, ListenerKey, Tables, VpcAddress, Width,
+};
 use crate::verdict::{Answer, DropReason};
 use crate::wire::{ACK, FIN, RST, SYN};
 
@@ -21,14 +23,22 @@ pub(super) struct Door {
     pub generation: u32,
 }
 
-/// Judges a packet that belongs to no flow.
+/// Judges a packet that belongs to no flow of the tables at hand; `asked` says that it belongs to none of the others, too.
 #[inline(always)]
-pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<Door, Step> {
+pub(super) fn admit<K: Key, T: Tables>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+    asked: bool,
+) -> Result<Door, Step> {
     let key = &packet.key;
-    let Some(address) = tables.address(&VpcAddress::new(key.vpc, key.destination)) else {
+    let Some(address) = tables.address(&VpcAddress::new(key.vpc(), key.destination().widen())) else {
         return Err(Step::PASS);
     };
-    let source = VpcAddress::new(key.vpc, key.source);
+    if address.dualstack != 0 && !asked {
+        return Err(Step::OTHER);
+    }
+    let source = VpcAddress::new(key.vpc(), key.source().widen());
     if tables.address(&source).is_some() {
         return Err(Step::drop(DropReason::SpoofedSource));
     }
@@ -44,8 +54,8 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
     }
     let wanted = ListenerKey {
         balancer: address.balancer,
-        port: key.destination_port,
-        protocol: key.protocol,
+        port: key.destination_port(),
+        protocol: key.protocol(),
         reserved: 0,
     };
     let Some(listener) = tables.listener(&wanted) else {
@@ -54,6 +64,9 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
     };
     if packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) != SYN {
         return Err(Step::reset_segment(packet, Answer::ResetNoFlow));
+    }
+    if K::WIDE && key.is_ipv4() && listener.ipv6 == 0 {
+        return Err(Step::OTHER);
     }
     if endpoint.full != 0 {
         return Err(Step::drop(DropReason::EndpointFull));
@@ -67,7 +80,7 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
 /// What comes to an endpoint that is closed: somebody who wants a connection hears nothing, as on AWS; somebody who believes in one that
 /// was open is told.
 #[inline(always)]
-fn closed(packet: &Packet) -> Step {
+fn closed<K>(packet: &Packet<K>) -> Step {
     if packet.is_tcp && packet.flags & SYN == 0 {
         return Step::reset_segment(packet, Answer::ResetTerminated);
     }
@@ -93,20 +106,20 @@ fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> 
 /// Whether a packet to a load balancer that serves its own VPC may open a flow: it is neither for the VPC's stack nor a segment of a
 /// connection.
 #[inline(always)]
-fn is_first(packet: &Packet, address: &Address) -> bool {
+fn is_first<K: Key>(packet: &Packet<K>, address: &Address) -> bool {
     !is_for_stack(packet, address) && (!packet.is_tcp || packet.flags & (SYN | ACK | FIN | RST) == SYN)
 }
 
 /// Whether a packet to a load balancer's address is for a socket of the VPC's own stack.
 #[inline(always)]
-fn is_for_stack(packet: &Packet, address: &Address) -> bool {
-    address.stack != 0 && STACK_PORTS.contains(&packet.key.destination_port.get())
+fn is_for_stack<K: Key>(packet: &Packet<K>, address: &Address) -> bool {
+    address.stack != 0 && STACK_PORTS.contains(&packet.key.destination_port().get())
 }
 
 /// A packet to a load balancer's address that belongs to no flow: an answer to the VPC's own stack, a late segment of a flow that
 /// has ended, or somebody on the provider's side who has no business here.
 #[inline(always)]
-fn from_provider(packet: &Packet, address: &Address) -> Step {
+fn from_provider<K: Key>(packet: &Packet<K>, address: &Address) -> Step {
     if is_for_stack(packet, address) {
         return Step::stack(address.stack);
     }

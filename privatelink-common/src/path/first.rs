@@ -1,11 +1,12 @@
 //! A packet of no established flow: of one that is opening, the first of one, or not ours. The slow path.
 
+use super::Room;
 use super::admit::admit;
 use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
 use super::state::State;
-use crate::tables::{Entry, Flow, Tables};
+use crate::tables::{Entry, FlowKey, Flows, Key, Tables};
 use crate::verdict::{Answer, DropReason, FlowEvent};
 use crate::wire::RST;
 
@@ -22,6 +23,8 @@ pub(super) enum Next {
     Reset(u32),
     /// Drop it; holds [`DropReason::code`].
     Drop(u32),
+    /// Ask the other pair of flow tables.
+    Other,
 }
 
 /// A [`Next`] in one register: kind in the lower half, what it holds in the upper.
@@ -52,9 +55,12 @@ impl Step {
         Self(4 | (reason as u64) << 32)
     }
 
+    /// [`Next::Other`].
+    pub(super) const OTHER: Self = Self(5);
+
     /// A RST for a segment, unless it is one itself: a RST is never answered (RFC 9293, 3.10.7.1).
     #[inline(always)]
-    pub(super) const fn reset_segment(packet: &Packet, answer: Answer) -> Self {
+    pub(super) const fn reset_segment<K>(packet: &Packet<K>, answer: Answer) -> Self {
         if packet.flags & RST != 0 { Self::drop(DropReason::NoFlow) } else { Self::reset(answer) }
     }
 
@@ -70,18 +76,49 @@ impl Step {
             2 => Next::Stack(held as u16),
             3 => Next::Reset(held),
             4 => Next::Drop(held),
+            5 => Next::Other,
             _ => Next::Pass,
         }
     }
 }
 
-/// Decides about `packet`, and puts the flow that it belongs to, if any, into `flow`.
+/// Memory for the other direction of a packet's flow: its key and its entry.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Peer<K: Key> {
+    pub key: K,
+    pub flow: K::Flow,
+}
+
+/// Decides about `packet`, and puts the flow that it belongs to, if any, into the room.
 ///
-/// Not inlined, since the kernel bounds the stack of a function; it returns one register and writes into the caller's memory, since
-/// the kernel does not let a function return a pointer to its own.
+/// Not inlined, since the kernel bounds the stack of a function; it returns one register and writes into memory that the host lends,
+/// since the kernel does not let a function return a pointer to its own.
+///
+/// An IPv4 packet to an address whose load balancer is dualstack may belong to a flow of either width. It asks the narrow tables first,
+/// then the wide ones, which open what has an IPv6 target, and comes back with `asked` if it is to open a narrow flow.
 #[inline(never)]
-pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Step {
-    match flow::pending(tables, packet, now, flow) {
+pub(super) fn first<T: Tables>(
+    tables: &T,
+    packet: &Packet<FlowKey>,
+    now: u32,
+    asked: bool,
+    room: &mut Room,
+) -> Step {
+    decide(tables, packet, now, asked, &mut room.flow, &mut room.peer)
+}
+
+/// The same over either pair of tables.
+#[inline(always)]
+pub(super) fn decide<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+    asked: bool,
+    flow: &mut K::Flow,
+    peer: &mut Peer<K>,
+) -> Step {
+    match flow::pending(tables, packet, now, flow, peer) {
         Pending::Hit => return Step::send(super::event(packet)),
         Pending::Full => return table_full(packet),
         Pending::Miss => {}
@@ -94,11 +131,11 @@ pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
         }
         return Step::send(super::event(packet));
     }
-    let door = match admit(tables, packet, now) {
+    let door = match admit(tables, packet, now, asked) {
         Ok(door) => door,
         Err(step) => return step,
     };
-    match nat::open(tables, packet, &door, now, flow) {
+    match nat::open(tables, packet, &door, now, flow, peer) {
         Ok(()) => Step::send(FlowEvent::Opened),
         Err(refusal) => refuse(packet, refusal),
     }
@@ -106,7 +143,7 @@ pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
 
 /// What a flow that could not be opened gets: TCP is told at once, UDP has no word for it.
 #[inline(always)]
-fn refuse(packet: &Packet, refusal: Refusal) -> Step {
+fn refuse<K>(packet: &Packet<K>, refusal: Refusal) -> Step {
     match (refusal, packet.is_tcp) {
         (Refusal::NoTarget, true) => Step::reset(Answer::ResetNoTarget),
         (Refusal::NoTarget, false) => Step::drop(DropReason::NoTarget),
@@ -118,6 +155,6 @@ fn refuse(packet: &Packet, refusal: Refusal) -> Step {
 }
 
 #[inline(always)]
-fn table_full(packet: &Packet) -> Step {
+fn table_full<K>(packet: &Packet<K>) -> Step {
     if packet.is_tcp { Step::reset(Answer::ResetTableFull) } else { Step::drop(DropReason::FlowTableFull) }
 }

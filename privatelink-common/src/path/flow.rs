@@ -3,11 +3,14 @@
 //! Entries of `established` are used in place, without copying them first, so the path never frees one that another CPU may be
 //! using: it removes a flow only when the flow has been over, or idle, for whole seconds. Entries of `pending` may be evicted at
 //! any time; they are copied, and then believed only if the other direction's entry points back at them.
+//!
+//! Both pairs of tables have the same code; `K` is the key of the one at hand.
 
+use super::first::Peer;
 use super::parse::Packet;
 use super::state::State;
 use crate::limits::{TCP_CLOSED, TCP_OPENING, TCP_RESET_ECHO};
-use crate::tables::{Entry, Flow, FlowKey, Tables, TargetEvent, VpcAddress};
+use crate::tables::{Course, Entry, Flows, Key, Tables, TargetEvent, VpcAddress, Width};
 use crate::verdict::Direction;
 use crate::wire::{ACK, FIN, RST, SYN};
 
@@ -15,22 +18,51 @@ const TO_PROVIDER: u8 = Direction::ToProvider as u8;
 
 /// The established flow of a packet. Nearly every packet changes nothing about its flow, and is done here.
 #[inline(always)]
-pub(super) fn established<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Option<Flow> {
+pub(super) fn established<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+) -> Option<K::Flow> {
     let entry = tables.established(&packet.key)?;
     let flow = entry.flow();
+    is_alive(tables, packet, &entry, &flow, now).then_some(flow)
+}
+
+/// The same, into `flow`.
+#[inline(always)]
+pub(super) fn established_into<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+    flow: &mut K::Flow,
+) -> bool {
+    let Some(entry) = tables.established(&packet.key) else { return false };
+    *flow = entry.flow();
+    is_alive(tables, packet, &entry, flow, now)
+}
+
+/// Whether the packet belongs to the flow of this entry, of which `flow` is a copy; brings the entry up to date.
+#[inline(always)]
+fn is_alive<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    entry: &<T as Flows<K>>::Entry,
+    flow: &K::Flow,
+    now: u32,
+) -> bool {
     let current = tables.endpoint(flow.endpoint).generation == flow.generation;
     let known = flow.direction != TO_PROVIDER
         || (flow.seen_mac == packet.source_mac && flow.seen_interface == packet.interface);
     let settled = flow.last_seen == now && known && packet.flags & (SYN | FIN | RST) == 0;
     if current && settled {
-        return Some(flow);
+        return true;
     }
-    match maintain(tables, packet, &entry, now) {
-        Upkeep::Alive => return Some(flow),
+    match maintain(tables, packet, entry, now) {
+        Upkeep::Alive => return true,
         Upkeep::Over => remove(tables, packet),
         Upkeep::Terminated => {}
     }
-    None
+    false
 }
 
 /// How a flow stands after it was brought up to date.
@@ -48,7 +80,12 @@ enum Upkeep {
 /// Brings a flow up to date by a packet: its time, where the target and the consumer are, its state.
 /// Not inlined: the kernel bounds a function's stack.
 #[inline(never)]
-fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) -> Upkeep {
+fn maintain<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    entry: &<T as Flows<K>>::Entry,
+    now: u32,
+) -> Upkeep {
     let flow = entry.flow();
     if flow.state == State::Terminated as u8 {
         let over = now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) || opens(packet, &flow);
@@ -69,7 +106,7 @@ fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) 
         }
         entry.set_last_seen(now);
         if flow.direction == TO_PROVIDER {
-            follow_target(tables, entry, &flow);
+            follow_target::<K, T>(tables, entry, &flow);
         }
     }
     if flow.direction == TO_PROVIDER {
@@ -83,7 +120,7 @@ fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) 
 
 /// A segment long after a RST: whoever sends it has not believed the RST, or not sent it.
 #[inline(always)]
-fn doubt<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow, now: u32) {
+fn doubt<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>, entry: &T::Entry, flow: &K::Flow, now: u32) {
     let Some(peer) = tables.established(&packet.key.mirror(flow)) else { return };
     let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.flow().last_seen));
     if silent >= TCP_RESET_ECHO {
@@ -94,14 +131,20 @@ fn doubt<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow, 
 
 /// Whether the agent has cut this flow's target since it was opened. Asked once a second.
 #[inline(always)]
-fn is_cut<T: Tables>(tables: &T, flow: &Flow) -> bool {
+fn is_cut<T: Tables>(tables: &T, flow: &Course) -> bool {
     tables.target(flow.target).is_some_and(|target| target.cut != 0 && target.cut >= flow.opened)
 }
 
 /// Ends a flow whose target is cut or whose endpoint is revoked, in place: its memory stays its own until it has been silent for a while. The mark is older than this second, so that
 /// the next packet, too, comes to [`maintain`]. UDP has no way to be told, and its next datagram may as well open another flow.
 #[inline(always)]
-fn terminate<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow, now: u32) -> Upkeep {
+fn terminate<K: Key, T: Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    entry: &T::Entry,
+    flow: &K::Flow,
+    now: u32,
+) -> Upkeep {
     if !packet.is_tcp {
         return Upkeep::Over;
     }
@@ -115,13 +158,13 @@ fn terminate<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Fl
 
 /// Whether the packet is a consumer's SYN, which opens a flow where the one that it belongs to is over.
 #[inline(always)]
-fn opens(packet: &Packet, flow: &Flow) -> bool {
+fn opens<K>(packet: &Packet<K>, flow: &Course) -> bool {
     packet.flags & (SYN | ACK | RST) == SYN && flow.direction == TO_PROVIDER
 }
 
 /// Whether the other direction has been silent for as long, too.
 #[inline(always)]
-fn idle<T: Tables>(tables: &T, packet: &Packet, flow: &Flow, now: u32) -> bool {
+fn idle<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>, flow: &K::Flow, now: u32) -> bool {
     match tables.established(&packet.key.mirror(flow)) {
         Some(peer) => now.wrapping_sub(peer.flow().last_seen) > flow.patience(),
         None => true,
@@ -130,7 +173,7 @@ fn idle<T: Tables>(tables: &T, packet: &Packet, flow: &Flow, now: u32) -> bool {
 
 /// Removes both directions; the packet at hand is then one of no flow. Not inlined, as above.
 #[inline(never)]
-fn remove<T: Tables>(tables: &T, packet: &Packet) {
+fn remove<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>) {
     let Some(entry) = tables.established(&packet.key) else { return };
     let peer_key = packet.key.mirror(&entry.flow());
     if tables.established(&peer_key).is_some_and(|peer| peer_key.mirror(&peer.flow()) == packet.key) {
@@ -141,8 +184,8 @@ fn remove<T: Tables>(tables: &T, packet: &Packet) {
 
 /// Takes over where the target is reached now: it may have moved, and only the agent hears of it.
 #[inline(always)]
-fn follow_target<T: Tables>(tables: &T, entry: &T::Entry, flow: &Flow) {
-    if let Some(hop) = tables.neighbour(&VpcAddress::new(flow.peer_vpc, flow.destination))
+fn follow_target<K: Key, T: Tables + Flows<K>>(tables: &T, entry: &<T as Flows<K>>::Entry, flow: &K::Flow) {
+    if let Some(hop) = tables.neighbour(&VpcAddress::new(flow.peer_vpc, K::destination_of(flow).widen()))
         && (hop.mac != flow.destination_mac || hop.interface != flow.interface)
     {
         entry.set_next_hop(hop.mac, hop.interface);
@@ -152,7 +195,7 @@ fn follow_target<T: Tables>(tables: &T, entry: &T::Entry, flow: &Flow) {
 /// Replies go where requests come from: when the consumer moves to another interface or link-layer address, the other direction
 /// follows at once.
 #[inline(always)]
-fn follow_consumer<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow) {
+fn follow_consumer<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>, entry: &T::Entry, flow: &K::Flow) {
     if flow.seen_mac == packet.source_mac && flow.seen_interface == packet.interface {
         return;
     }
@@ -164,7 +207,12 @@ fn follow_consumer<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flo
 
 /// Follows a segment that changes the flow's state. Says no where the segment opens another flow in this one's place.
 #[inline(always)]
-fn advance<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow) -> bool {
+fn advance<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    entry: &<T as Flows<K>>::Entry,
+    flow: &K::Flow,
+) -> bool {
     let state = State::from_number(flow.state);
     let direction = direction_of(flow);
     if opens(packet, flow) && state.is_over() {
@@ -197,20 +245,26 @@ pub(super) enum Pending {
 
 /// Puts the pending flow of a packet, brought up to date by it, into `flow`.
 #[inline(always)]
-pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Pending {
+pub(super) fn pending<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+    flow: &mut K::Flow,
+    peer: &mut Peer<K>,
+) -> Pending {
     let Some(entry) = tables.pending(&packet.key) else { return Pending::Miss };
     *flow = entry.flow();
-    let peer_key = packet.key.mirror(flow);
-    let Some(peer_entry) = tables.pending(&peer_key) else { return discard(tables, &packet.key) };
-    let mut peer = peer_entry.flow();
-    if peer_key.mirror(&peer) != packet.key {
+    peer.key = packet.key.mirror(flow);
+    let Some(peer_entry) = tables.pending(&peer.key) else { return discard(tables, &packet.key) };
+    peer.flow = peer_entry.flow();
+    if peer.key.mirror(&peer.flow) != packet.key {
         return discard(tables, &packet.key);
     }
     let current = tables.endpoint(flow.endpoint).generation == flow.generation;
     let patience = if packet.is_tcp { TCP_OPENING } else { flow.idle_timeout };
-    let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.last_seen));
+    let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.flow.last_seen));
     if !current || silent > u32::from(patience) {
-        tables.remove_pending(&peer_key);
+        tables.remove_pending(&peer.key);
         return discard(tables, &packet.key);
     }
     let unanswered = flow.direction != TO_PROVIDER && flow.state == State::Opening as u8;
@@ -218,12 +272,12 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
         if unanswered {
             tables.count(flow.target, TargetEvent::Refused);
         }
-        tables.remove_pending(&peer_key);
+        tables.remove_pending(&peer.key);
         tables.remove_pending(&packet.key);
         return Pending::Hit;
     }
     if confirms(packet, flow) {
-        return establish(tables, packet, &peer_key, flow, &mut peer, now);
+        return establish(tables, packet, flow, peer, now);
     }
     entry.set_last_seen(now);
     if packet.flags & (SYN | ACK) == SYN | ACK && unanswered {
@@ -236,7 +290,7 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
 
 /// Whether this packet makes the flow established: TCP's by the consumer's word after the target's, UDP's by the target's.
 #[inline(always)]
-fn confirms(packet: &Packet, flow: &Flow) -> bool {
+fn confirms<K>(packet: &Packet<K>, flow: &Course) -> bool {
     match (packet.is_tcp, flow.direction == TO_PROVIDER) {
         (true, true) => packet.flags & (SYN | ACK) == ACK && flow.state == State::Answered as u8,
         (false, false) => true,
@@ -246,7 +300,7 @@ fn confirms(packet: &Packet, flow: &Flow) -> bool {
 
 /// Half a pair is worth nothing: the other half was evicted, and its NAT port may be another tenant's by now.
 #[inline(always)]
-fn discard<T: Tables>(tables: &T, key: &FlowKey) -> Pending {
+fn discard<K: Key, T: Flows<K>>(tables: &T, key: &K) -> Pending {
     tables.remove_pending(key);
     Pending::Miss
 }
@@ -254,35 +308,34 @@ fn discard<T: Tables>(tables: &T, key: &FlowKey) -> Pending {
 /// Moves both directions to `established`. They are inserted there before they leave `pending`, so that no one who claims a NAT
 /// port finds it free in between.
 #[inline(always)]
-fn establish<T: Tables>(
+fn establish<K: Key, T: Flows<K>>(
     tables: &T,
-    packet: &Packet,
-    peer_key: &FlowKey,
-    flow: &mut Flow,
-    peer: &mut Flow,
+    packet: &Packet<K>,
+    flow: &mut K::Flow,
+    peer: &mut Peer<K>,
     now: u32,
 ) -> Pending {
     flow.state = State::Established.after(direction_of(flow), packet.flags) as u8;
     flow.last_seen = now;
-    peer.state = flow.state;
+    peer.flow.state = flow.state;
     if flow.direction == TO_PROVIDER {
         (flow.seen_mac, flow.seen_interface) = (packet.source_mac, packet.interface);
-        (peer.destination_mac, peer.interface) = (packet.source_mac, packet.interface);
+        (peer.flow.destination_mac, peer.flow.interface) = (packet.source_mac, packet.interface);
     }
     let mut outcome = Pending::Hit;
-    if tables.establish(peer_key, peer).is_err() {
+    if tables.establish(&peer.key, &peer.flow).is_err() {
         outcome = Pending::Full;
     } else if tables.establish(&packet.key, flow).is_err() {
-        tables.remove_established(peer_key);
+        tables.remove_established(&peer.key);
         outcome = Pending::Full;
     }
     tables.remove_pending(&packet.key);
-    tables.remove_pending(peer_key);
+    tables.remove_pending(&peer.key);
     outcome
 }
 
 /// Which way packets of this entry go.
 #[inline(always)]
-pub(super) fn direction_of(flow: &Flow) -> Direction {
+pub(super) fn direction_of(flow: &Course) -> Direction {
     if flow.direction == TO_PROVIDER { Direction::ToProvider } else { Direction::ToConsumer }
 }

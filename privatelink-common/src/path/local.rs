@@ -25,13 +25,13 @@ pub(super) fn arp<F: Frame, T: Tables>(
     if arp.hardware.get() != 1 || arp.protocol.get() != 0x0800 || arp.lengths != [6, 4] {
         return Ok(Verdict::PASS);
     }
-    if tables.address(&VpcAddress::new(from.vpc, arp.sender)).is_some() {
+    if tables.address(&VpcAddress::ipv4(from.vpc, arp.sender)).is_some() {
         return Err(DropReason::SpoofedSource);
     }
     if arp.operation.get() != REQUEST {
         return Ok(Verdict::PASS);
     }
-    let Some(address) = tables.address(&VpcAddress::new(from.vpc, arp.target)) else {
+    let Some(address) = tables.address(&VpcAddress::ipv4(from.vpc, arp.target)) else {
         return Ok(Verdict::PASS);
     };
     arp_reply(frame, &arp, address.mac).ok_or(DropReason::Malformed)?;
@@ -62,13 +62,13 @@ pub(super) fn answer<F: Frame, T: Tables>(
     from: &Interface,
     packet: &Local,
 ) -> Result<Verdict, DropReason> {
-    let Some(address) = tables.address(&VpcAddress::new(from.vpc, packet.destination)) else {
+    let Some(address) = tables.address(&VpcAddress::ipv4(from.vpc, packet.destination)) else {
         return Ok(Verdict::PASS);
     };
     if let Some(fault) = packet.fault {
         return Err(fault);
     }
-    let source = VpcAddress::new(from.vpc, packet.source);
+    let source = VpcAddress::ipv4(from.vpc, packet.source);
     if tables.address(&source).is_some() {
         return Err(DropReason::SpoofedSource);
     }

@@ -6,19 +6,32 @@ mod flow;
 mod hop;
 mod local;
 mod nat;
+mod neighbour;
 mod parse;
 mod reset;
 mod rewrite;
+mod six;
 pub mod stack;
 pub mod state;
+mod translate;
 
 use crate::checksum::Delta;
 use crate::frame::Frame;
-use crate::tables::{Flow, Interface, Tables};
+use crate::tables::{Flow, FlowKey, Interface, Tables};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
-use crate::wire::{RST, SYN};
+use crate::wire::{RST, SYN, TRANSPORT};
 use first::Next;
 use parse::{Local, Packet, Parsed};
+
+/// What the path remembers of a packet of no established flow while it decides about it, in memory that the host lends it: more than a
+/// function of the kernel may have on its stack.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Room {
+    flow: Flow,
+    peer: first::Peer<FlowKey>,
+    wide: six::Wide,
+}
 
 /// What is to become of `frame`, which came in by the interface `ifindex` at `now`, seconds since boot.
 ///
@@ -32,23 +45,50 @@ pub fn forward<F: Frame, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     let Some(from) = tables.interface(ifindex).filter(|from| from.vpc != 0) else { return Ok(Verdict::PASS) };
     if from.stack != 0 {
-        return from_stack(frame, tables, &from).result();
+        let verdict = if parse::is_ipv6(frame) {
+            six::from_stack(frame, tables, &from)
+        } else {
+            from_stack(frame, tables, &from)
+        };
+        return verdict.result();
     }
     let packet = match parse::parse(frame, &from) {
         Parsed::Flow(packet) => packet,
         Parsed::Ip(packet) => return not_a_flow(frame, tables, &from, &packet).result(),
         Parsed::Arp => return arp(frame, tables, &from).result(),
+        Parsed::Ipv6 => return six::forward(frame, tables, &from, now).result(),
         Parsed::Foreign => return Ok(Verdict::PASS),
     };
     if let Some(flow) = flow::established(tables, &packet, now) {
         return send(frame, tables, &packet, &flow, event(&packet));
     }
-    let mut flow = Flow::default();
-    match first::first(tables, &packet, now, &mut flow).next() {
-        Next::Pass => Ok(Verdict::PASS),
-        Next::Send(event) => send(frame, tables, &packet, &flow, event),
+    let verdict = tables.room(|room| slow(frame, tables, &packet, now, room));
+    verdict.unwrap_or(Err(DropReason::Malformed))
+}
+
+/// The slow path: the packet of no established flow that is IPv4 on both sides.
+#[inline(always)]
+fn slow<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<FlowKey>,
+    now: u32,
+    room: &mut Room,
+) -> Result<Verdict, DropReason> {
+    let mut next = first::first(tables, packet, now, false, room).next();
+    if next == Next::Other {
+        next = six::ask(tables, packet, now, &mut room.wide).next();
+        match next {
+            Next::Send(event) => return six::send(frame, tables, event, &room.wide).result(),
+            Next::Other => next = first::first(tables, packet, now, true, room).next(),
+            _ => {}
+        }
+    }
+    match next {
+        Next::Pass | Next::Other => Ok(Verdict::PASS),
+        Next::Send(event) => send(frame, tables, packet, &room.flow, event),
         Next::Stack(interface) => stack::receive(frame, tables, interface),
-        Next::Reset(answer) => reset(frame, &packet, answer).result(),
+        Next::Reset(answer) => reset(frame, packet, answer).result(),
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
@@ -71,7 +111,7 @@ fn arp<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Verd
 }
 
 #[inline(never)]
-fn reset<F: Frame>(frame: &mut F, packet: &Packet, answer: u32) -> Verdict {
+fn reset<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, answer: u32) -> Verdict {
     Verdict::of(reset::reset(frame, packet, answer))
 }
 
@@ -79,24 +119,30 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet, answer: u32) -> Verdict {
 fn send<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet,
+    packet: &Packet<FlowKey>,
     flow: &Flow,
     event: FlowEvent,
 ) -> Result<Verdict, DropReason> {
     let correction = if packet.flags & SYN == 0 {
         0
     } else {
-        hop::clamp(frame, tables, packet, flow.endpoint, flow.interface)
+        hop::clamp::<F, T, TRANSPORT, { hop::HEADERS }>(
+            frame,
+            tables,
+            packet.interface,
+            flow.interface,
+            flow.endpoint,
+        )
     };
     #[allow(clippy::cast_possible_truncation, reason = "a delta, in a register of its own")]
     rewrite::rewrite(frame, packet, flow, correction as Delta)?;
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }
-    Ok(Verdict::forward(flow.interface, flow.endpoint, flow::direction_of(flow), event))
+    Ok(Verdict::forward(flow.interface, flow.endpoint, flow::direction_of(flow), event, false))
 }
 
 #[inline(always)]
-fn event(packet: &Packet) -> FlowEvent {
+fn event<K>(packet: &Packet<K>) -> FlowEvent {
     if packet.flags & RST == 0 { FlowEvent::None } else { FlowEvent::Reset }
 }

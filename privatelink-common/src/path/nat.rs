@@ -2,14 +2,18 @@
 //!
 //! The claim is the insertion of the reverse entry, which fails where the key is taken: no lock, no bitmap. `established` is asked
 //! before (most ports in use are there) and after (a flow may have moved there in between; it enters before it leaves `pending`).
+//! Where a load balancer's IPv4 address has flows of both widths, a port is one flow's all the same: whoever has claimed it in its own
+//! tables then looks into the others, and lets go of it if it is there.
 
 use super::admit::Door;
+use super::first::Peer;
 use super::parse::Packet;
 use super::state::State;
-use crate::checksum::{address, delta, word};
+use crate::checksum::{delta, word};
 use crate::limits::{NAT_PORT_COUNT, NAT_PORT_FIRST, NAT_PROBES, UDP_IDLE};
 use crate::tables::{
-    BALANCER, Face, Flow, FlowKey, InsertError, Neighbour, Tables, Target, TargetEvent, VpcAddress,
+    BALANCER, Course, Face, Flows, InsertError, Key, Neighbour, Tables, Target, TargetEvent, VpcAddress,
+    Width,
 };
 use crate::verdict::Direction;
 use zerocopy::big_endian::U16;
@@ -38,11 +42,10 @@ const fn mix(mut hash: u64) -> u64 {
 
 /// Hash of a flow: addresses, ports and protocol as AWS has it, and the VPC, since addresses alone do not tell tenants apart.
 #[inline(always)]
-fn flow_hash(key: &FlowKey) -> u64 {
-    let addresses =
-        (u64::from(u32::from_ne_bytes(key.source)) << 32) | u64::from(u32::from_ne_bytes(key.destination));
-    let ports = (u64::from(key.source_port.get()) << 16) | u64::from(key.destination_port.get());
-    let rest = (ports << 24) | (u64::from(key.vpc) << 8) | u64::from(key.protocol);
+fn flow_hash<K: Key>(key: &K) -> u64 {
+    let addresses = key.source().bits().rotate_left(32) ^ key.destination().bits();
+    let ports = (u64::from(key.source_port().get()) << 16) | u64::from(key.destination_port().get());
+    let rest = (ports << 24) | (u64::from(key.vpc()) << 8) | u64::from(key.protocol());
     mix(mix(addresses) ^ rest)
 }
 
@@ -52,8 +55,8 @@ fn flow_hash(key: &FlowKey) -> u64 {
     clippy::cast_possible_truncation,
     reason = "the upper half is taken on purpose: the lower chooses the port"
 )]
-fn slot(key: &FlowKey, hash: u64, door: &Door) -> u32 {
-    let source = (u64::from(key.vpc) << 32) | u64::from(u32::from_ne_bytes(key.source));
+fn slot<K: Key>(key: &K, hash: u64, door: &Door) -> u32 {
+    let source = (u64::from(key.vpc()) << 32) ^ key.source().bits();
     let by = if door.listener.sticky == 0 { hash } else { mix(source) };
     (by >> 32) as u32 % door.listener.slots
 }
@@ -66,12 +69,13 @@ const fn pick(hash: u64) -> usize {
 
 /// Opens the flow of `packet` through `door`, and puts the entry of the packet's own direction into `forward`.
 #[inline(always)]
-pub(super) fn open<T: Tables>(
+pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     tables: &T,
-    packet: &Packet,
+    packet: &Packet<K>,
     door: &Door,
     now: u32,
-    forward: &mut Flow,
+    forward: &mut K::Flow,
+    peer: &mut Peer<K>,
 ) -> Result<(), Refusal> {
     let hash = flow_hash(&packet.key);
     if door.listener.slots == 0 {
@@ -80,20 +84,26 @@ pub(super) fn open<T: Tables>(
     let slot = slot(&packet.key, hash, door);
     let id = tables.slot(door.listener.table, slot).ok_or(Refusal::NoTarget)?;
     let target = tables.target(id).filter(|target| target.vpc != 0).ok_or(Refusal::NoTarget)?;
-    let source = tables.source(door.address.balancer, pick(hash)).ok_or(Refusal::NoTarget)?;
+    let to_ipv4 = target.address.is_ipv4();
+    if K::WIDE == (to_ipv4 && packet.key.is_ipv4()) {
+        // While a listener's target group becomes one of the other family.
+        return Err(Refusal::NoTarget);
+    }
+    let source = tables.source(door.address.balancer, to_ipv4, pick(hash)).ok_or(Refusal::NoTarget)?;
     let mut balancer = tables.face(source).ok_or(Refusal::NoTarget)?;
     let preserved = preserves(packet, door, &target);
     if preserved {
-        balancer.address = packet.key.source;
+        balancer.address = packet.key.source().widen();
     }
     let hop = tables.neighbour(&VpcAddress::new(target.vpc, target.address)).ok_or(Refusal::NoNextHop)?;
 
     *forward = to_provider(packet, door, &balancer, &target, &hop);
-    let mut reverse = to_consumer(packet, door, &balancer, &target);
-    (forward.target, reverse.target) = (id, id);
-    (forward.opened, reverse.opened) = (now, now);
-    (forward.last_seen, reverse.last_seen) = (now, now);
-    if let Err(refusal) = claim_port(tables, packet, hash, preserved, forward, &mut reverse) {
+    peer.flow = to_consumer(packet, door, &balancer, &target);
+    (forward.target, peer.flow.target) = (id, id);
+    (forward.opened, peer.flow.opened) = (now, now);
+    (forward.last_seen, peer.flow.last_seen) = (now, now);
+    let choice = Choice { hash, preserved, shared: door.address.dualstack != 0 };
+    if let Err(refusal) = claim_port(tables, packet, &choice, forward, peer) {
         if refusal == Refusal::NoNatPort {
             tables.count(id, TargetEvent::PortAllocationError);
         }
@@ -107,48 +117,62 @@ pub(super) fn open<T: Tables>(
             Ok(())
         }
         Err(_) => {
-            tables.remove_pending(&packet.key.mirror(forward));
+            tables.remove_pending(&peer.key);
             Err(Refusal::Full)
         }
     }
 }
 
-/// Whether the target sees the client as it is: a client of the load balancer's own VPC, unless it is the target itself, which
-/// takes no packet from its own address.
+/// Whether the target sees the client as it is: a client of the load balancer's own VPC and of the target's family, unless it is the
+/// target itself, which takes no packet from its own address.
 #[inline(always)]
-fn preserves(packet: &Packet, door: &Door, target: &Target) -> bool {
-    door.listener.preserve != 0 && door.address.kind == BALANCER && target.address != packet.key.source
+fn preserves<K: Key>(packet: &Packet<K>, door: &Door, target: &Target) -> bool {
+    let client = packet.key.source().widen();
+    door.listener.preserve != 0
+        && door.address.kind == BALANCER
+        && target.address != client
+        && target.address.is_ipv4() == client.is_ipv4()
 }
 
-/// A port that is `preserved` is tried first; where the client uses it towards this target already, by another of the load balancer's
-/// addresses, it gets another one.
-#[inline(always)]
-fn claim_port<T: Tables>(
-    tables: &T,
-    packet: &Packet,
+/// What a flow's port is chosen by.
+struct Choice {
+    /// Where to look first, and by which step further.
     hash: u64,
+    /// The client's own port is tried first; where the client uses it towards this target already, by another of the load balancer's
+    /// addresses, it gets another one.
     preserved: bool,
-    forward: &mut Flow,
-    reverse: &mut Flow,
+    /// The load balancer's address may have flows of both widths.
+    shared: bool,
+}
+
+/// Claims a port.
+#[inline(always)]
+fn claim_port<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
+    tables: &T,
+    packet: &Packet<K>,
+    choice: &Choice,
+    forward: &mut K::Flow,
+    peer: &mut Peer<K>,
 ) -> Result<(), Refusal> {
+    let Choice { hash, preserved, shared } = *choice;
     #[allow(clippy::cast_possible_truncation, reason = "only the lower bits choose the port")]
     let (start, step) = (hash as u32 % NAT_PORT_COUNT, stride((hash >> 24) as u32));
     #[allow(clippy::cast_possible_truncation, reason = "an offset is below NAT_PORT_COUNT")]
     let at = |offset: u32| U16::new(NAT_PORT_FIRST + offset as u16);
     let mut offset = start;
-    let mut port = if preserved { packet.key.source_port } else { at(offset) };
+    let mut port = if preserved { packet.key.source_port() } else { at(offset) };
     for _ in 0..NAT_PROBES {
         forward.source_port = port;
-        forward.port_delta = port_delta(packet, forward);
-        let key = packet.key.mirror(forward);
-        reverse.port_delta = delta(
-            word(key.source_port.to_bytes()) + word(key.destination_port.to_bytes()),
-            word(reverse.source_port.to_bytes()) + word(reverse.destination_port.to_bytes()),
-        );
-        if tables.established(&key).is_none() {
-            match tables.claim(&key, reverse) {
-                Ok(()) if tables.established(&key).is_none() => return Ok(()),
-                Ok(()) => tables.remove_pending(&key),
+        forward.port_delta = port_delta(&packet.key, forward);
+        peer.key = packet.key.mirror(forward);
+        peer.flow.port_delta = port_delta(&peer.key, &peer.flow);
+        let key = &peer.key;
+        if tables.established(key).is_none() {
+            match tables.claim(key, &peer.flow) {
+                Ok(()) if tables.established(key).is_none() && !(shared && is_taken(tables, key)) => {
+                    return Ok(());
+                }
+                Ok(()) => tables.remove_pending(key),
                 Err(InsertError::Exists) => {}
                 Err(InsertError::Full) => return Err(Refusal::Full),
             }
@@ -162,6 +186,15 @@ fn claim_port<T: Tables>(
     Err(Refusal::NoNatPort)
 }
 
+/// Whether a flow of the other width has the port that was just claimed. Of two that claim it at once, one sees the other: perhaps both.
+/// Not inlined: the kernel bounds a function's stack.
+#[inline(never)]
+fn is_taken<K: Key, T: Tables + Flows<K::Other>>(tables: &T, key: &K) -> bool {
+    let Some(key) = key.other() else { return false };
+    tables.fence();
+    tables.established(&key).is_some() || tables.pending(&key).is_some()
+}
+
 /// A step that visits every port before it comes back: [`NAT_PORT_COUNT`] is 2^11 * 31, so any step of the form 62n + 1 is coprime.
 #[inline(always)]
 const fn stride(hash: u32) -> u32 {
@@ -169,25 +202,27 @@ const fn stride(hash: u32) -> u32 {
 }
 
 #[inline(always)]
-fn port_delta(packet: &Packet, flow: &Flow) -> u16 {
+fn port_delta<K: Key>(key: &K, flow: &Course) -> u16 {
     delta(
-        word(packet.key.source_port.to_bytes()) + word(packet.key.destination_port.to_bytes()),
+        word(key.source_port().to_bytes()) + word(key.destination_port().to_bytes()),
         word(flow.source_port.to_bytes()) + word(flow.destination_port.to_bytes()),
     )
 }
 
 #[inline(always)]
-fn to_provider(packet: &Packet, door: &Door, balancer: &Face, target: &Target, hop: &Neighbour) -> Flow {
+fn to_provider<K: Key>(
+    packet: &Packet<K>,
+    door: &Door,
+    balancer: &Face,
+    target: &Target,
+    hop: &Neighbour,
+) -> K::Flow {
     let key = &packet.key;
-    Flow {
-        source: balancer.address,
-        destination: target.address,
+    let (source, destination) = (K::Address::of(balancer.address), K::Address::of(target.address));
+    let course = Course {
         source_port: U16::ZERO,
         destination_port: target.port,
-        address_delta: delta(
-            address(key.source) + address(key.destination),
-            address(balancer.address) + address(target.address),
-        ),
+        address_delta: delta(key.source().sum() + key.destination().sum(), source.sum() + destination.sum()),
         port_delta: 0,
         destination_mac: hop.mac,
         source_mac: balancer.mac,
@@ -203,28 +238,25 @@ fn to_provider(packet: &Packet, door: &Door, balancer: &Face, target: &Target, h
         idle_timeout: idle_timeout(packet, door),
         state: State::Opening as u8,
         direction: Direction::ToProvider as u8,
-    }
+    };
+    K::flow(source, destination, course)
 }
 
 #[inline(always)]
-fn to_consumer(packet: &Packet, door: &Door, balancer: &Face, target: &Target) -> Flow {
+fn to_consumer<K: Key>(packet: &Packet<K>, door: &Door, balancer: &Face, target: &Target) -> K::Flow {
     let key = &packet.key;
-    Flow {
-        source: key.destination,
-        destination: key.source,
-        source_port: key.destination_port,
-        destination_port: key.source_port,
-        address_delta: delta(
-            address(balancer.address) + address(target.address),
-            address(key.source) + address(key.destination),
-        ),
+    let (source, destination) = (K::Address::of(balancer.address), K::Address::of(target.address));
+    let course = Course {
+        source_port: key.destination_port(),
+        destination_port: key.source_port(),
+        address_delta: delta(source.sum() + destination.sum(), key.source().sum() + key.destination().sum()),
         port_delta: 0,
         destination_mac: packet.source_mac,
         source_mac: door.address.mac,
         seen_mac: packet.source_mac,
         seen_interface: 0,
         interface: packet.interface,
-        peer_vpc: key.vpc,
+        peer_vpc: key.vpc(),
         endpoint: door.address.endpoint,
         generation: door.generation,
         target: 0,
@@ -233,11 +265,12 @@ fn to_consumer(packet: &Packet, door: &Door, balancer: &Face, target: &Target) -
         idle_timeout: idle_timeout(packet, door),
         state: State::Opening as u8,
         direction: Direction::ToConsumer as u8,
-    }
+    };
+    K::flow(key.destination(), key.source(), course)
 }
 
 #[inline(always)]
-fn idle_timeout(packet: &Packet, door: &Door) -> u16 {
+fn idle_timeout<K>(packet: &Packet<K>, door: &Door) -> u16 {
     if packet.is_tcp { door.listener.idle_timeout } else { UDP_IDLE }
 }
 

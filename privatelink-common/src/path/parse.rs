@@ -1,30 +1,36 @@
 //! What kind of frame this is: the first stage. It reads, and decides nothing about whose the packet is.
 
+use crate::checksum;
 use crate::frame::Frame;
-use crate::tables::{FlowKey, Interface};
+use crate::tables::{FlowKey, Interface, Key};
 use crate::verdict::DropReason;
 use crate::wire::{
-    ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Ipv4, Ipv4Header, Mac, NETWORK, TCP, TRANSPORT, Tcp, UDP, Udp,
+    ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ICMPV6, Ip, Ipv4, Ipv4Header, Ipv6Header, Mac,
+    NETWORK, TCP, TRANSPORT, Tcp, UDP, Udp,
 };
+use core::mem::offset_of;
 
 /// A frame, as far as the path knows frames.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Parsed {
     /// A TCP segment or UDP datagram whose headers are whole and agree with each other.
-    Flow(Packet),
+    Flow(Packet<FlowKey>),
     /// Any other IPv4 packet with at least 20 bytes of header.
     Ip(Local),
     /// An ARP message.
     Arp,
-    /// Anything else: VLAN tags, IPv6, frames too short for the header that their type promises.
+    /// IPv6, which is [`super::six`]'s.
+    Ipv6,
+    /// Anything else: VLAN tags, frames too short for the header that their type promises.
     Foreign,
 }
 
 /// A TCP segment or UDP datagram.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Packet {
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Packet<K> {
     /// Its flow's key in this direction.
-    pub key: FlowKey,
+    pub key: K,
     /// Who sent the frame.
     pub source_mac: Mac,
     /// Slot of the interface that it came by.
@@ -35,8 +41,18 @@ pub(super) struct Packet {
     pub is_tcp: bool,
     /// Transport checksum as stored.
     pub checksum: [u8; 2],
-    /// IPv4 checksum as stored.
+    /// IPv4 checksum as stored; zero for IPv6.
     pub ip_checksum: [u8; 2],
+}
+
+impl<K: Key> Packet<K> {
+    /// The same packet, as the other pair of tables knows it.
+    #[inline(always)]
+    pub(super) fn other(&self) -> Option<Packet<K::Other>> {
+        let Self { source_mac, interface, flags, is_tcp, checksum, ip_checksum, .. } = *self;
+        let key = self.key.other()?;
+        Some(Packet { key, source_mac, interface, flags, is_tcp, checksum, ip_checksum })
+    }
 }
 
 /// An IPv4 packet that belongs to no flow, whatever it is.
@@ -54,8 +70,42 @@ pub(super) struct Local {
     pub fault: Option<DropReason>,
 }
 
+/// Why an IPv6 packet whose header says this of what follows is refused, if it is for us. Extension headers are not walked: hosts have
+/// no use for them towards a service, and what is behind them could be anywhere.
+///
+/// | next header | |
+/// |---|---|
+/// | 6 TCP, 17 UDP | flows |
+/// | 58 ICMPv6 | echo, neighbour discovery |
+/// | 44 fragment | [`DropReason::Fragment`] |
+/// | 0 hop-by-hop options, 43 routing, 60 destination options, 51 authentication, 135 mobility, 139 host identity, 140 shim6, 253 and 254 experiments (RFC 7045) | [`DropReason::ExtensionHeader`] |
+/// | 50 encapsulated payload, 59 nothing, all others | [`DropReason::ProtocolUnsupported`] |
+#[inline(always)]
+pub(super) const fn fault(next_header: u8) -> Option<DropReason> {
+    match next_header {
+        ICMPV6 => None,
+        44 => Some(DropReason::Fragment),
+        0 | 43 | 60 | 51 | 135 | 139 | 140 | 253 | 254 => Some(DropReason::ExtensionHeader),
+        _ => Some(DropReason::ProtocolUnsupported),
+    }
+}
+
+/// The sum of both addresses of an IPv6 header, for a checksum; anything where there is none. Not inlined: the kernel bounds a function's
+/// stack.
+#[inline(never)]
+pub(super) fn addresses<F: Frame>(frame: &F) -> u32 {
+    let sum = |at| frame.read::<Ip>(at).map_or(0, checksum::ip);
+    sum(NETWORK + offset_of!(Ipv6Header, source)) + sum(NETWORK + offset_of!(Ipv6Header, destination))
+}
+
 /// DF is the sender's business; the reserved bit, MF and the offset are what makes a fragment (RFC 791; RFC 3514 is a joke).
 const FRAGMENT: u16 = 0x3fff;
+
+/// Whether a frame says that it is IPv6.
+#[inline(always)]
+pub(super) fn is_ipv6<F: Frame>(frame: &F) -> bool {
+    frame.read::<Ethernet>(0).is_some_and(|it| it.ethertype.get() == ETHERTYPE_IPV6)
+}
 
 /// Reads the headers of a frame that came by `from`.
 #[inline(always)]
@@ -64,6 +114,7 @@ pub(super) fn parse<F: Frame>(frame: &F, from: &Interface) -> Parsed {
     match ethernet.ethertype.get() {
         ETHERTYPE_IPV4 => {}
         ETHERTYPE_ARP => return Parsed::Arp,
+        ETHERTYPE_IPV6 => return Parsed::Ipv6,
         _ => return Parsed::Foreign,
     }
     let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else { return Parsed::Foreign };
@@ -95,7 +146,7 @@ fn transport<F: Frame>(
     ethernet: &Ethernet,
     ip: &Ipv4Header,
     from: &Interface,
-) -> Result<Option<Packet>, DropReason> {
+) -> Result<Option<Packet<FlowKey>>, DropReason> {
     if ip.version_ihl != 0x45 {
         return Err(if ip.version_ihl > 0x45 { DropReason::IpOptions } else { DropReason::Malformed });
     }

@@ -3,7 +3,7 @@
 use super::parse::Packet;
 use crate::checksum::{Delta, fold, update};
 use crate::frame::{Change, Frame};
-use crate::tables::Flow;
+use crate::tables::{Flow, FlowKey};
 use crate::verdict::DropReason;
 use crate::wire::{Ipv4, Ipv4Header, Mac, NETWORK, TRANSPORT, Tcp, Udp};
 use core::mem::offset_of;
@@ -28,7 +28,7 @@ struct Ports(U16, U16);
 #[inline(always)]
 pub(super) fn rewrite<F: Frame>(
     frame: &mut F,
-    packet: &Packet,
+    packet: &Packet<FlowKey>,
     flow: &Flow,
     correction: Delta,
 ) -> Result<(), DropReason> {
@@ -36,7 +36,7 @@ pub(super) fn rewrite<F: Frame>(
 }
 
 #[inline(always)]
-fn write<F: Frame>(frame: &mut F, packet: &Packet, flow: &Flow, correction: Delta) -> Option<()> {
+fn write<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, flow: &Flow, correction: Delta) -> Option<()> {
     frame.write(0, &Macs(flow.destination_mac, flow.source_mac))?;
     let ip_checksum = update(packet.ip_checksum, flow.address_delta.into());
     let tail = IpTail(ip_checksum, flow.source, flow.destination);

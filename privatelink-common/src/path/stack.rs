@@ -2,12 +2,14 @@
 //! balancer's addresses. It is routed, not translated; nothing of it can reach another VPC.
 
 use super::local::arp_reply;
-use super::parse::{self, Parsed};
+use super::neighbour::advertise;
+use super::parse::{self, Packet, Parsed};
 use crate::frame::Frame;
 use crate::limits::STACK_PORTS;
-use crate::tables::{BALANCER, Interface, Tables, VpcAddress};
+use crate::tables::{BALANCER, FlowKey6, Interface, Key, Tables, VpcAddress, Width};
 use crate::verdict::{Answer, DropReason, Verdict};
-use crate::wire::{Arp, Mac, NETWORK};
+use crate::wire::{Arp, ICMPV6, Ip, Ipv6Header, Mac, NETWORK, SOLICITATION, TRANSPORT6, UNSPECIFIED};
+use core::mem::offset_of;
 use zerocopy::{Immutable, IntoBytes};
 
 /// The link-layer address of every stack's end of its link. Each stack is alone on its link, so one address serves all.
@@ -20,21 +22,39 @@ pub const ROUTER_MAC: Mac = [0x02, 0x70, 0x6c, 0, 0, 2];
 #[repr(C)]
 struct Macs(Mac, Mac);
 
-/// A packet that the stack sends: from a load balancer's address, to a neighbour that the agent knows.
+/// An IPv4 packet that the stack sends: from a load balancer's address, to a neighbour that the agent knows.
 #[inline(always)]
 pub fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Result<Verdict, DropReason> {
     let packet = match parse::parse(frame, from) {
         Parsed::Flow(packet) => packet,
         Parsed::Ip(packet) => return Err(packet.fault.unwrap_or(DropReason::ProtocolUnsupported)),
         Parsed::Arp => return neighbour(frame),
-        Parsed::Foreign => return Err(DropReason::ProtocolUnsupported),
+        Parsed::Ipv6 | Parsed::Foreign => return Err(DropReason::ProtocolUnsupported),
     };
+    route(frame, tables, &packet)
+}
+
+/// The same of an IPv6 packet. Not inlined, since the kernel bounds the stack of a function.
+#[inline(never)]
+pub(super) fn route6<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet<FlowKey6>) -> Verdict {
+    Verdict::of(route(frame, tables, packet))
+}
+
+/// Sends a packet on to whom it is for.
+#[inline(always)]
+fn route<F: Frame, T: Tables, K: Key>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<K>,
+) -> Result<Verdict, DropReason> {
+    let key = &packet.key;
     let source = tables
-        .address(&VpcAddress::new(from.vpc, packet.key.source))
-        .filter(|source| source.kind == BALANCER && STACK_PORTS.contains(&packet.key.source_port.get()))
+        .address(&VpcAddress::new(key.vpc(), key.source().widen()))
+        .filter(|source| source.kind == BALANCER && STACK_PORTS.contains(&key.source_port().get()))
         .ok_or(DropReason::SpoofedSource)?;
-    let hop =
-        tables.neighbour(&VpcAddress::new(from.vpc, packet.key.destination)).ok_or(DropReason::NoNextHop)?;
+    let hop = tables
+        .neighbour(&VpcAddress::new(key.vpc(), key.destination().widen()))
+        .ok_or(DropReason::NoNextHop)?;
     frame.write(0, &Macs(hop.mac, source.mac)).ok_or(DropReason::Malformed)?;
     leave(tables, hop.interface)
 }
@@ -67,4 +87,17 @@ fn neighbour<F: Frame>(frame: &mut F) -> Result<Verdict, DropReason> {
     }
     arp_reply(frame, &arp, ROUTER_MAC).ok_or(DropReason::Malformed)?;
     Ok(Verdict::answer(Answer::ArpReply.code()))
+}
+
+/// The same for IPv6. What the kernel tells to groups (its multicast memberships) is of no interest to anyone.
+#[inline(never)]
+pub(super) fn message<F: Frame>(frame: &mut F) -> Verdict {
+    let protocol = frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, next_header));
+    let source = frame.read::<Ip>(NETWORK + offset_of!(Ipv6Header, source));
+    let group = frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, destination)) == Some(0xff);
+    let kind = frame.read::<u8>(TRANSPORT6);
+    if protocol == Some(ICMPV6) && kind == Some(SOLICITATION) && source != Some(Ip(UNSPECIFIED)) {
+        return advertise(frame, ROUTER_MAC);
+    }
+    if group { Verdict::PASS } else { Verdict::of(Err(DropReason::ProtocolUnsupported)) }
 }

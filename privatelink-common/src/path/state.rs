@@ -22,11 +22,11 @@
 //! and Reset only shorten the timeout: late segments are still delivered to the side that knows best what to do with them.
 
 use crate::limits::{TCP_CLOSED, TCP_RESET};
-use crate::tables::Flow;
+use crate::tables::Course;
 use crate::verdict::Direction;
 use crate::wire::{FIN, RST};
 
-/// [`crate::tables::Flow::state`].
+/// [`Course::state`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum State {
@@ -143,7 +143,7 @@ impl State {
     }
 }
 
-impl Flow {
+impl Course {
     /// Seconds without a packet in either direction after which the flow has ended.
     #[inline(always)]
     pub fn patience(&self) -> u32 {

@@ -167,7 +167,7 @@ fn fill(world: &World) {
     }
     let place = image.interfaces["provider"];
     let hop = Neighbour { mac: [2, 0, 0, 0, 0, 0x0b], interface: place.slot };
-    world.maps.neighbours.set(&VpcAddress::new(place.vpc, [10, 2, 0, 21]), &hop).unwrap();
+    world.maps.neighbours.set(&VpcAddress::ipv4(place.vpc, [10, 2, 0, 21]), &hop).unwrap();
 }
 
 /// Puts something between the pairs, until what it returns is dropped.

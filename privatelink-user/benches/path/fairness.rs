@@ -43,7 +43,7 @@ fn limit(world: &World) {
     let gate = Endpoint { generation: 1, open: 1, rate: 1, burst: 0, ..Endpoint::default() };
     world.maps.endpoints.set(&2, &gate).unwrap();
     let address = Address { endpoint: 2, balancer: 1, mac: MAC, kind: ENDPOINT, ..Address::default() };
-    world.maps.addresses.set(&VpcAddress::new(1, NOWHERE), &address).unwrap();
+    world.maps.addresses.set(&VpcAddress::ipv4(1, NOWHERE), &address).unwrap();
 }
 
 /// Opens flows that are all refused, for so many seconds.

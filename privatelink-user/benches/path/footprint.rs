@@ -5,7 +5,7 @@ use crate::throughput::{attached, links, rate, translated};
 use crate::world::{Pins, World, flow, key};
 use privatelink::flows;
 use privatelink::model::Limits;
-use privatelink_common::tables::{Flow, FlowKey};
+use privatelink_common::tables::{Course, Flow, FlowKey, Key};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
@@ -145,8 +145,11 @@ fn fill(world: &World, flows: &[(FlowKey, Flow)], seen: u32) {
         (
             *key,
             Flow {
-                last_seen: at(index),
-                idle_timeout: if index < 2 { u16::MAX } else { idle_timeout },
+                course: Course {
+                    last_seen: at(index),
+                    idle_timeout: if index < 2 { u16::MAX } else { idle_timeout },
+                    ..flow.course
+                },
                 ..*flow
             },
         )

@@ -13,6 +13,7 @@ use privatelink_common::tables::{
     Address, Balancer, ENDPOINT, Flow, FlowKey, HEALTHY, Listener, ListenerKey, Neighbour, Prefix, Target,
     VpcAddress,
 };
+use privatelink_common::wire::Ip;
 use zerocopy::big_endian::{U16, U32};
 
 const ROUNDS: usize = 15;
@@ -32,24 +33,33 @@ pub(crate) fn run(report: &mut Report) {
 /// One endpoint with two listeners: port 80, whose target is reached, and port 81, whose target is not.
 pub(crate) fn configure(world: &World) {
     let maps = &world.maps;
-    let network = PrefixKey { bits: 40, prefix: Prefix { vpc: U32::new(1), address: [10, 0, 0, 0] } };
+    let network =
+        PrefixKey { bits: 136, prefix: Prefix { vpc: U32::new(1), address: Ip::from_ipv4([10, 0, 0, 0]).0 } };
     maps.prefixes.set(&network, &1).unwrap();
     let address = Address { endpoint: 1, balancer: 1, mac: MAC, kind: ENDPOINT, ..Address::default() };
-    maps.addresses.set(&VpcAddress::new(1, SERVICE), &address).unwrap();
-    maps.balancers.set(&1, &Balancer { address: [10, 0, 0, 77], vpc: 1, mac: MAC, sources: [1; 8] }).unwrap();
-    let target = Target { address: SERVICE, port: U16::new(80), vpc: 1, state: HEALTHY, ..Target::default() };
+    maps.addresses.set(&VpcAddress::ipv4(1, SERVICE), &address).unwrap();
+    let address = Ip::from_ipv4([10, 0, 0, 77]);
+    let balancer = Balancer { address, vpc: 1, mac: MAC, sources: [1; 8], sources6: [0; 8] };
+    maps.balancers.set(&1, &balancer).unwrap();
+    let target = Target {
+        address: Ip::from_ipv4(SERVICE),
+        port: U16::new(80),
+        vpc: 1,
+        state: HEALTHY,
+        ..Target::default()
+    };
     maps.targets.set(&1, &target).unwrap();
-    maps.targets.set(&2, &Target { address: NOWHERE, ..target }).unwrap();
+    maps.targets.set(&2, &Target { address: Ip::from_ipv4(NOWHERE), ..target }).unwrap();
     let whole = |target| vec![target; SLOTS as usize];
     maps.tables.set(&[(1, whole(1)), (2, whole(2))]).unwrap();
     for (port, table) in [(80, 1), (81, 2)] {
         let listener = ListenerKey { balancer: 1, port: U16::new(port), protocol: 6, reserved: 0 };
         maps.listeners
-            .set(&listener, &Listener { table, slots: SLOTS, idle_timeout: 350, sticky: 0, preserve: 0 })
+            .set(&listener, &Listener { table, slots: SLOTS, idle_timeout: 350, ..Listener::default() })
             .unwrap();
     }
     maps.neighbours
-        .set(&VpcAddress::new(1, SERVICE), &Neighbour { mac: [2, 0, 0, 0, 0, 2], interface: 1 })
+        .set(&VpcAddress::ipv4(1, SERVICE), &Neighbour { mac: [2, 0, 0, 0, 0, 2], interface: 1 })
         .unwrap();
 }
 

@@ -7,7 +7,7 @@ use privatelink::maps::{Map, Maps};
 use privatelink::model::Limits;
 use privatelink::{flows, sys};
 use privatelink_common::checksum::{address, delta, word};
-use privatelink_common::tables::{Endpoint, Flow, FlowKey, Interface};
+use privatelink_common::tables::{Course, Endpoint, Flow, FlowKey, Interface};
 use std::path::PathBuf;
 use zerocopy::big_endian::U16;
 
@@ -117,28 +117,30 @@ pub(crate) fn flow(from: &FlowKey, to: &FlowKey) -> Flow {
     Flow {
         source: to.source,
         destination: to.destination,
-        source_port: to.source_port,
-        destination_port: to.destination_port,
-        address_delta: delta(
-            address(from.source) + address(from.destination),
-            address(to.source) + address(to.destination),
-        ),
-        port_delta: delta(
-            word(from.source_port.to_bytes()) + word(from.destination_port.to_bytes()),
-            word(to.source_port.to_bytes()) + word(to.destination_port.to_bytes()),
-        ),
-        destination_mac: [2, 0, 0, 0, 0, 2],
-        source_mac: MAC,
-        seen_mac: MAC,
-        seen_interface: 1,
-        interface: 1,
-        peer_vpc: 1,
-        endpoint: 1,
-        generation: 1,
-        last_seen: flows::now(),
-        idle_timeout: u16::MAX,
-        state: 3,
-        ..Flow::default()
+        course: Course {
+            source_port: to.source_port,
+            destination_port: to.destination_port,
+            address_delta: delta(
+                address(from.source) + address(from.destination),
+                address(to.source) + address(to.destination),
+            ),
+            port_delta: delta(
+                word(from.source_port.to_bytes()) + word(from.destination_port.to_bytes()),
+                word(to.source_port.to_bytes()) + word(to.destination_port.to_bytes()),
+            ),
+            destination_mac: [2, 0, 0, 0, 0, 2],
+            source_mac: MAC,
+            seen_mac: MAC,
+            seen_interface: 1,
+            interface: 1,
+            peer_vpc: 1,
+            endpoint: 1,
+            generation: 1,
+            last_seen: flows::now(),
+            idle_timeout: u16::MAX,
+            state: 3,
+            ..Course::default()
+        },
     }
 }
 

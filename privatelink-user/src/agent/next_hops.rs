@@ -1,4 +1,4 @@
-//! Where targets are reached: asked by ARP, kept fresh, and followed when they move.
+//! Where targets are reached: asked by ARP and neighbour solicitations, kept fresh, and followed when they move.
 
 use super::Agent;
 use crate::neighbours::Heard;
@@ -15,8 +15,15 @@ impl Agent {
     /// The targets' addresses, each with the load balancer's address and link-layer address that asks for it.
     fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, Balancer> {
         let targets = self.image.targets.values();
-        let asker = |vpc| self.image.balancers.values().find(|balancer| balancer.vpc == vpc).copied();
-        targets.filter_map(|it| Some((VpcAddress::new(it.vpc, it.address), asker(it.vpc)?))).collect()
+        let asker = |vpc, ipv4| {
+            let mut balancers = self.image.balancers.values();
+            balancers.find(|it| it.vpc == vpc && it.address.is_ipv4() == ipv4).copied()
+        };
+        targets
+            .filter_map(|it| {
+                Some((VpcAddress::new(it.vpc, it.address), asker(it.vpc, it.address.is_ipv4())?))
+            })
+            .collect()
     }
 
     pub(super) fn ask_neighbours(&mut self) {

@@ -1,10 +1,11 @@
 //! Network load balancers: their addresses and their listeners.
 
-use super::{Build, Protocol};
+use super::{Addresses, Build, Protocol, all_have};
 use crate::config::{Fields, Value, nearest};
+use crate::ip::Family;
 use privatelink_common::limits::TCP_CLOSED;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// A network load balancer.
@@ -13,9 +14,9 @@ pub struct LoadBalancer {
     /// Its VPC.
     pub vpc: String,
     /// Its address in each zone.
-    pub addresses: BTreeMap<String, Ipv4Addr>,
+    pub addresses: BTreeMap<String, Addresses>,
     /// More addresses that targets see as the source, by zone: as many more flows as each has ports.
-    pub secondary_addresses: BTreeMap<String, Vec<Ipv4Addr>>,
+    pub secondary_addresses: BTreeMap<String, Vec<IpAddr>>,
     /// Whether clients inside its own VPC may use it, too.
     pub serves_own_vpc: bool,
     /// How long a NAT port is not used again after both sides have closed its flow.
@@ -28,8 +29,21 @@ pub struct LoadBalancer {
 
 impl LoadBalancer {
     /// Its addresses in every zone.
-    pub fn every_address(&self) -> impl Iterator<Item = Ipv4Addr> {
-        self.addresses.values().chain(self.secondary_addresses.values().flatten()).copied()
+    pub fn every_address(&self) -> impl Iterator<Item = IpAddr> {
+        let secondary = self.secondary_addresses.values().flatten().copied();
+        self.addresses.values().flat_map(Addresses::iter).chain(secondary)
+    }
+
+    /// Its addresses of a family in a zone, the first one first.
+    pub fn of(&self, zone: &str, family: Family) -> Vec<IpAddr> {
+        let first = self.addresses.get(zone).and_then(|it| it.of(family));
+        let more = self.secondary_addresses.get(zone).into_iter().flatten().copied();
+        first.into_iter().chain(more.filter(|it| Family::of(*it) == family)).collect()
+    }
+
+    /// Whether it has addresses of a family in every zone.
+    pub fn has(&self, family: Family) -> bool {
+        all_have(self.addresses.values(), family)
     }
 }
 
@@ -52,9 +66,9 @@ impl Build<'_, '_> {
         &mut self,
         fields: &mut Fields<'_, '_>,
         vpc: Option<&String>,
-        primary: &BTreeMap<String, Ipv4Addr>,
+        primary: &BTreeMap<String, Addresses>,
         name: &str,
-    ) -> BTreeMap<String, Vec<Ipv4Addr>> {
+    ) -> BTreeMap<String, Vec<IpAddr>> {
         let mut secondary = BTreeMap::new();
         let Some(value) = fields.get("secondary_addresses") else { return secondary };
         let Some(pairs) = self.reader.table(value) else { return secondary };
@@ -64,12 +78,19 @@ impl Build<'_, '_> {
                 self.reader.problem(place, message, nearest(&zone, primary.keys().map(String::as_str)));
             }
             let items = self.reader.list(list);
-            if items.len() > 7 {
-                self.reader.problem(list.span(), "a zone has seven secondary addresses at most", None);
-            }
             let mut addresses = Vec::new();
             for item in items {
                 let Some(address) = self.address(item, vpc) else { continue };
+                let family = Family::of(address);
+                if primary.get(&zone).is_some_and(|first| first.of(family).is_none()) {
+                    let message =
+                        format!("the load balancer has no first {family} address in the zone \"{zone}\"");
+                    self.reader.problem(item.span(), message, None);
+                }
+                if addresses.iter().filter(|it| Family::of(**it) == family).count() == 7 {
+                    let message = format!("a zone has seven secondary {family} addresses at most");
+                    self.reader.problem(item.span(), message, None);
+                }
                 if let Some(vpc) = vpc {
                     self.own(
                         item.span(),
@@ -102,7 +123,7 @@ impl Build<'_, '_> {
             let listed =
                 fields.need(self.reader, "listeners").map(|list| self.reader.list(list)).unwrap_or_default();
             for item in listed {
-                let Some(listener) = self.listener(item, vpc.as_ref()) else { continue };
+                let Some(listener) = self.listener(item, vpc.as_ref(), &addresses) else { continue };
                 let same = |other: &&Listener| {
                     let shared = |number| listener.protocol.numbers().contains(number);
                     other.port == listener.port && other.protocol.numbers().iter().any(shared)
@@ -133,7 +154,12 @@ impl Build<'_, '_> {
         }
     }
 
-    fn listener(&mut self, item: &Value<'_>, vpc: Option<&String>) -> Option<Listener> {
+    fn listener(
+        &mut self,
+        item: &Value<'_>,
+        vpc: Option<&String>,
+        addresses: &BTreeMap<String, Addresses>,
+    ) -> Option<Listener> {
         let mut fields = self.reader.table(item)?;
         let protocol = fields.need(self.reader, "protocol").and_then(|value| self.protocol(value));
         let port = fields.need(self.reader, "port").and_then(|value| self.port(value));
@@ -150,6 +176,23 @@ impl Build<'_, '_> {
             let message =
                 format!("the target group \"{target_group}\" is {has}; a {wants} listener cannot use it");
             self.reader.problem(span.clone(), message, None);
+        }
+        let family = group.ip_address_type;
+        if !all_have(addresses.values(), family) {
+            let message = format!(
+                "the targets of \"{target_group}\" are {family}, but the load balancer has no {family} addresses"
+            );
+            let help = format!("give it an {family} address in every zone: targets see it as the source");
+            self.reader.problem(span.clone(), message, Some(help));
+        }
+        let takes_ipv6 = addresses.values().any(|it| it.ipv6.is_some());
+        if protocol != Protocol::Tcp && takes_ipv6 && family == Family::Ipv4 {
+            let message = format!(
+                "a {} listener of a load balancer with IPv6 addresses cannot use \"{target_group}\", whose targets are IPv4",
+                protocol.name()
+            );
+            let help = "datagrams are not translated to IPv4, as on AWS";
+            self.reader.problem(span.clone(), message, Some(help.into()));
         }
         if vpc.is_some_and(|vpc| !group.vpc.is_empty() && *vpc != group.vpc) {
             let message = format!("the target group \"{target_group}\" is in the VPC \"{}\"", group.vpc);

@@ -2,7 +2,8 @@
 
 use super::{Build, Protocol};
 use crate::config::{Fields, Value};
-use std::net::Ipv4Addr;
+use crate::ip::Family;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ pub struct TargetGroup {
     pub vpc: String,
     /// Its protocol.
     pub protocol: Protocol,
+    /// The family of its targets' addresses (AWS: `IpAddressType`).
+    pub ip_address_type: Family,
     /// The port of targets that do not say theirs.
     pub port: u16,
     /// Its targets.
@@ -27,7 +30,7 @@ pub struct TargetGroup {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: u16,
     /// Its zone.
@@ -142,13 +145,31 @@ impl Build<'_, '_> {
             let vpc = self.vpc_of(&mut fields);
             let protocol = fields.need(self.reader, "protocol").and_then(|value| self.protocol(value));
             let port = fields.need(self.reader, "port").and_then(|value| self.port(value));
+            let family = fields.get("ip_address_type");
+            let family = family.and_then(|value| {
+                self.reader.parsed(value, "an IP address type: ipv4 or ipv6", Family::from_name)
+            });
+            let ip_address_type = family.unwrap_or(Family::Ipv4);
             let health_check = self.health_check(&mut fields);
             let mut targets: Vec<Target> = Vec::new();
             let listed = fields.get("targets").map(|list| self.reader.list(list)).unwrap_or_default();
             for item in listed {
                 let Some(target) = self.target(item, vpc.as_ref(), port) else { continue };
+                let family = Family::of(target.address);
+                if family != ip_address_type {
+                    let message = format!(
+                        "{} is {family}, but the targets of this group are {ip_address_type}",
+                        target.address
+                    );
+                    let help = format!(
+                        "write ip_address_type = \"{}\", or put it into a group of its own",
+                        family.name()
+                    );
+                    self.reader.problem(item.span(), message, Some(help));
+                }
                 if targets.iter().any(|other| (other.address, other.port) == (target.address, target.port)) {
-                    let message = format!("{}:{} is in this group already", target.address, target.port);
+                    let message =
+                        format!("{} is in this group already", SocketAddr::new(target.address, target.port));
                     self.reader.problem(item.span(), message, None);
                     continue;
                 }
@@ -158,7 +179,8 @@ impl Build<'_, '_> {
                 (vpc.unwrap_or_default(), protocol.unwrap_or(Protocol::Tcp), port.unwrap_or(1));
             let attributes = self.attributes(protocol, &mut fields);
             fields.finish(self.reader);
-            let group = TargetGroup { vpc, protocol, port, targets, health_check, attributes };
+            let group =
+                TargetGroup { vpc, protocol, ip_address_type, port, targets, health_check, attributes };
             self.model.target_groups.insert(name, group);
         }
     }

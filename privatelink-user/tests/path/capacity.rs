@@ -7,7 +7,7 @@ use privatelink::model::Limits;
 use privatelink::names::Names;
 use privatelink::{flows, model, plan};
 use privatelink_common::limits::NAT_PORT_COUNT;
-use privatelink_common::tables::{Endpoint, Flow, FlowKey, TargetEvent};
+use privatelink_common::tables::{Course, Endpoint, Flow, FlowKey, Key, TargetEvent};
 use privatelink_common::verdict::Direction;
 use privatelink_common::wire::Ipv4;
 use zerocopy::big_endian::U16;
@@ -156,16 +156,18 @@ fn entry(number: u32, direction: Direction, idle: u32, generation: u32) -> (Flow
     let flow = Flow {
         source: [11, a, b, c],
         destination: [10, 0, 0, 1],
-        source_port: U16::new(50000),
-        destination_port: U16::new(8080),
-        peer_vpc: 2,
-        endpoint: 1,
-        generation,
-        last_seen: flows::now() - idle,
-        // What is old may be so for no time at all, and what is not for ever.
-        idle_timeout: if idle == 0 { u16::MAX } else { 0 },
-        direction: direction as u8,
-        ..Flow::default()
+        course: Course {
+            source_port: U16::new(50000),
+            destination_port: U16::new(8080),
+            peer_vpc: 2,
+            endpoint: 1,
+            generation,
+            last_seen: flows::now() - idle,
+            // What is old may be so for no time at all, and what is not for ever.
+            idle_timeout: if idle == 0 { u16::MAX } else { 0 },
+            direction: direction as u8,
+            ..Course::default()
+        },
     };
     if direction == Direction::ToProvider {
         return (client, flow);
@@ -173,10 +175,12 @@ fn entry(number: u32, direction: Direction, idle: u32, generation: u32) -> (Flow
     let back = Flow {
         source: client.destination,
         destination: client.source,
-        source_port: client.destination_port,
-        destination_port: client.source_port,
-        peer_vpc: 1,
-        ..flow
+        course: Course {
+            source_port: client.destination_port,
+            destination_port: client.source_port,
+            peer_vpc: 1,
+            ..flow.course
+        },
     };
     (client.mirror(&flow), back)
 }

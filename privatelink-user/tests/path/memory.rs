@@ -5,15 +5,17 @@ use privatelink::kernel;
 use privatelink::maps::PrefixKey;
 use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
-use privatelink_common::path;
+use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-    ListenerKey, Mtu, Neighbour, Tables, Target, TargetEvent, VpcAddress,
+    Address, Balancer, Bucket, Course, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
+    InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::{Action, Answer};
-use privatelink_common::wire::{Ipv4, Mac};
+use privatelink_common::wire::{Ip, Mac};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::Hash;
+use std::ops::DerefMut;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -47,6 +49,45 @@ service = "s"
 addresses = { a = "10.0.9.9" }
 "#;
 
+/// Both families on both sides: port 80 leads to IPv4 targets, port 81 to IPv6 ones.
+pub(crate) const DUALSTACK: &str = r#"
+[limits]
+flows = 65536
+ipv6_flows = 65536
+[vpcs.a]
+account = "111122223333"
+cidrs = ["10.0.0.0/16", "fd00::/64"]
+interfaces = ["a"]
+[vpcs.b]
+account = "111122223333"
+cidrs = ["10.0.0.0/16", "fd00::/64"]
+interfaces = ["b"]
+[target_groups.g]
+vpc = "b"
+protocol = "tcp"
+port = 8080
+targets = [{ address = "10.0.1.21", zone = "a" }, { address = "10.0.1.22", zone = "a" }, { address = "10.0.1.23", zone = "a" }]
+[target_groups.g6]
+vpc = "b"
+protocol = "tcp_udp"
+ip_address_type = "ipv6"
+port = 8080
+targets = [{ address = "fd00::15", zone = "a" }, { address = "fd00::16", zone = "a" }, { address = "fd00::17", zone = "a" }]
+[load_balancers.l]
+vpc = "b"
+addresses = { a = ["10.0.1.10", "fd00::a"] }
+listeners = [{ protocol = "tcp", port = 80, target_group = "g" }, { protocol = "tcp_udp", port = 81, target_group = "g6" }]
+[endpoint_services.s]
+load_balancers = ["l"]
+acceptance_required = false
+allowed_principals = ["*"]
+supported_ip_address_types = ["ipv4", "ipv6"]
+[endpoints.e]
+vpc = "a"
+service = "s"
+addresses = { a = ["10.0.9.9", "fd00::99"] }
+"#;
+
 /// The tables, in memory.
 pub(crate) struct Memory {
     pub image: Image,
@@ -54,6 +95,9 @@ pub(crate) struct Memory {
     neighbours: HashMap<VpcAddress, Neighbour>,
     pub established: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
     pub pending: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
+    pub established6: RefCell<HashMap<FlowKey6, Rc<Cell<Flow6>>>>,
+    pub pending6: RefCell<HashMap<FlowKey6, Rc<Cell<Flow6>>>>,
+    room: RefCell<Room>,
     /// What the endpoint may do; its generation and whether it is open are the image's.
     pub limits: Cell<Endpoint>,
     pub bucket: Cell<Bucket>,
@@ -62,18 +106,18 @@ pub(crate) struct Memory {
     pub mtus: RefCell<HashMap<u16, Mtu>>,
 }
 
-pub(crate) struct Shared(Rc<Cell<Flow>>);
+pub(crate) struct Shared<F>(Rc<Cell<F>>);
 
-impl Shared {
-    fn change(&self, change: impl FnOnce(&mut Flow)) {
+impl<F: Copy + DerefMut<Target = Course>> Shared<F> {
+    fn change(&self, change: impl FnOnce(&mut Course)) {
         let mut flow = self.0.get();
         change(&mut flow);
         self.0.set(flow);
     }
 }
 
-impl Entry for Shared {
-    fn flow(&self) -> Flow {
+impl<F: Copy + DerefMut<Target = Course>> Entry<F> for Shared<F> {
+    fn flow(&self) -> F {
         self.0.get()
     }
     fn set_last_seen(&self, now: u32) {
@@ -93,10 +137,10 @@ impl Entry for Shared {
     }
 }
 
-pub(crate) fn insert(
-    map: &RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
-    key: &FlowKey,
-    flow: &Flow,
+pub(crate) fn insert<K: Copy + Eq + Hash, F: Copy>(
+    map: &RefCell<HashMap<K, Rc<Cell<F>>>>,
+    key: &K,
+    flow: &F,
 ) -> Result<(), InsertError> {
     if map.borrow().contains_key(key) {
         return Err(InsertError::Exists);
@@ -105,29 +149,43 @@ pub(crate) fn insert(
     Ok(())
 }
 
-impl Tables for Memory {
-    type Entry = Shared;
+macro_rules! flows {
+    ($key:ty, $flow:ty, $established:ident, $pending:ident) => {
+        impl Flows<$key> for Memory {
+            type Entry = Shared<$flow>;
 
+            fn established(&self, key: &$key) -> Option<Shared<$flow>> {
+                self.$established.borrow().get(key).cloned().map(Shared)
+            }
+            fn pending(&self, key: &$key) -> Option<Shared<$flow>> {
+                self.$pending.borrow().get(key).cloned().map(Shared)
+            }
+            fn establish(&self, key: &$key, flow: &$flow) -> Result<(), InsertError> {
+                insert(&self.$established, key, flow)
+            }
+            fn claim(&self, key: &$key, flow: &$flow) -> Result<(), InsertError> {
+                insert(&self.$pending, key, flow)
+            }
+            fn remove_established(&self, key: &$key) {
+                self.$established.borrow_mut().remove(key);
+            }
+            fn remove_pending(&self, key: &$key) {
+                self.$pending.borrow_mut().remove(key);
+            }
+        }
+    };
+}
+
+flows!(FlowKey, Flow, established, pending);
+flows!(FlowKey6, Flow6, established6, pending6);
+
+impl Tables for Memory {
+    fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
+        Some(work(&mut self.room.borrow_mut()))
+    }
+    fn fence(&self) {}
     fn interface(&self, _: u32) -> Option<Interface> {
         Some(self.interface.get())
-    }
-    fn established(&self, key: &FlowKey) -> Option<Shared> {
-        self.established.borrow().get(key).cloned().map(Shared)
-    }
-    fn pending(&self, key: &FlowKey) -> Option<Shared> {
-        self.pending.borrow().get(key).cloned().map(Shared)
-    }
-    fn establish(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        insert(&self.established, key, flow)
-    }
-    fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        insert(&self.pending, key, flow)
-    }
-    fn remove_established(&self, key: &FlowKey) {
-        self.established.borrow_mut().remove(key);
-    }
-    fn remove_pending(&self, key: &FlowKey) {
-        self.pending.borrow_mut().remove(key);
     }
     fn endpoint(&self, endpoint: u32) -> Endpoint {
         let gate = self.image.endpoints.get(&endpoint).copied().unwrap_or_default();
@@ -148,15 +206,15 @@ impl Tables for Memory {
     }
     fn in_vpc(&self, address: &VpcAddress) -> bool {
         let within = |key: &PrefixKey| {
-            let shift = 64 - key.bits;
-            let network = |it: Ipv4| u32::from_be_bytes(it) >> shift;
+            let shift = 160 - key.bits;
+            let network = |it: [u8; 16]| u128::from_be_bytes(it).checked_shr(shift).unwrap_or(0);
             key.prefix.vpc.get() == u32::from(address.vpc)
-                && network(key.prefix.address) == network(address.address)
+                && network(key.prefix.address) == network(address.address.0)
         };
         self.image.prefixes.keys().any(within)
     }
-    fn source(&self, balancer: u32, pick: usize) -> Option<u32> {
-        Some(self.image.balancers.get(&balancer)?.sources[pick & 7])
+    fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32> {
+        self.image.balancers.get(&balancer)?.source(to_ipv4, pick)
     }
     fn face(&self, balancer: u32) -> Option<Face> {
         self.image.balancers.get(&balancer).map(Balancer::face)
@@ -190,20 +248,23 @@ impl Drop for Pins {
 }
 
 pub(crate) fn on_the_host(memory: &Memory, frame: &[u8], now: u32) -> (u32, Vec<u8>) {
-    let mut bytes = frame.to_vec();
-    let mut frame = SliceFrame::new(&mut bytes);
+    // Room to grow, as the kernel has it.
+    let mut bytes = [&[0; 256][..], frame, &[0; 256]].concat();
+    let end = bytes.len() - 256;
+    let mut frame = SliceFrame::within(&mut bytes, 256, end).unwrap();
     let action = match path::forward(&mut frame, memory, 1, now) {
         Err(_) => 1,
         Ok(verdict) => match verdict.action() {
             Action::Pass => 2,
-            Action::Answer(code) if code != Answer::ArpReply.code() && code != Answer::EchoReply.code() => {
-                RESET
-            }
+            Action::Answer(code) if !ANSWERS.map(Answer::code).contains(&code) => RESET,
             Action::Forward { .. } | Action::Steer { .. } | Action::Answer(_) => 4,
         },
     };
     (action, frame.as_bytes().to_vec())
 }
+
+/// Answers that are no RST.
+const ANSWERS: [Answer; 3] = [Answer::ArpReply, Answer::EchoReply, Answer::NeighbourAdvertisement];
 
 /// What [`on_the_host`] says of a frame that has become a RST; the kernel sends it like any other.
 pub(crate) const RESET: u32 = 5;
@@ -227,9 +288,13 @@ pub(crate) fn neighbours(image: &Image) -> HashMap<VpcAddress, Neighbour> {
     let place = image.interfaces["b"];
     let hop = |last: u8| {
         let neighbour = Neighbour { mac: [last & 0xfe; 6], interface: place.slot };
-        (VpcAddress::new(place.vpc, [10, 0, 1, last]), neighbour)
+        let six = Ip([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        [
+            (VpcAddress::ipv4(place.vpc, [10, 0, 1, last]), neighbour),
+            (VpcAddress::new(place.vpc, six), neighbour),
+        ]
     };
-    [21, 22].into_iter().map(hop).collect()
+    [21, 22].into_iter().flat_map(hop).collect()
 }
 
 /// The interfaces `a`, `b` and the stack's, in this order.
@@ -245,6 +310,9 @@ pub(crate) fn memory(image: Image) -> Memory {
         interface: Cell::default(),
         established: RefCell::default(),
         pending: RefCell::default(),
+        established6: RefCell::default(),
+        pending6: RefCell::default(),
+        room: RefCell::default(),
         limits: Cell::new(Endpoint { hold: 60, ..Endpoint::default() }),
         bucket: Cell::default(),
         counted: RefCell::default(),

@@ -1,7 +1,7 @@
 //! Both programs and the host run the same path: 20,000 random, mutated and truncated frames get the same verdict and the same bytes
 //! from each. It proves the glue and the compiler, not the logic.
 
-use crate::memory::{CONFIG, Pins, in_the_kernel, interfaces, memory, neighbours, on_the_host};
+use crate::memory::{CONFIG, DUALSTACK, Pins, in_the_kernel, interfaces, memory, neighbours, on_the_host};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
 use privatelink::kernel::{Drops, Kernel};
 use privatelink::maps::Maps;
@@ -56,14 +56,7 @@ fn invent(random: &mut Random) -> Vec<u8> {
         2..=4 => builder.ipv4(from, to, 64).udp(from_port, to_port).write(&mut bytes, &payload).unwrap(),
         _ => {
             let mut tcp = builder.ipv4(from, to, 64).tcp(from_port, to_port, 7, 100);
-            // Options that make sense at times: an MSS at the front, at an odd place, and whatever comes.
-            let options: Vec<u8> = match random.next(4) {
-                0 => vec![2, 4, random.of(&[0, 1, 5, 6, 0xff]), 0xb4],
-                1 => vec![1, 2, 4, 0x22, 0x33, 3, 3, 7],
-                2 => (0..random.next(10) * 4).map(|_| random.of(&[0, 1, 2, 2, 4, 4, 5, 0xff])).collect(),
-                _ => Vec::new(),
-            };
-            tcp = tcp.options_raw(&options).unwrap();
+            tcp = tcp.options_raw(&options(random)).unwrap();
             for flag in [random.next(6), random.next(9)] {
                 tcp = match flag {
                     0 => tcp.fin(),
@@ -79,21 +72,108 @@ fn invent(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
+/// TCP options that make sense at times: an MSS at the front, at an odd place, and whatever comes.
+fn options(random: &mut Random) -> Vec<u8> {
+    match random.next(4) {
+        0 => vec![2, 4, random.of(&[0, 1, 5, 6, 0xff]), 0xb4],
+        1 => vec![1, 2, 4, 0x22, 0x33, 3, 3, 7],
+        2 => (0..random.next(10) * 4).map(|_| random.of(&[0, 1, 2, 2, 4, 4, 5, 0xff])).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The same of both families.
+fn invent_dualstack(random: &mut Random) -> Vec<u8> {
+    if random.next(4) == 0 {
+        return invent(random);
+    }
+    let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let six = |last: u8| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+    let outside = [0xfd, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 1, 5];
+    let (client, endpoint, balancer) = (six(5), six(0x99), six(0xa));
+    let from = random.of(&[client, client, six(6), endpoint, balancer, six(0x15), outside, mapped]);
+    let to = random.of(&[endpoint, endpoint, endpoint, balancer, client, mapped]);
+    let (from_port, to_port) =
+        (random.of(&[1000, 1001, 1002, 8080]), random.of(&[80, 80, 81, 81, 82, 1500, 20000]));
+    let hops = random.of(&[64, 255]);
+    let payload = vec![0x5a; random.next(40)];
+    let mut bytes = Vec::new();
+    match random.next(12) {
+        0 | 1 => {
+            let source = random.of(&[client, client, [0; 16], balancer]);
+            let target = random.of(&[endpoint, endpoint, balancer, client, mapped]);
+            let kind = random.of(&[135, 135, 135, 136]);
+            let options = random.of(&[0usize, 1, 1, 2, 9]);
+            bytes = discovery(source, target, kind, hops, options);
+        }
+        2 => builder.ipv6(from, to, hops).icmpv6_echo_request(7, 9).write(&mut bytes, &payload).unwrap(),
+        3 => {
+            // An extension header, or a protocol that no one has.
+            builder.ipv6(from, to, hops).udp(from_port, to_port).write(&mut bytes, &payload).unwrap();
+            bytes[20] = random.of(&[0, 43, 44, 50, 51, 59, 60, 132, 135]);
+        }
+        4 | 5 => builder.ipv6(from, to, hops).udp(from_port, to_port).write(&mut bytes, &payload).unwrap(),
+        6 | 7 => {
+            let tcp = builder.ipv4([10, 0, 1, 5], [10, 0, 9, 9], 64).tcp(from_port, to_port, 7, 100);
+            let tcp = tcp.options_raw(&options(random)).unwrap();
+            let tcp = if random.next(2) == 0 { tcp.syn() } else { tcp.ack(3) };
+            tcp.write(&mut bytes, &payload).unwrap();
+        }
+        _ => {
+            let mut tcp = builder.ipv6(from, to, hops).tcp(from_port, to_port, 7, 100);
+            tcp = tcp.options_raw(&options(random)).unwrap();
+            for flag in [random.next(6), random.next(9)] {
+                tcp = match flag {
+                    0 => tcp.fin(),
+                    1 => tcp.rst(),
+                    2 => tcp.ack(3),
+                    3 => tcp.psh(),
+                    _ => tcp.syn(),
+                };
+            }
+            tcp.write(&mut bytes, &payload).unwrap();
+        }
+    }
+    bytes
+}
+
+/// A message of neighbour discovery with so many units of options.
+fn discovery(source: [u8; 16], target: [u8; 16], kind: u8, hops: u8, units: usize) -> Vec<u8> {
+    let mut group = [0; 16];
+    (group[0], group[1], group[11], group[12]) = (0xff, 2, 1, 0xff);
+    group[13..].copy_from_slice(&target[13..]);
+    let mut body = vec![0; 4];
+    body.extend(target);
+    for _ in 0..units {
+        body.extend([if source == [0; 16] { 14 } else { 1 }, 1, 2, 0, 0, 0, 0, 1]);
+    }
+    let mut bytes = Vec::new();
+    etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0x33, 0x33, 0xff, 0, 0, 1])
+        .ipv6(source, group, hops)
+        .icmpv6_raw(kind, 0, body[..4].try_into().unwrap())
+        .write(&mut bytes, &body[4..])
+        .unwrap();
+    bytes
+}
+
 /// The answer to a frame that was forwarded.
 fn answer(random: &mut Random, frame: &[u8]) -> Vec<u8> {
-    let part = |at: usize| -> Ipv4 { frame[at..at + 4].try_into().unwrap() };
     let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
-    let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 4]).ipv4(
-        part(30),
-        part(26),
-        64,
-    );
+    let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 4]);
+    let (builder, protocol, from_port, to_port) = if frame[12..14] == [8, 0] {
+        let part = |at: usize| -> Ipv4 { frame[at..at + 4].try_into().unwrap() };
+        (builder.ipv4(part(30), part(26), 64), frame[23], port(36), port(34))
+    } else {
+        let part = |at: usize| -> [u8; 16] { frame[at..at + 16].try_into().unwrap() };
+        (builder.ipv6(part(38), part(22), 64), frame[20], port(56), port(54))
+    };
     let mut bytes = Vec::new();
-    if frame[23] == 17 {
-        builder.udp(port(36), port(34)).write(&mut bytes, b"answer").unwrap();
+    if protocol == 17 {
+        builder.udp(from_port, to_port).write(&mut bytes, b"answer").unwrap();
         return bytes;
     }
-    let tcp = builder.tcp(port(36), port(34), 5, 100);
+    let tcp = builder.tcp(from_port, to_port, 5, 100);
     let tcp = match random.next(8) {
         0 => tcp.rst(),
         1 => tcp.fin().ack(1),
@@ -114,33 +194,77 @@ fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
     }
 }
 
+/// What a round of frames came to.
+struct Outcome {
+    narrow: usize,
+    wide: usize,
+    /// Frames that left with another family than they came with.
+    translated: usize,
+}
+
 #[test]
 fn xdp_and_the_host_agree_on_every_frame() {
-    let open =
-        |dir: &Path| Xdp::from_pin(dir.join("ingress"), aya_obj::programs::XdpAttachType::Interface).unwrap();
-    agree("xdp", open, [1, 2, 4], |_| true);
+    check_ipv4(&compare("xdp", CONFIG, invent, &xdp()));
 }
 
 #[test]
 fn tcx_and_the_host_agree_on_every_frame() {
+    check_ipv4(&compare("tcx", CONFIG, invent, &tcx()));
+}
+
+#[test]
+fn xdp_and_the_host_agree_on_every_frame_of_either_family_and_of_both() {
+    check_dualstack(&compare("xdp6", DUALSTACK, invent_dualstack, &xdp()));
+}
+
+#[test]
+fn tcx_and_the_host_agree_on_every_frame_of_either_family_and_of_both() {
+    check_dualstack(&compare("tcx6", DUALSTACK, invent_dualstack, &tcx()));
+}
+
+fn check_ipv4(outcome: &Outcome) {
+    assert!(outcome.narrow > 0 && outcome.wide == 0, "flows came about");
+}
+
+fn check_dualstack(outcome: &Outcome) {
+    assert!(outcome.narrow > 0 && outcome.wide > 0, "flows of both widths came about");
+    assert!(outcome.translated > 500, "{} frames were translated", outcome.translated);
+}
+
+/// A hook, as a test run knows it.
+struct Host<P> {
+    /// Its program, among the pinned ones.
+    open: fn(&Path) -> P,
+    /// What the program returns for what it drops, passes and redirects.
+    actions: [u32; 3],
+    /// Whether a test run takes such a frame.
+    takes: fn(&[u8]) -> bool,
+}
+
+fn xdp() -> Host<Xdp> {
+    let open =
+        |dir: &Path| Xdp::from_pin(dir.join("ingress"), aya_obj::programs::XdpAttachType::Interface).unwrap();
+    Host { open, actions: [1, 2, 4], takes: |_| true }
+}
+
+fn tcx() -> Host<SchedClassifier> {
     // A test run refuses to make socket buffers of frames that are too short for the IP header that they promise.
-    let whole = |frame: &[u8]| match frame[12..14] {
+    let takes = |frame: &[u8]| match frame[12..14] {
         [0x08, 0x00] => frame.len() >= 34,
         [0x86, 0xdd] => frame.len() >= 54,
         _ => true,
     };
     let open = |dir: &Path| SchedClassifier::from_pin(dir.join("ingress_tcx")).unwrap();
-    agree("tcx", open, [2, u32::MAX, 7], whole);
+    Host { open, actions: [2, u32::MAX, 7], takes }
 }
 
-/// Hands the same frames to both; `actions` is what the program returns for what it drops, passes and redirects.
-/// Frames that `takes` says no to are left out.
-fn agree<P>(name: &str, open: impl Fn(&Path) -> P, actions: [u32; 3], takes: impl Fn(&[u8]) -> bool)
+/// Hands the same frames to the hook's program and to the host.
+fn compare<P>(name: &str, config: &str, invent: fn(&mut Random) -> Vec<u8>, hook: &Host<P>) -> Outcome
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
 {
     let pins = Pins(format!("/sys/fs/bpf/plt-twin-{name}-{}", std::process::id()).into());
-    let model = model::parse(CONFIG, "twin.toml").unwrap();
+    let model = model::parse(config, "twin.toml").unwrap();
     let kernel = Kernel::open(&pins.0, &model.limits, Drops::Counted).expect("loading programs needs root");
     let maps: Maps = kernel.maps().unwrap();
     let mut names = Names::default();
@@ -160,10 +284,10 @@ where
     let interfaces = interfaces(&image);
     let memory = memory(image);
     memory.mtus.borrow_mut().extend(slots.into_iter().map(|slot| (slot, 1500)));
-    let program = open(&pins.0.join("programs"));
+    let program = (hook.open)(&pins.0.join("programs"));
 
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let (mut sent, mut verdicts) = (Vec::<Vec<u8>>::new(), [0; 5]);
+    let (mut sent, mut verdicts, mut translated) = (Vec::<Vec<u8>>::new(), [0; 5], 0);
     for number in 0..FRAMES {
         let (mut frame, interface) = match random.next(4) {
             0 if !sent.is_empty() => {
@@ -178,7 +302,7 @@ where
         if random.next(3) == 0 {
             mutate(&mut random, &mut frame);
         }
-        if !takes(&frame) {
+        if !(hook.takes)(&frame) {
             continue;
         }
         maps.interfaces.set(&1, &interface).unwrap();
@@ -186,24 +310,27 @@ where
         let (mut host, mut kernel) =
             (on_the_host(&memory, &frame, flows::now()), in_the_kernel(&program, &frame));
         host.0 = host.0.min(4);
-        kernel.0 = [1, 2, 4][actions.iter().position(|action| *action == kernel.0).unwrap()];
+        kernel.0 = [1, 2, 4][hook.actions.iter().position(|action| *action == kernel.0).unwrap()];
         assert_eq!(host, kernel, "frame {number}: {frame:02x?} in VPC {}", interface.vpc);
         verdicts[host.0 as usize] += 1;
-        if host.0 == 4 && host.1.len() >= 38 && host.1[12..14] == [8, 0] && matches!(host.1[23], 6 | 17) {
+        if host.0 == 4 && frame.get(12..14) != host.1.get(12..14) {
+            translated += 1;
+        }
+        let ipv4 = host.1.len() >= 38 && host.1[12..14] == [8, 0] && matches!(host.1[23], 6 | 17);
+        let ipv6 = host.1.len() >= 58 && host.1[12..14] == [0x86, 0xdd] && matches!(host.1[20], 6 | 17);
+        if host.0 == 4 && (ipv4 || ipv6) {
             sent.push(host.1);
         }
         if sent.len() > 64 {
             sent.remove(0);
         }
     }
+    let (narrow, wide) = (memory.established.borrow().len(), memory.established6.borrow().len());
+    assert_eq!(narrow, maps.established.keys().unwrap().len(), "established entries");
+    assert_eq!(wide, maps.established6.keys().unwrap().len(), "established entries of wide flows");
     assert!(
         verdicts[1] > 1000 && verdicts[2] > 1000 && verdicts[4] > 1000,
         "{verdicts:?} is no test of much"
     );
-    assert_eq!(
-        memory.established.borrow().len(),
-        maps.established.keys().unwrap().len(),
-        "established entries"
-    );
-    assert!(!memory.established.borrow().is_empty(), "flows came about");
+    Outcome { narrow, wide, translated }
 }

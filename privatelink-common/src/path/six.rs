@@ -1,0 +1,243 @@
+//! Frames of IPv6, and flows that are IPv6 on one side or on both: the same stages in the same order, over the wide tables.
+//!
+//! What these flows need of memory is lent by the host, since it is more than a function of the kernel may have on its stack.
+
+use super::first::{self, Next, Peer, Step};
+use super::parse::{Packet, fault};
+use super::{flow, hop, neighbour, reset, stack, translate};
+use crate::checksum::Delta;
+use crate::frame::Frame;
+use crate::tables::{Flow6, FlowKey, FlowKey6, Interface, Key, Tables};
+use crate::verdict::{DropReason, FlowEvent, Verdict};
+use crate::wire::{
+    ADVERTISEMENT, Ethernet, Icmp, Ip, Ipv6Header, NETWORK, SOLICITATION, SYN, TCP, TRANSPORT, TRANSPORT6,
+    Tcp, UDP, Udp,
+};
+use core::mem::offset_of;
+
+/// The part of the path's room that is for wide flows.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Wide {
+    packet: Packet<FlowKey6>,
+    flow: Flow6,
+    peer: Peer<FlowKey6>,
+}
+
+/// An IPv6 frame, as far as the path knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parsed6 {
+    /// A TCP segment or UDP datagram whose headers are whole and agree with each other.
+    Flow,
+    /// Any other packet with a whole IPv6 header; why it is refused if it is for us, whatever else it is.
+    Other(Option<DropReason>),
+    /// Not IPv6, or too short to be.
+    Foreign,
+}
+
+/// A [`Parsed6`] in one register: a fault's code or 0, or one of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind(u64);
+
+impl Kind {
+    const FLOW: Self = Self(1 << 32);
+    const FOREIGN: Self = Self(2 << 32);
+
+    /// What it says.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a code")]
+    pub(super) const fn parsed(self) -> Parsed6 {
+        match self {
+            Self::FLOW => Parsed6::Flow,
+            Self::FOREIGN => Parsed6::Foreign,
+            Self(code) => Parsed6::Other(DropReason::from_code(code as u32)),
+        }
+    }
+}
+
+/// Reads the headers of an IPv6 frame that came by `from`; those of a segment or datagram into `packet`. Not inlined, nor are most of
+/// those below: the kernel bounds a function's stack.
+#[inline(never)]
+fn parse<F: Frame>(frame: &F, from: &Interface, packet: &mut Packet<FlowKey6>) -> Kind {
+    let Some(ip) = frame.read::<Ipv6Header>(NETWORK) else { return Kind::FOREIGN };
+    if ip.version_class_label.get() >> 28 != 6 {
+        return Kind::FOREIGN;
+    }
+    match transport(frame, &ip, from, packet) {
+        Ok(true) => Kind::FLOW,
+        Ok(false) => Kind(0),
+        Err(fault) => Kind(fault as u64),
+    }
+}
+
+/// The transport header behind an IPv6 header. Says no where the protocol has no ports.
+#[inline(always)]
+fn transport<F: Frame>(
+    frame: &F,
+    ip: &Ipv6Header,
+    from: &Interface,
+    packet: &mut Packet<FlowKey6>,
+) -> Result<bool, DropReason> {
+    let payload = usize::from(ip.payload_length.get());
+    // An IPv4 address is one only in the tables: on the wire it would be a way round them (RFC 6890, table 20).
+    let source = frame.read::<Ip>(NETWORK + offset_of!(Ipv6Header, source)).ok_or(DropReason::Malformed)?;
+    let destination =
+        frame.read::<Ip>(NETWORK + offset_of!(Ipv6Header, destination)).ok_or(DropReason::Malformed)?;
+    if source.is_ipv4() || destination.is_ipv4() || !frame.holds(TRANSPORT6 + payload) {
+        return Err(DropReason::Malformed);
+    }
+    let (source_port, destination_port, flags, checksum) = match ip.next_header {
+        TCP => {
+            let tcp = frame.read::<Tcp>(TRANSPORT6).ok_or(DropReason::Malformed)?;
+            let header = usize::from(tcp.data_offset >> 4) * 4;
+            if header < size_of::<Tcp>() || header > payload {
+                return Err(DropReason::Malformed);
+            }
+            (tcp.source_port, tcp.destination_port, tcp.flags, tcp.checksum)
+        }
+        UDP => {
+            let udp = frame.read::<Udp>(TRANSPORT6).ok_or(DropReason::Malformed)?;
+            let length = usize::from(udp.length.get());
+            // A datagram without a checksum is to be discarded (RFC 8200, 8.1).
+            if length < size_of::<Udp>() || length > payload || udp.checksum == [0; 2] {
+                return Err(DropReason::Malformed);
+            }
+            (udp.source_port, udp.destination_port, 0, udp.checksum)
+        }
+        other => return fault(other).map_or(Ok(false), Err),
+    };
+    packet.key = FlowKey6 {
+        source,
+        destination,
+        source_port,
+        destination_port,
+        vpc: from.vpc,
+        protocol: ip.next_header,
+        reserved: 0,
+    };
+    packet.source_mac = frame.read::<Ethernet>(0).ok_or(DropReason::Malformed)?.source;
+    packet.interface = from.slot;
+    (packet.flags, packet.is_tcp) = (flags, ip.next_header == TCP);
+    (packet.checksum, packet.ip_checksum) = (checksum, [0; 2]);
+    Ok(true)
+}
+
+/// What is to become of an IPv6 frame.
+#[inline(never)]
+pub(super) fn forward<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, now: u32) -> Verdict {
+    let verdict = tables.room(|room| decide(frame, tables, from, now, &mut room.wide));
+    Verdict::of(verdict.unwrap_or(Err(DropReason::Malformed)))
+}
+
+#[inline(always)]
+fn decide<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    from: &Interface,
+    now: u32,
+    room: &mut Wide,
+) -> Result<Verdict, DropReason> {
+    match parse(frame, from, &mut room.packet).parsed() {
+        Parsed6::Flow => {}
+        Parsed6::Other(fault) => return local(frame, tables, from, fault),
+        Parsed6::Foreign => return Ok(Verdict::PASS),
+    }
+    match find(tables, now, room).next() {
+        Next::Pass | Next::Other => Ok(Verdict::PASS),
+        Next::Send(event) => send(frame, tables, event, room).result(),
+        Next::Stack(interface) => stack::receive(frame, tables, interface),
+        Next::Reset(answer) => reset::reset6(frame, answer).result(),
+        Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
+    }
+}
+
+/// A packet that is neither a segment nor a datagram, or not a whole one.
+#[inline(always)]
+fn local<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    from: &Interface,
+    fault: Option<DropReason>,
+) -> Result<Verdict, DropReason> {
+    if fault.is_none()
+        && let Some(icmp) = frame.read::<Icmp>(TRANSPORT6)
+    {
+        match icmp.kind {
+            SOLICITATION => return neighbour::solicitation(frame, tables, from).result(),
+            ADVERTISEMENT => return neighbour::advertisement(frame, tables, from).result(),
+            _ => {}
+        }
+    }
+    neighbour::answer(frame, tables, from, fault.map_or(0, DropReason::code)).result()
+}
+
+/// Finds or opens the flow of the packet in the room.
+#[inline(always)]
+fn find<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
+    if established(tables, now, room) {
+        return Step::send(super::event(&room.packet));
+    }
+    first(tables, now, room)
+}
+
+#[inline(never)]
+fn established<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> bool {
+    flow::established_into(tables, &room.packet, now, &mut room.flow)
+}
+
+#[inline(never)]
+fn first<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
+    first::decide(tables, &room.packet, now, true, &mut room.flow, &mut room.peer)
+}
+
+/// Whether an IPv4 packet belongs to a flow whose other side is IPv6, or opens one. [`Next::Other`]: to none.
+#[inline(never)]
+pub(super) fn ask<T: Tables>(tables: &T, packet: &Packet<FlowKey>, now: u32, room: &mut Wide) -> Step {
+    let Some(packet) = packet.other() else { return Step::OTHER };
+    room.packet = packet;
+    find(tables, now, room)
+}
+
+/// Sends the packet in the room by the flow in the room.
+#[inline(never)]
+pub(super) fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T, event: FlowEvent, room: &Wide) -> Verdict {
+    let (packet, flow) = (&room.packet, &room.flow);
+    #[allow(clippy::cast_possible_truncation, reason = "a delta, in a register of its own")]
+    let correction = clamp(frame, tables, packet, flow) as Delta;
+    if let Err(reason) = translate::rewrite(frame, packet, flow, correction) {
+        return Verdict::of(Err(reason));
+    }
+    if !tables.egress(flow.interface) {
+        return Verdict::of(Err(DropReason::NoInterface));
+    }
+    let (direction, ipv6) = (flow::direction_of(flow), !flow.source.is_ipv4());
+    Verdict::forward(flow.interface, flow.endpoint, direction, event, ipv6)
+}
+
+/// Lowers the MSS of a SYN to what both sides can carry, of which one has the longer headers at least.
+#[inline(always)]
+fn clamp<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet<FlowKey6>, flow: &Flow6) -> u64 {
+    if packet.flags & SYN == 0 {
+        return 0;
+    }
+    let (seen, interface, endpoint) = (packet.interface, flow.interface, flow.endpoint);
+    if packet.key.is_ipv4() {
+        hop::clamp::<F, T, TRANSPORT, { hop::HEADERS6 }>(frame, tables, seen, interface, endpoint)
+    } else {
+        hop::clamp::<F, T, TRANSPORT6, { hop::HEADERS6 }>(frame, tables, seen, interface, endpoint)
+    }
+}
+
+/// An IPv6 packet that a VPC's own stack sends.
+#[inline(never)]
+pub(super) fn from_stack<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Verdict {
+    let result = tables.room(|room| {
+        let packet = &mut room.wide.packet;
+        match parse(frame, from, packet).parsed() {
+            Parsed6::Flow => stack::route6(frame, tables, packet).result(),
+            Parsed6::Other(_) => stack::message(frame).result(),
+            Parsed6::Foreign => Err(DropReason::ProtocolUnsupported),
+        }
+    });
+    Verdict::of(result.unwrap_or(Err(DropReason::Malformed)))
+}
