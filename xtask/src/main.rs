@@ -34,7 +34,7 @@ enum Task {
     },
     /// Measure the packet path, the agent and the tables, each against something in the same minute. Needs root.
     Bench {
-        /// Only these parts: established, new-flow, udp-pps, syn-flood, footprint.
+        /// Only these parts: established, new-flow, udp-pps, bulk, syn-flood, footprint.
         parts: Vec<String>,
         /// Write the figures there: an array of {name, unit, median, min, max, rounds}.
         #[arg(long)]
@@ -133,7 +133,7 @@ pub(crate) fn build() -> Result<PathBuf> {
 
 fn bench(parts: &[String], json: Option<&Path>) -> Result<()> {
     setup::toolchain()?;
-    setup::install(&["nftables", "iproute2"])?;
+    setup::install(&["nftables", "iproute2", "ethtool", "iperf3"])?;
     if !is_root()? {
         return Err(Lack::Privilege("the benchmark loads programs, which needs root".into()).into());
     }

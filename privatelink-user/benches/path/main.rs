@@ -10,6 +10,7 @@
     reason = "a benchmark, which talks to a person"
 )]
 
+mod bulk;
 mod established;
 mod fairness;
 mod flood;
@@ -31,6 +32,7 @@ const PARTS: [(&str, Part); 6] = [
     ("established", established::run),
     ("new-flow", opening::run),
     ("udp-pps", throughput::run),
+    ("bulk", bulk::run),
     ("syn-flood", flood::run),
     ("fairness", fairness::run),
     ("footprint", footprint::run),

@@ -93,7 +93,7 @@ pub(crate) fn links(world: &World) {
     world.floor_egress.set(&2, &[generator, 0]).unwrap();
 }
 
-fn nft(rules: &str) {
+pub(crate) fn nft(rules: &str) {
     use std::io::Write;
     let mut child =
         Command::new("nft").args(["-f", "-"]).stdin(std::process::Stdio::piped()).spawn().unwrap();

@@ -1,6 +1,6 @@
 //! What the parts share: pinned maps and programs of their own, and flows to fill them with.
 
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use privatelink::kernel::{self, Drops, Kernel};
 use privatelink::maps::{Map, Maps};
@@ -26,10 +26,11 @@ impl Drop for Pins {
     }
 }
 
-/// `ingress` and its maps, and the programs that it is compared with.
+/// The programs and their maps, and the programs that it is compared with.
 pub(crate) struct World {
     pub maps: Maps,
     pub ingress: Xdp,
+    pub tcx: SchedClassifier,
     pub object: Ebpf,
     pub floor_flows: Map<FlowKey, Flow>,
     pub floor_egress: Map<u32, [u32; 2]>,
@@ -69,6 +70,7 @@ impl World {
                 aya_obj::programs::XdpAttachType::Interface,
             )
             .unwrap(),
+            tcx: SchedClassifier::from_pin(pins.0.join("programs/ingress_tcx")).unwrap(),
             maps,
             object,
             _kernel: kernel,

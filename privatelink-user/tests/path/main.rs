@@ -7,6 +7,7 @@
 )]
 
 mod capacity;
+mod live;
 mod memory;
 mod time;
 mod twin;
