@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use core::mem::size_of;
@@ -95,6 +95,14 @@ impl Frame for XdpFrame {
         let excess = self.len().checked_sub(len)?;
         // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.
         let result = unsafe { bpf_xdp_adjust_tail(self.context, -(excess as i32)) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a header's length")]
+    fn prepend(&mut self, len: usize) -> Option<()> {
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_head(self.context, -(len as i32)) };
         (result == 0).then_some(())
     }
 }

@@ -83,6 +83,8 @@ pub struct Agent {
     pub started: Instant,
     /// How the program is attached, to all interfaces alike.
     mode: XdpMode,
+    /// The largest packet that fits through every interface and endpoint, as the path knows it.
+    fits: u16,
     streaks: BTreeMap<u32, passive::Streak>,
     memo: RefCell<plan::Memo>,
     stacks: BTreeMap<String, (Stack, Sockets)>,
@@ -134,6 +136,7 @@ impl Agent {
             image,
             links: BTreeMap::new(),
             mode: XdpMode::Native,
+            fits: 0,
             health,
             reasons: BTreeMap::new(),
             started: now,

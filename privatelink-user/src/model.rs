@@ -160,6 +160,8 @@ pub struct Endpoint {
     pub new_flow_burst: u32,
     /// Largest IP packet that it carries, in bytes.
     pub mtu: u16,
+    /// Whether it says by ICMP errors what it cannot forward.
+    pub icmp_errors: bool,
 }
 
 /// Reads a configuration; all of its problems at once.
@@ -472,6 +474,8 @@ impl Build<'_, '_> {
             let at = fields.get("addresses").map(Value::span).unwrap_or_default();
             let addresses = self.addresses(&mut fields, vpc.as_ref(), &format!("the endpoint \"{name}\""));
             let ping = fields.get("ping").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
+            let icmp_errors =
+                fields.get("icmp_errors").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
             let mut amount =
                 |name| fields.get(name).and_then(|value| self.reader.number(value, 1..=100_000_000));
             let max_flows = amount("max_flows");
@@ -488,8 +492,17 @@ impl Build<'_, '_> {
             fields.finish(self.reader);
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
             self.zones(&service, &addresses, at);
-            let endpoint =
-                Endpoint { vpc, service, addresses, ping, max_flows, new_flow_rate, new_flow_burst, mtu };
+            let endpoint = Endpoint {
+                vpc,
+                service,
+                addresses,
+                ping,
+                max_flows,
+                new_flow_rate,
+                new_flow_burst,
+                mtu,
+                icmp_errors,
+            };
             self.model.endpoints.insert(name, endpoint);
         }
     }

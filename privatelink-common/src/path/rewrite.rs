@@ -1,7 +1,7 @@
-//! Applies one direction's rewrite to the frame: addresses, ports, and both checksums by what they change (RFC 1624).
+//! Applies one direction's rewrite to the frame: addresses, ports, the TTL, and both checksums by what they change (RFC 1624).
 
 use super::parse::Packet;
-use crate::checksum::{update, update_udp};
+use crate::checksum::{delta, update, update_udp, word};
 use crate::frame::Frame;
 use crate::tables::Flow;
 use crate::verdict::DropReason;
@@ -14,10 +14,13 @@ use zerocopy::{Immutable, IntoBytes, big_endian::U16};
 #[repr(C)]
 struct Macs(Mac, Mac);
 
-/// The checksum, source and destination of an IPv4 header.
+/// The TTL, protocol, checksum, source and destination of an IPv4 header.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
-struct IpTail([u8; 2], Ipv4, Ipv4);
+struct IpTail(u8, u8, [u8; 2], Ipv4, Ipv4);
+
+/// What a TTL that is one less changes of a checksum, whatever it is.
+const ONE_HOP: u32 = delta(word([1, 0]), word([0, 0])) as u32;
 
 /// Source and destination port.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
@@ -26,22 +29,23 @@ struct Ports(U16, U16);
 
 /// Rewrites `frame`, whose headers are those in `packet`, but for a change that `correction` makes of the transport checksum.
 #[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "a correction is a delta")]
 pub(super) fn rewrite<F: Frame>(
     frame: &mut F,
     packet: &Packet,
     flow: &Flow,
-    correction: u64,
+    correction: u16,
 ) -> Result<(), DropReason> {
     let address_delta = u32::from(flow.address_delta);
-    let delta = address_delta + u32::from(flow.port_delta) + u32::from(correction as u16);
+    let delta = address_delta + u32::from(flow.port_delta) + u32::from(correction);
     let (at, checksum) = if packet.is_tcp {
         (TRANSPORT + offset_of!(Tcp, checksum), update(packet.checksum, delta))
     } else {
         (TRANSPORT + offset_of!(Udp, checksum), update_udp(packet.checksum, delta))
     };
-    let ip_checksum = update(packet.ip_checksum, address_delta);
-    write(frame, flow, at, ip_checksum, checksum).ok_or(DropReason::Malformed)
+    let ip_checksum = update(packet.ip_checksum, address_delta + ONE_HOP);
+    let tail =
+        IpTail(packet.ttl.wrapping_sub(1), packet.key.protocol, ip_checksum, flow.source, flow.destination);
+    write(frame, flow, at, &tail, checksum).ok_or(DropReason::Malformed)
 }
 
 #[inline(always)]
@@ -49,12 +53,11 @@ fn write<F: Frame>(
     frame: &mut F,
     flow: &Flow,
     checksum_at: usize,
-    ip_checksum: [u8; 2],
+    tail: &IpTail,
     checksum: [u8; 2],
 ) -> Option<()> {
     frame.write(0, &Macs(flow.destination_mac, flow.source_mac))?;
-    let tail = IpTail(ip_checksum, flow.source, flow.destination);
-    frame.write(NETWORK + offset_of!(Ipv4Header, checksum), &tail)?;
+    frame.write(NETWORK + offset_of!(Ipv4Header, ttl), tail)?;
     frame.write(TRANSPORT, &Ports(flow.source_port, flow.destination_port))?;
     frame.write(checksum_at, &checksum)
 }
