@@ -54,6 +54,14 @@ pub trait Frame {
     /// Cuts the frame off behind its first `len` bytes.
     fn truncate(&mut self, len: usize) -> Option<()>;
 
+    /// The largest IP packet on the wire of a frame that holds one of `length` bytes: a device may be to cut it into segments.
+    fn largest(&self, length: u16) -> u32 {
+        length.into()
+    }
+
+    /// Makes room for `len` bytes in front of the first one. What is in them is not defined.
+    fn prepend(&mut self, len: usize) -> Option<()>;
+
     /// Whether there is nothing in it.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -64,25 +72,31 @@ pub trait Frame {
 #[derive(Debug)]
 pub struct SliceFrame<'a> {
     bytes: &'a mut [u8],
-    len: usize,
+    start: usize,
+    end: usize,
 }
 
 impl<'a> SliceFrame<'a> {
     /// The whole of `bytes` as one frame.
     pub fn new(bytes: &'a mut [u8]) -> Self {
-        let len = bytes.len();
-        Self { bytes, len }
+        Self::with_headroom(bytes, 0)
+    }
+
+    /// A frame that begins behind the first `headroom` of `bytes`, and may grow into them.
+    pub fn with_headroom(bytes: &'a mut [u8], headroom: usize) -> Self {
+        let end = bytes.len();
+        Self { bytes, start: headroom.min(end), end }
     }
 
     /// The frame as it is now.
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
+        self.bytes.get(self.start..self.end).unwrap_or_default()
     }
 }
 
 impl Frame for SliceFrame<'_> {
     fn len(&self) -> usize {
-        self.len
+        self.end - self.start
     }
 
     fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
@@ -90,16 +104,22 @@ impl Frame for SliceFrame<'_> {
     }
 
     fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
-        let end = offset.checked_add(value.as_bytes().len()).filter(|end| *end <= self.len)?;
-        self.bytes.get_mut(offset..end)?.copy_from_slice(value.as_bytes());
+        let start = self.start.checked_add(offset)?;
+        let end = start.checked_add(value.as_bytes().len()).filter(|end| *end <= self.end)?;
+        self.bytes.get_mut(start..end)?.copy_from_slice(value.as_bytes());
         Some(())
     }
 
     fn truncate(&mut self, len: usize) -> Option<()> {
-        if len > self.len {
+        if len > self.len() {
             return None;
         }
-        self.len = len;
+        self.end = self.start + len;
+        Some(())
+    }
+
+    fn prepend(&mut self, len: usize) -> Option<()> {
+        self.start = self.start.checked_sub(len)?;
         Some(())
     }
 }

@@ -48,6 +48,10 @@ words! {
         ResetTableFull = 7 => "reset_table_full",
         /// A segment of a TCP flow that was cut, since its target is unhealthy or deregistered, or its endpoint rejected: answered with RST.
         ResetTerminated = 8 => "reset_terminated",
+        /// A packet with DF that is larger than the endpoint or the next interface takes: answered with an ICMP error that says what is.
+        FragmentationNeeded = 12 => "fragmentation_needed",
+        /// A packet whose TTL ends here: answered with an ICMP error.
+        TimeExceeded = 13 => "time_exceeded",
     }
 }
 
@@ -90,6 +94,10 @@ words! {
         EndpointRate = 32 => "endpoint_rate",
         /// A new flow of an endpoint that has as many flows as it may.
         EndpointFull = 33 => "endpoint_full",
+        /// A packet larger than the endpoint or the next interface takes, where no ICMP error can or may say so.
+        TooBig = 48 => "too_big",
+        /// A packet whose TTL ends here, where no ICMP error may say so.
+        TtlExpired = 49 => "ttl_expired",
     }
 }
 
@@ -191,6 +199,18 @@ impl Verdict {
             return Ok(self);
         }
         Err(DropReason::from_code((self.0 >> 32) as u32).unwrap_or(DropReason::Malformed))
+    }
+
+    /// The word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// The verdict with this word, which [`Verdict::word`] returned.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
     }
 
     /// What it says.

@@ -137,6 +137,22 @@ header! {
 }
 
 header! {
+    /// An ICMP error (RFC 792), before what it holds of the packet that it is about.
+    IcmpError, 8, {
+        /// Type.
+        kind: u8,
+        /// Code.
+        code: u8,
+        /// Checksum, as stored.
+        checksum: [u8; 2],
+        /// Zero.
+        unused: U16,
+        /// Next-hop MTU of [`FRAGMENTATION_NEEDED`] (RFC 1191, section 4).
+        mtu: U16,
+    }
+}
+
+header! {
     /// The part of ICMP that every message has (RFC 792).
     Icmp, 4, {
         /// Type.
@@ -147,6 +163,16 @@ header! {
         checksum: [u8; 2],
     }
 }
+
+/// ICMP type.
+pub const DESTINATION_UNREACHABLE: u8 = 3;
+/// ICMP type.
+pub const TIME_EXCEEDED: u8 = 11;
+/// Code of [`DESTINATION_UNREACHABLE`].
+pub const FRAGMENTATION_NEEDED: u8 = 4;
+
+/// In [`Ipv4Header::fragment`]: the packet must not be fragmented.
+pub const DONT_FRAGMENT: u16 = 0x4000;
 
 /// TCP flag.
 pub const FIN: u8 = 0x01;

@@ -3,8 +3,8 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md},
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_adjust_tail,
-        bpf_xdp_get_buff_len,
+        bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
     },
     programs::{TcContext, XdpContext},
 };
@@ -111,6 +111,14 @@ impl Frame for XdpFrame {
         let excess = self.len().checked_sub(len)?;
         // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.
         let result = unsafe { bpf_xdp_adjust_tail(self.context, -(excess as i32)) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a header's length")]
+    fn prepend(&mut self, len: usize) -> Option<()> {
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_head(self.context, -(len as i32)) };
         (result == 0).then_some(())
     }
 }
@@ -243,6 +251,23 @@ impl Frame for SkbFrame {
         let begun = fold(pseudo);
         self.write(offset, &begun.to_ne_bytes())?;
         self.add_to_checksum(offset, u64::from(fold(pseudo + rest)) + u64::from(begun), 0)
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "shorter than a packet")]
+    fn largest(&self, length: u16) -> u32 {
+        match self.word(offset_of!(__sk_buff, gso_size)) {
+            0 => length.into(),
+            size => (self.headers() as u32).saturating_sub(NETWORK as u32) + size,
+        }
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a header's length")]
+    fn prepend(&mut self, len: usize) -> Option<()> {
+        // SAFETY: as in `add_to_checksum`.
+        let result = unsafe { bpf_skb_change_head(self.context, len as u32, 0) };
+        (result == 0).then_some(())
     }
 
     /// The helper also makes one packet of what was to be cut into segments.

@@ -57,6 +57,8 @@ pub struct Gate {
     pub mtu: u16,
     /// Bytes by which a packet grows behind the endpoint.
     pub reserve: u16,
+    /// Whether it sends ICMP errors.
+    pub errors: bool,
 }
 
 /// Where an interface belongs.
@@ -339,7 +341,9 @@ impl Plan<'_> {
     fn own_endpoint(&mut self, name: &str, zone: &str, balancer: &LoadBalancer) -> Result<u32> {
         let id = self.id(Kind::Endpoint, &own_name(name, zone))?;
         let hold = u32::try_from(balancer.port_reuse_delay.as_secs())?;
-        self.image.endpoints.insert(id, Gate { open: true, hold, mtu: ENDPOINT_MTU, ..Gate::default() });
+        self.image
+            .endpoints
+            .insert(id, Gate { open: true, hold, mtu: ENDPOINT_MTU, errors: true, ..Gate::default() });
         Ok(id)
     }
 
@@ -469,8 +473,10 @@ impl Plan<'_> {
                 let name = self.names.name(Kind::Balancer, balancer);
                 let of = name.split('/').next().and_then(|name| self.model.load_balancers.get(name));
                 let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
-                let (open, hold, mtu) = (state.is_open(), u32::try_from(hold)?, endpoint.mtu);
-                self.image.endpoints.insert(id, Gate { open, full, rate, burst, hold, mtu, reserve: 0 });
+                let (open, hold) = (state.is_open(), u32::try_from(hold)?);
+                let (mtu, errors) = (endpoint.mtu, endpoint.icmp_errors);
+                let gate = Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors };
+                self.image.endpoints.insert(id, gate);
             }
         }
         Ok(())

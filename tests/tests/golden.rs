@@ -25,7 +25,8 @@ fn a_tcp_connection_is_translated_both_ways_and_two_tenants_with_one_five_tuple_
 
             let answer = reply(&out, SYN | ACK, b"");
             let got = bench.expect("SYN-ACK", side(target), &answer.build(), REDIRECT, &[(&back, 1)]);
-            let mut expected = Packet { from: ENDPOINT, from_port: 80, to: CLIENT, to_port: 40000, ..answer };
+            let mut expected =
+                Packet { from: ENDPOINT, from_port: 80, to: CLIENT, to_port: 40000, ttl: 63, ..answer };
             (expected.to_mac, expected.from_mac) = (syn.from_mac, got[6..12].try_into().unwrap());
             assert_eq!(got, expected.build(), "{consumer}: the SYN-ACK at the consumer");
 
@@ -82,8 +83,14 @@ fn udp_is_translated_and_a_missing_checksum_stays_missing() {
             let answer = Packet { no_checksum, ..reply(&out, 0, b"answer") };
             let moved = [("bank to_consumer_packets", 1), ("map pending", -2), ("map established", 2)];
             let got = bench.expect("answer", side(target), &answer.build(), REDIRECT, &moved);
-            let mut expected =
-                Packet { from: ENDPOINT, from_port: 53, to: CLIENT, to_port: query.from_port, ..answer };
+            let mut expected = Packet {
+                from: ENDPOINT,
+                from_port: 53,
+                to: CLIENT,
+                to_port: query.from_port,
+                ttl: 63,
+                ..answer
+            };
             (expected.to_mac, expected.from_mac) = (query.from_mac, got[6..12].try_into().unwrap());
             assert_eq!(got, expected.build());
         }

@@ -42,6 +42,9 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
     if endpoint.open == 0 {
         return Err(closed(packet));
     }
+    if packet.ttl <= 1 {
+        return Err(Step::expired(address.endpoint));
+    }
     let wanted = ListenerKey {
         balancer: address.balancer,
         port: key.destination_port,
@@ -83,7 +86,7 @@ fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> 
             u64::from(endpoint.rate) * u64::from(now.wrapping_sub(bucket.filled)) + u64::from(bucket.tokens);
         #[allow(clippy::cast_possible_truncation, reason = "not above the burst")]
         let tokens = saved.min(endpoint.burst.into()) as u32;
-        bucket = Bucket { filled: now, tokens };
+        bucket = Bucket { filled: now, tokens, ..bucket };
     }
     let left = bucket.tokens.checked_sub(1);
     tables.set_bucket(id, Bucket { tokens: left.unwrap_or(0), ..bucket });

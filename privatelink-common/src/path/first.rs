@@ -22,6 +22,8 @@ pub(super) enum Next {
     Reset(u32),
     /// Drop it; holds [`DropReason::code`].
     Drop(u32),
+    /// Its TTL ends at this endpoint.
+    Expired(u32),
 }
 
 /// A [`Next`] in one register: kind in the lower half, what it holds in the upper.
@@ -52,6 +54,11 @@ impl Step {
         Self(4 | (reason as u64) << 32)
     }
 
+    /// [`Next::Expired`].
+    pub(super) const fn expired(endpoint: u32) -> Self {
+        Self(5 | (endpoint as u64) << 32)
+    }
+
     /// A RST for a segment, unless it is one itself: a RST is never answered (RFC 9293, 3.10.7.1).
     #[inline(always)]
     pub(super) const fn reset_segment(packet: &Packet, answer: Answer) -> Self {
@@ -70,6 +77,7 @@ impl Step {
             2 => Next::Stack(held as u16),
             3 => Next::Reset(held),
             4 => Next::Drop(held),
+            5 => Next::Expired(held),
             _ => Next::Pass,
         }
     }

@@ -7,17 +7,18 @@ mod hop;
 mod local;
 mod nat;
 mod parse;
+mod report;
 mod reset;
 mod rewrite;
 pub mod stack;
 pub mod state;
 
-use crate::checksum::Delta;
 use crate::frame::Frame;
 use crate::tables::{Flow, Interface, Tables};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
-use crate::wire::{RST, SYN};
+use crate::wire::RST;
 use first::Next;
+use hop::Passage;
 use parse::{Local, Packet, Parsed};
 
 /// What is to become of `frame`, which came in by the interface `ifindex` at `now`, seconds since boot.
@@ -41,14 +42,18 @@ pub fn forward<F: Frame, T: Tables>(
         Parsed::Foreign => return Ok(Verdict::PASS),
     };
     if let Some(flow) = flow::established(tables, &packet, now) {
-        return send(frame, tables, &packet, &flow, event(&packet));
+        return send(frame, tables, &packet, &flow, event(&packet), now);
     }
     let mut flow = Flow::default();
     match first::first(tables, &packet, now, &mut flow).next() {
         Next::Pass => Ok(Verdict::PASS),
-        Next::Send(event) => send(frame, tables, &packet, &flow, event),
+        Next::Send(event) => send(frame, tables, &packet, &flow, event, now),
         Next::Stack(interface) => stack::receive(frame, tables, interface),
         Next::Reset(answer) => reset(frame, &packet, answer).result(),
+        Next::Expired(endpoint) => match hop::pass(frame, tables, &packet, endpoint, 0, now).passage() {
+            Passage::Ends(verdict) => verdict.result(),
+            Passage::Onward(_) => Err(DropReason::TtlExpired),
+        },
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
@@ -82,14 +87,16 @@ fn send<F: Frame, T: Tables>(
     packet: &Packet,
     flow: &Flow,
     event: FlowEvent,
+    now: u32,
 ) -> Result<Verdict, DropReason> {
-    let correction = if packet.flags & SYN == 0 {
-        0
-    } else {
-        hop::clamp(frame, tables, packet, flow.endpoint, flow.interface)
-    };
-    #[allow(clippy::cast_possible_truncation, reason = "a delta, in a register of its own")]
-    rewrite::rewrite(frame, packet, flow, correction as Delta)?;
+    let mut correction = 0;
+    if packet.special {
+        correction = match hop::pass(frame, tables, packet, flow.endpoint, flow.interface, now).passage() {
+            Passage::Onward(correction) => correction,
+            Passage::Ends(verdict) => return verdict.result(),
+        };
+    }
+    rewrite::rewrite(frame, packet, flow, correction)?;
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }

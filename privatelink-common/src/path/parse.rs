@@ -4,7 +4,8 @@ use crate::frame::Frame;
 use crate::tables::{FlowKey, Interface};
 use crate::verdict::DropReason;
 use crate::wire::{
-    ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Ipv4, Ipv4Header, Mac, NETWORK, TCP, TRANSPORT, Tcp, UDP, Udp,
+    ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Ipv4, Ipv4Header, Mac, NETWORK, SYN, TCP, TRANSPORT, Tcp, UDP,
+    Udp,
 };
 
 /// A frame, as far as the path knows frames.
@@ -31,6 +32,12 @@ pub(super) struct Packet {
     pub interface: u16,
     /// TCP flags; zero for UDP.
     pub flags: u8,
+    /// Time to live, as it came.
+    pub ttl: u8,
+    /// Length of the IP packet.
+    pub length: u16,
+    /// Whether to rewrite it is not all that there is to do: [`super::hop`].
+    pub special: bool,
     /// Whether this is TCP.
     pub is_tcp: bool,
     /// Transport checksum as stored.
@@ -135,7 +142,19 @@ fn transport<F: Frame>(
         protocol: ip.protocol,
         reserved: 0,
     };
-    let is_tcp = ip.protocol == TCP;
     let (source_mac, interface, ip_checksum) = (ethernet.source, from.slot, ip.checksum);
-    Ok(Some(Packet { key, source_mac, interface, flags, is_tcp, checksum, ip_checksum }))
+    let (is_tcp, ttl, length) = (ip.protocol == TCP, ip.ttl, ip.total_length.get());
+    let special = flags & SYN != 0 || ttl <= 1 || length > from.fits;
+    Ok(Some(Packet {
+        key,
+        source_mac,
+        interface,
+        flags,
+        ttl,
+        length,
+        special,
+        is_tcp,
+        checksum,
+        ip_checksum,
+    }))
 }

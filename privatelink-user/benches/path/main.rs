@@ -28,7 +28,7 @@ use world::World;
 type Part = fn(&mut Report);
 
 /// What is measured, by the name that chooses it.
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("established", established::run),
     ("new-flow", opening::run),
     ("udp-pps", throughput::run),

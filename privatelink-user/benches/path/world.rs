@@ -77,7 +77,7 @@ impl World {
             _pins: pins,
         };
         // A test run comes by the namespace's loopback, whose index is 1.
-        world.maps.interfaces.set(&1, &Interface { vpc: 1, slot: 1, stack: 0, reserved: 0 }).unwrap();
+        world.maps.interfaces.set(&1, &Interface { vpc: 1, slot: 1, stack: 0, fits: 1500 }).unwrap();
         world.maps.egress.set(&1, &[1, 0]).unwrap();
         world.floor_egress.set(&1, &[1, 0]).unwrap();
         world.maps.endpoints.set(&1, &Endpoint { generation: 1, open: 1, ..Endpoint::default() }).unwrap();

@@ -132,7 +132,13 @@ impl Tables for Memory {
     fn endpoint(&self, endpoint: u32) -> Endpoint {
         let gate = self.image.endpoints.get(&endpoint).copied().unwrap_or_default();
         let open = gate.open.into();
-        Endpoint { generation: u32::from(open), open, mtu: gate.mtu, ..self.limits.get() }
+        Endpoint {
+            generation: u32::from(open),
+            open,
+            mtu: gate.mtu,
+            errors: gate.errors.into(),
+            ..self.limits.get()
+        }
     }
     fn bucket(&self, _: u32) -> Option<Bucket> {
         Some(self.bucket.get())
@@ -189,9 +195,12 @@ impl Drop for Pins {
     }
 }
 
+/// Free bytes in front of a frame, as the kernel has them (XDP_PACKET_HEADROOM).
+const HEADROOM: usize = 256;
+
 pub(crate) fn on_the_host(memory: &Memory, frame: &[u8], now: u32) -> (u32, Vec<u8>) {
-    let mut bytes = frame.to_vec();
-    let mut frame = SliceFrame::new(&mut bytes);
+    let mut bytes = [&[0; HEADROOM], frame].concat();
+    let mut frame = SliceFrame::with_headroom(&mut bytes, HEADROOM);
     let action = match path::forward(&mut frame, memory, 1, now) {
         Err(_) => 1,
         Ok(verdict) => match verdict.action() {
@@ -235,7 +244,7 @@ pub(crate) fn neighbours(image: &Image) -> HashMap<VpcAddress, Neighbour> {
 /// The interfaces `a`, `b` and the stack's, in this order.
 pub(crate) fn interfaces(image: &Image) -> Vec<Interface> {
     let places = image.interfaces.values();
-    places.map(|it| Interface { vpc: it.vpc, slot: it.slot, stack: it.stack.into(), reserved: 0 }).collect()
+    places.map(|it| Interface { vpc: it.vpc, slot: it.slot, stack: it.stack.into(), fits: 0 }).collect()
 }
 
 pub(crate) fn memory(image: Image) -> Memory {
