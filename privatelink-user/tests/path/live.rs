@@ -10,6 +10,7 @@ use privatelink::{model, reconcile, sys};
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::tables::{Interface, Neighbour, VpcAddress};
 use privatelink_common::verdict::{DropReason, PASSED};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -61,11 +62,11 @@ fn by_tcx_a_vlan_is_not_ours_and_an_interface_that_is_gone_is_a_reason_to_drop()
         let kernel = Kernel::open(&pins.0, &model.limits, Drops::Counted).unwrap();
         let maps = kernel.maps().unwrap();
         let mut names = Names::default();
-        let image = plan::compile(&model, &mut names, &Known::default(), |_| "stack".into()).unwrap();
+        let image = plan::compile(&model, &mut names, &Known::connected(&model), |_| "stack".into()).unwrap();
         reconcile::apply(&maps, &Image::default(), &image).unwrap();
         for name in ["a", "b"] {
             let (place, ifindex) = (image.interfaces[name], index_of(name).unwrap());
-            let entry = Interface { vpc: place.vpc, slot: place.slot, stack: 0, reserved: 0 };
+            let entry = Interface { vpc: place.vpc, slot: place.slot, stack: 0, fits: 0 };
             maps.interfaces.set(&ifindex, &entry).unwrap();
             maps.egress_tcx.set(&place.slot.into(), &ifindex).unwrap();
             kernel.attach(name, ifindex, Hook::Tcx).unwrap();
@@ -75,9 +76,9 @@ fn by_tcx_a_vlan_is_not_ours_and_an_interface_that_is_gone_is_a_reason_to_drop()
             let hop = Neighbour { mac: [2; 6], interface: to.slot };
             maps.neighbours.set(&VpcAddress::new(to.vpc, [10, 0, 1, last]), &hop).unwrap();
         }
-        let socket = sys::arp_socket().unwrap();
-        let far = index_of("far-a").unwrap();
-        let send = |frame: &[u8]| sys::send_frame(socket.as_fd(), far, frame).unwrap();
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0))).unwrap();
+        sys::bind_to_frames(socket.as_fd(), index_of("far-a").unwrap()).unwrap();
+        let send = |frame: &[u8]| socket.send(frame).map(drop).unwrap();
         let opened = || maps.pending.count().unwrap() / 2;
 
         send(&syn(1000, &[]));
