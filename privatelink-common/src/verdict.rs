@@ -74,7 +74,7 @@ words! {
         NoFlow = 22 => "no_flow",
         /// A new connection to a load balancer's address from the provider's side; only consumers open flows.
         ProviderInitiated = 23 => "provider_initiated",
-        /// ICMP other than an answered echo request.
+        /// ICMP other than an answered echo request and an error about a flow.
         IcmpUnsupported = 24 => "icmp_unsupported",
         /// A protocol other than TCP, UDP and ICMP.
         ProtocolUnsupported = 25 => "protocol_unsupported",
@@ -98,6 +98,12 @@ words! {
         TooBig = 48 => "too_big",
         /// A packet whose TTL ends here, where no ICMP error may say so.
         TtlExpired = 49 => "ttl_expired",
+        /// An ICMP error that does not hold the header, and eight bytes of what follows, of a packet such as we send.
+        IcmpMalformed = 50 => "icmp_malformed",
+        /// An ICMP error about a packet that was not sent from the address that the error came to.
+        IcmpForged = 51 => "icmp_forged",
+        /// An ICMP error about a packet of no flow.
+        IcmpNoFlow = 52 => "icmp_no_flow",
     }
 }
 

@@ -168,6 +168,8 @@ header! {
 pub const DESTINATION_UNREACHABLE: u8 = 3;
 /// ICMP type.
 pub const TIME_EXCEEDED: u8 = 11;
+/// ICMP type.
+pub const PARAMETER_PROBLEM: u8 = 12;
 /// Code of [`DESTINATION_UNREACHABLE`].
 pub const FRAGMENTATION_NEEDED: u8 = 4;
 

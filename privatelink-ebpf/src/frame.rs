@@ -11,7 +11,9 @@ use aya_ebpf::{
 use core::mem::{offset_of, size_of};
 use privatelink_common::checksum::fold;
 use privatelink_common::frame::{Change, Frame};
-use privatelink_common::wire::{ETHERTYPE_IPV4, Ethernet, Ipv4Header, NETWORK, TCP, TRANSPORT, Tcp, Udp};
+use privatelink_common::wire::{
+    ETHERTYPE_IPV4, Ethernet, ICMP, IcmpError, Ipv4Header, NETWORK, TCP, TRANSPORT, Tcp, Udp,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A pointer to `offset`, if a `T` is there as a whole.
@@ -132,17 +134,26 @@ pub(crate) struct SkbFrame {
 impl SkbFrame {
     /// The frame, with its headers where they can be read: only they need to be in the linear part.
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "the length of headers")]
     pub(crate) fn new(context: *mut __sk_buff) -> Self {
-        const HEADERS: usize = TRANSPORT + size_of::<Tcp>();
         let frame = Self { context };
-        let (data, end) = frame.bounds();
-        let (linear, len) = (end as usize - data as usize, frame.len());
-        if linear < HEADERS && linear < len {
-            // SAFETY: the helper checks the context and the length; where it fails, the path reads less.
-            unsafe { bpf_skb_pull_data(context, HEADERS.min(len) as u32) };
+        frame.pull(TRANSPORT + size_of::<Tcp>());
+        if frame.read::<u8>(NETWORK + offset_of!(Ipv4Header, protocol)) == Some(ICMP) {
+            // An error holds the headers of another packet.
+            frame.pull(TRANSPORT + size_of::<IcmpError>() + size_of::<Ipv4Header>() + size_of::<Tcp>());
         }
         frame
+    }
+
+    /// Moves so many bytes, or all that there are, into the linear part.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the length of headers")]
+    fn pull(&self, headers: usize) {
+        let (data, end) = self.bounds();
+        let (linear, len) = (end as usize - data as usize, self.len());
+        if linear < headers && linear < len {
+            // SAFETY: the helper checks the context and the length; where it fails, the path reads less.
+            unsafe { bpf_skb_pull_data(self.context, headers.min(len) as u32) };
+        }
     }
 
     /// The context, for helpers.

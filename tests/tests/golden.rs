@@ -198,7 +198,7 @@ fn what_does_not_belong_is_dropped_by_name_or_passed_untouched() {
             ethernet(tcp.to_mac, tcp.from_mac, 0x8100, &[&[0, 5, 8, 0][..], &tcp.build()[14..]].concat());
         bench.refused("a VLAN tag", "ca", &vlan, "shop passed");
         bench.refused("IPv6", "ca", &ethernet(tcp.to_mac, tcp.from_mac, 0x86dd, &[0x60; 60]), "shop passed");
-        bench.refused("an ICMP error", "ca", &tcp.icmp(3, &[0; 32]), "shop icmp_unsupported");
+        bench.refused("an ICMP error about nothing", "ca", &tcp.icmp(3, &[0; 32]), "shop icmp_malformed");
     });
 }
 

@@ -233,3 +233,157 @@ fn an_endpoint_sends_a_hundred_icmp_errors_a_second_at_most_and_its_neighbour_is
     assert_eq!(first[22], 63);
     assert!(dropped > 0 && verdicts[DROP as usize] > 0);
 }
+
+/// What stands between two ends: a packet as it left, and what it was when it came.
+struct Sent {
+    name: &'static str,
+    /// Where it arrived, and its bytes there.
+    at: &'static str,
+    arrived: Vec<u8>,
+    /// Where it came from, and its bytes there.
+    home: &'static str,
+    left: Packet,
+    counter: &'static str,
+}
+
+/// Packets of every kind, both ways: pending and established, TCP and UDP, with a checksum and without.
+fn sent(bench: &Bench) -> Vec<Sent> {
+    let mut all = Vec::new();
+    let to_provider = |name, left: Packet| {
+        let arrived = bench.run("ca", &left.build()).1;
+        let at = side(addresses(&arrived).2);
+        Sent { name, at, arrived, home: "ca", left, counter: "shop to_consumer_packets" }
+    };
+    let back = |name, of: &Sent, left: Packet| {
+        let arrived = bench.run(of.at, &left.build()).1;
+        Sent { name, at: "ca", arrived, home: of.at, left, counter: "shop to_provider_packets" }
+    };
+    let syn = to_provider("a SYN", Packet::tcp(SYN));
+    let answer = back("a SYN-ACK", &syn, reply(&syn.arrived, SYN | ACK, b""));
+    assert_eq!(bench.run("ca", &Packet::tcp(ACK).build()).0, REDIRECT);
+    let data = to_provider("data", Packet { payload: b"odd".to_vec(), ..Packet::tcp(ACK) });
+    let data_back = back("data back", &syn, reply(&syn.arrived, ACK, b"even"));
+    all.extend([syn, answer, data, data_back]);
+    for no_checksum in [false, true] {
+        let from_port = 5000 + u16::from(no_checksum);
+        let query = to_provider("a query", Packet { no_checksum, from_port, ..Packet::udp() });
+        let answer = back("an answer", &query, Packet { no_checksum, ..reply(&query.arrived, 0, b"answer") });
+        all.extend([query, answer]);
+    }
+    all
+}
+
+#[test]
+fn an_icmp_error_reaches_whoever_sent_the_packet_as_if_it_came_from_its_own_peer_and_holds_the_packet_as_it_was_sent()
+ {
+    let bench = Bench::new("");
+    for sent in sent(&bench) {
+        let (from, _, to, _) = addresses(&sent.arrived);
+        for (kind, code, word) in [
+            (3, 3, [0; 4]),
+            (3, 1, [0; 4]),
+            (3, 4, [0, 0, 0x05, 0x14]),
+            (11, 0, [0; 4]),
+            (12, 0, [9, 0, 0, 0]),
+        ] {
+            // Not 37: half of a checksum stays as it is.
+            for held in [28, 29, 36, 38, 40, sent.arrived.len() - 14] {
+                // From the peer itself, and from a router whose address nobody on the other side may know.
+                for source in [to, [10, 0, 77, 1], [203, 0, 113, 9]] {
+                    let held = held.min(sent.arrived.len() - 14);
+                    let about = Packet { from: source, to: from, tos: 0xc0, ..Packet::tcp(0) };
+                    let frame =
+                        about.icmp_code(kind, code, &[&word[..], &sent.arrived[14..14 + held]].concat());
+                    let name = format!("{} {kind}/{code} with {held} bytes from {source:?}", sent.name);
+                    let out = bench.expect(&name, sent.at, &frame, REDIRECT, &[(sent.counter, 1)]);
+                    let mut original = sent.left.build()[14..].to_vec();
+                    // As it left: one hop on.
+                    original[8] -= 1;
+                    let checksum = Packet { ttl: sent.left.ttl - 1, ..sent.left.clone() }.build();
+                    original[10..12].copy_from_slice(&checksum[24..26]);
+                    let expected = Packet {
+                        from: sent.left.to,
+                        to: sent.left.from,
+                        ttl: 63,
+                        to_mac: sent.left.from_mac,
+                        from_mac: out[6..12].try_into().unwrap(),
+                        ..about
+                    };
+                    let expected = expected.icmp_code(kind, code, &[&word[..], &original[..held]].concat());
+                    assert_eq!(out[6..], expected[6..], "{name}");
+                    if sent.home == "ca" {
+                        assert_eq!(out[..6], expected[..6], "{name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_icmp_error_that_is_forged_unrelated_or_cut_off_is_dropped_by_its_own_name_and_a_wrong_one_stays_wrong()
+{
+    let bench = Bench::new("");
+    let syn = connect(&bench);
+    let (from, nat, target, _) = addresses(&syn);
+    let at = side(target);
+    let about = Packet { from: target, to: from, ..Packet::tcp(0) };
+    let error = |kind, held: &[u8]| about.icmp_code(kind, 3, &[&[0; 4], held].concat());
+    let held = &syn[14..42];
+    let changed = |at: usize, byte: u8| {
+        let mut held = held.to_vec();
+        held[at] = byte;
+        error(3, &held)
+    };
+    for length in [0, 1, 19, 20, 24, 27] {
+        bench.refused("cut off", at, &error(3, &held[..length]), "payments icmp_malformed");
+    }
+    bench.refused("options inside", at, &changed(0, 0x46), "payments icmp_malformed");
+    bench.refused("IPv6 inside", at, &changed(0, 0x65), "payments icmp_malformed");
+    bench.refused("sent by another", at, &changed(15, from[3] + 1), "payments icmp_forged");
+    bench.refused("sent to another", at, &changed(19, target[3] + 9), "payments icmp_no_flow");
+    bench.refused("another protocol", at, &changed(9, 17), "payments icmp_no_flow");
+    bench.refused("no protocol of ours", at, &changed(9, 47), "payments icmp_no_flow");
+    bench.refused(
+        "another port",
+        at,
+        &changed(21, u8::try_from(nat & 0xff).unwrap() ^ 1),
+        "payments icmp_no_flow",
+    );
+    bench.refused("a later fragment", at, &changed(7, 9), "payments icmp_no_flow");
+    bench.refused("source quench", at, &error(4, held), "payments icmp_unsupported");
+    bench.refused("a redirect", at, &error(5, held), "payments icmp_unsupported");
+    bench.refused(
+        "at its last hop",
+        at,
+        &Packet { ttl: 1, ..about.clone() }.icmp_code(3, 3, &[&[0; 4], held].concat()),
+        "payments ttl_expired",
+    );
+    let spoofed = Packet { from, ..about.clone() };
+    bench.refused(
+        "in our name",
+        at,
+        &spoofed.icmp_code(3, 3, &[&[0; 4], held].concat()),
+        "payments spoofed_source",
+    );
+    let large = [held, &[0; 1500]].concat();
+    bench.refused("larger than it could be", at, &error(3, &large), "payments too_big");
+    // The same in the wrong VPC is about nothing.
+    let foreign = Packet { from: CLIENT, to: ENDPOINT, ..Packet::tcp(0) };
+    let own =
+        Packet { from: ENDPOINT, from_port: 80, to: CLIENT, to_port: 40000, ..Packet::tcp(ACK) }.build();
+    bench.refused(
+        "in another tenant's VPC",
+        "cb",
+        &foreign.icmp_code(3, 3, &[&[0; 4], &own[14..42]].concat()),
+        "bank icmp_no_flow",
+    );
+    // A checksum that was wrong is as wrong as it was.
+    let mut wrong = error(3, held);
+    wrong[36] ^= 0x40;
+    let right = bench.run(at, &error(3, held)).1;
+    let mut out = bench.expect("wrong", at, &wrong, REDIRECT, &[("shop to_consumer_packets", 1)]);
+    assert_ne!(out[36..38], right[36..38]);
+    out[36..38].copy_from_slice(&right[36..38]);
+    assert_eq!(out, right);
+}

@@ -1,6 +1,7 @@
 //! The packet's way. [`forward`] is the order of it, a line a stage; each stage is a file of that name.
 
 mod admit;
+mod errors;
 mod first;
 mod flow;
 mod hop;
@@ -37,6 +38,9 @@ pub fn forward<F: Frame, T: Tables>(
     }
     let packet = match parse::parse(frame, &from) {
         Parsed::Flow(packet) => packet,
+        Parsed::Ip(packet) if errors::is_error(frame, &packet) => {
+            return errors::pass_on(frame, tables, &from, &packet, now).result();
+        }
         Parsed::Ip(packet) => return not_a_flow(frame, tables, &from, &packet).result(),
         Parsed::Arp => return arp(frame, tables, &from).result(),
         Parsed::Foreign => return Ok(Verdict::PASS),

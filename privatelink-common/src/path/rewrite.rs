@@ -12,20 +12,20 @@ use zerocopy::{Immutable, IntoBytes, big_endian::U16};
 /// Destination and source of an Ethernet header.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
-struct Macs(Mac, Mac);
+pub(super) struct Macs(pub Mac, pub Mac);
 
 /// The TTL, protocol, checksum, source and destination of an IPv4 header.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
-struct IpTail(u8, u8, [u8; 2], Ipv4, Ipv4);
+pub(super) struct IpTail(pub u8, pub u8, pub [u8; 2], pub Ipv4, pub Ipv4);
 
 /// What a TTL that is one less changes of a checksum, whatever it is.
-const ONE_HOP: u32 = delta(word([1, 0]), word([0, 0])) as u32;
+pub(super) const ONE_HOP: u32 = delta(word([1, 0]), word([0, 0])) as u32;
 
 /// Source and destination port.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
-struct Ports(U16, U16);
+pub(super) struct Ports(pub U16, pub U16);
 
 /// Rewrites `frame`, whose headers are those in `packet`, but for a change that `correction` makes of the transport checksum.
 #[inline(always)]

@@ -14,7 +14,7 @@ use std::path::Path;
 const FRAMES: usize = 20_000;
 
 /// Small enough for some of the frames to be too large.
-const MTU: u32 = 75;
+const MTU: u32 = 90;
 
 /// xorshift64*: the same frames in every run.
 struct Random(u64);
@@ -108,6 +108,22 @@ fn answer(random: &mut Random, frame: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// An ICMP error about a frame that was forwarded, from whoever got it.
+fn complaint(random: &mut Random, frame: &[u8]) -> Vec<u8> {
+    let to: Ipv4 = frame[26..30].try_into().unwrap();
+    let from = random.of(&[[10, 0, 1, 21], [10, 0, 1, 5], [10, 7, 7, 7], frame[30..34].try_into().unwrap()]);
+    let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 4]);
+    let held = (14 + random.of(&[20, 27, 28, 28, 28, 38, 40, 60])).min(frame.len());
+    let (kind, code) = (random.of(&[3, 3, 11, 12, 4, 5]), random.of(&[0, 3, 4]));
+    let mut bytes = Vec::new();
+    builder
+        .ipv4(from, to, random.of(&[64, 64, 1]))
+        .icmpv4_raw(kind, code, [0, 0, 5, 0])
+        .write(&mut bytes, &frame[14..held])
+        .unwrap();
+    bytes
+}
+
 fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
     for _ in 0..random.next(3) {
         let at = random.next(frame.len());
@@ -171,8 +187,12 @@ where
     for number in 0..FRAMES {
         let (mut frame, interface) = match random.next(4) {
             0 if !sent.is_empty() => {
-                let chosen = random.next(sent.len());
-                (answer(&mut random, &sent[chosen].clone()), interfaces[1])
+                let chosen = sent[random.next(sent.len())].clone();
+                let frame = match random.next(3) {
+                    0 => complaint(&mut random, &chosen),
+                    _ => answer(&mut random, &chosen),
+                };
+                (frame, interfaces[random.of(&[1, 1, 1, 1, 0])])
             }
             _ => (
                 invent(&mut random),
