@@ -4,6 +4,7 @@
 //! The layouts are an interface: people read them with `bpftool map dump`. Ports and lengths from the wire are big-endian types;
 //! bare integers are in the machine's order. No type has padding: the derives refuse it.
 
+use crate::path::Room;
 use crate::wire::{Ipv4, Mac};
 use core::mem::size_of;
 use zerocopy::{
@@ -410,6 +411,9 @@ pub trait Tables {
     /// A flow entry's memory.
     type Entry: Entry;
 
+    /// Lends the path memory, which no one else uses until `work` returns; it does not ask for it twice at a time. What is in it is not
+    /// defined.
+    fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R>;
     /// An interface by the kernel's index.
     fn interface(&self, ifindex: u32) -> Option<Interface>;
     /// An established flow.

@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use privatelink_common::{
     limits::OUTCOMES,
+    path::Room,
     tables::{
         Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
         ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
@@ -54,6 +55,8 @@ pub(crate) static TARGET_COUNTERS: PerCpuArray<TargetCounters, 16384> = PerCpuAr
 pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
 #[btf_map(name = "outcomes")]
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
+#[btf_map(name = "room")]
+pub(crate) static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 #[btf_map(name = "names")]
 pub(crate) static NAMES: HashMap<NameKey, Name, 65536, SPARSE> = HashMap::new();
 /// One number: the layout of all the others.

@@ -2,7 +2,7 @@
 
 use crate::maps::{
     ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, MTUS,
-    NEIGHBOURS, PENDING, PREFIXES, TABLES, TARGET_COUNTERS, TARGETS,
+    NEIGHBOURS, PENDING, PREFIXES, ROOM, TABLES, TARGET_COUNTERS, TARGETS,
 };
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_NOEXIST, tcx_action_base::TCX_REDIRECT, xdp_action},
@@ -10,6 +10,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_check_mtu, bpf_redirect},
 };
 use privatelink_common::{
+    path::Room,
     tables::{
         Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
         ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
@@ -124,6 +125,14 @@ fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
 
 impl<E: Exit> Tables for KernelTables<E> {
     type Entry = FlowEntry;
+
+    #[inline(always)]
+    fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
+        let room = ROOM.get_ptr_mut(0)?;
+        // SAFETY: the map returned a pointer to this CPU's own value, programs of neither hook nest on a CPU, and the path does not ask
+        // twice at a time: nothing else refers to it.
+        Some(work(unsafe { &mut *room }))
+    }
 
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<Interface> {

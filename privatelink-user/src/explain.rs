@@ -6,7 +6,7 @@ use crate::names::{Kind, Names};
 use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
 use privatelink_common::frame::SliceFrame;
-use privatelink_common::path;
+use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
     Address, Bucket, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
     ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
@@ -86,6 +86,10 @@ impl Narrator<'_> {
 
 impl Tables for Narrator<'_> {
     type Entry = Copied;
+
+    fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
+        Some(work(&mut Room::default()))
+    }
 
     fn interface(&self, _: u32) -> Option<Interface> {
         Some(self.interface)

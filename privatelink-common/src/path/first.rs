@@ -24,6 +24,8 @@ pub(super) enum Next {
     Drop(u32),
     /// Its TTL ends at this endpoint.
     Expired(u32),
+    /// It belongs to no flow.
+    Unknown,
 }
 
 /// A [`Next`] in one register: kind in the lower half, what it holds in the upper.
@@ -54,6 +56,9 @@ impl Step {
         Self(4 | (reason as u64) << 32)
     }
 
+    /// [`Next::Unknown`].
+    pub(super) const UNKNOWN: Self = Self(6);
+
     /// [`Next::Expired`].
     pub(super) const fn expired(endpoint: u32) -> Self {
         Self(5 | (endpoint as u64) << 32)
@@ -78,30 +83,35 @@ impl Step {
             3 => Next::Reset(held),
             4 => Next::Drop(held),
             5 => Next::Expired(held),
+            6 => Next::Unknown,
             _ => Next::Pass,
         }
     }
 }
 
-/// Decides about `packet`, and puts the flow that it belongs to, if any, into `flow`.
+/// Decides about a packet of a flow that is opening, or has been cut, and puts that flow into `flow`. [`Next::Unknown`]: it belongs to none.
 ///
-/// Not inlined, since the kernel bounds the stack of a function; it returns one register and writes into the caller's memory, since
-/// the kernel does not let a function return a pointer to its own.
+/// Not inlined, as is what follows it, since the kernel bounds the stack of a function; both return one register and write into the
+/// caller's memory, since the kernel does not let a function return a pointer to its own.
 #[inline(never)]
-pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Step {
+pub(super) fn known<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Step {
     match flow::pending(tables, packet, now, flow) {
         Pending::Hit => return Step::send(super::event(packet)),
         Pending::Full => return table_full(packet),
         Pending::Miss => {}
     }
     // It may be one that was cut, or another CPU may have moved it from one table to the other between the two lookups.
-    if let Some(entry) = tables.established(&packet.key) {
-        *flow = entry.flow();
-        if flow.state == State::Terminated as u8 {
-            return Step::reset_segment(packet, Answer::ResetTerminated);
-        }
-        return Step::send(super::event(packet));
+    let Some(entry) = tables.established(&packet.key) else { return Step::UNKNOWN };
+    *flow = entry.flow();
+    if flow.state == State::Terminated as u8 {
+        return Step::reset_segment(packet, Answer::ResetTerminated);
     }
+    Step::send(super::event(packet))
+}
+
+/// Decides about a packet of no flow, and puts the flow that it opens, if any, into `flow`.
+#[inline(never)]
+pub(super) fn unknown<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Step {
     let door = match admit(tables, packet, now) {
         Ok(door) => door,
         Err(step) => return step,

@@ -22,6 +22,14 @@ use first::Next;
 use hop::Passage;
 use parse::{Local, Packet, Parsed};
 
+/// What the path remembers of a packet of no established flow while it decides about it, in memory that the host lends it: more than a
+/// function of the kernel may have on its stack.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Room {
+    flow: Flow,
+}
+
 /// What is to become of `frame`, which came in by the interface `ifindex` at `now`, seconds since boot.
 ///
 /// On `Ok`, the frame is as it should leave; on `Err`, it is to be dropped for that reason. The caller counts, once.
@@ -48,13 +56,29 @@ pub fn forward<F: Frame, T: Tables>(
     if let Some(flow) = flow::established(tables, &packet, now) {
         return send(frame, tables, &packet, &flow, event(&packet), now);
     }
-    let mut flow = Flow::default();
-    match first::first(tables, &packet, now, &mut flow).next() {
-        Next::Pass => Ok(Verdict::PASS),
-        Next::Send(event) => send(frame, tables, &packet, &flow, event, now),
+    let verdict = tables.room(|room| slow(frame, tables, &packet, now, &mut room.flow));
+    verdict.unwrap_or(Err(DropReason::Malformed))
+}
+
+/// The slow path: a packet of no established flow.
+#[inline(always)]
+fn slow<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet,
+    now: u32,
+    flow: &mut Flow,
+) -> Result<Verdict, DropReason> {
+    let mut next = first::known(tables, packet, now, flow).next();
+    if next == Next::Unknown {
+        next = first::unknown(tables, packet, now, flow).next();
+    }
+    match next {
+        Next::Pass | Next::Unknown => Ok(Verdict::PASS),
+        Next::Send(event) => send(frame, tables, packet, flow, event, now),
         Next::Stack(interface) => stack::receive(frame, tables, interface),
-        Next::Reset(answer) => reset(frame, &packet, answer).result(),
-        Next::Expired(endpoint) => match hop::pass(frame, tables, &packet, endpoint, 0, now).passage() {
+        Next::Reset(answer) => reset(frame, packet, answer).result(),
+        Next::Expired(endpoint) => match hop::pass(frame, tables, packet, endpoint, 0, now).passage() {
             Passage::Ends(verdict) => verdict.result(),
             Passage::Onward(_) => Err(DropReason::TtlExpired),
         },

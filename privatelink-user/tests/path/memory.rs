@@ -5,7 +5,7 @@ use privatelink::kernel;
 use privatelink::maps::PrefixKey;
 use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
-use privatelink_common::path;
+use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
     ListenerKey, Mtu, Neighbour, Tables, Target, TargetEvent, VpcAddress,
@@ -108,6 +108,9 @@ pub(crate) fn insert(
 impl Tables for Memory {
     type Entry = Shared;
 
+    fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
+        Some(work(&mut Room::default()))
+    }
     fn interface(&self, _: u32) -> Option<Interface> {
         Some(self.interface.get())
     }
