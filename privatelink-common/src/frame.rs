@@ -73,6 +73,14 @@ pub trait Frame {
     /// afterwards.
     fn change_family(&mut self, to_ipv6: bool) -> Option<()>;
 
+    /// The largest IP packet on the wire of a frame that holds one of `length` bytes: a device may be to cut it into segments.
+    fn largest(&self, length: u16) -> u32 {
+        length.into()
+    }
+
+    /// Makes room for `len` bytes in front of the first one. What is in them is not defined.
+    fn prepend(&mut self, len: usize) -> Option<()>;
+
     /// Whether there is nothing in it.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -143,6 +151,11 @@ impl Frame for SliceFrame<'_> {
             return None;
         }
         self.start = start;
+        Some(())
+    }
+
+    fn prepend(&mut self, len: usize) -> Option<()> {
+        self.start = self.start.checked_sub(len)?;
         Some(())
     }
 }

@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 /// Layout of the pinned maps. It changes whenever a key or a value changes its meaning; an agent refuses maps of another layout.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// First of the source ports that the load balancer uses towards targets, up to 65535: [`NAT_PORT_COUNT`] ports, which AWS's 55,000
 /// flows for each target and load balancer address fit into (edit-target-group-attributes).
@@ -43,11 +43,16 @@ pub const TCP_RESET_ECHO: u32 = 2;
 /// The largest IP packet that an endpoint carries unless it sets its own, in bytes (AWS: vpc-limits-endpoints).
 pub const ENDPOINT_MTU: u16 = 8500;
 
+/// How many ICMP errors an endpoint sends in a second, to both sides together: many enough for every host behind it to learn an MTU soon,
+/// few enough to be of no use to somebody who wants them sent to another.
+pub const ICMP_ERRORS: u32 = 100;
+
 /// The lowest that an MSS is set to: what every IPv4 link can carry, 68 bytes (RFC 791, 3.2), without headers.
 pub const LOWEST_MSS: u16 = 28;
 
-/// How many TCP options are looked through for the MSS. Forty bytes have room for more only where most do nothing.
-pub const TCP_OPTIONS: u32 = 20;
+/// How many TCP options are looked through for the MSS, those that do nothing included. Every usual system sends the MSS first; each more
+/// is thousands of instructions to the kernel's verifier.
+pub const TCP_OPTIONS: u32 = 6;
 
 /// Outcomes that can be counted for a VPC; the counters' index is `vpc * OUTCOMES + outcome`.
 pub const OUTCOMES: u32 = 64;

@@ -39,13 +39,13 @@ table! {
         slot: u16,
         /// 1: the dataplane's end of a VPC's own stack.
         stack: u16,
-        /// Zero.
-        reserved: u16,
+        /// A packet of so many bytes fits through every endpoint and every interface; 0: not known.
+        fits: u16,
     }
 }
 
 /// Value of `mtus`, an array by slot: the largest IP packet that both ends of the interface take, in bytes; 0: not known.
-/// Written by the agent, read for SYNs. As large as `egress`.
+/// Written by the agent, read for SYNs and for packets larger than [`Interface::fits`]. As large as `egress`.
 pub type Mtu = u32;
 
 table! {
@@ -101,7 +101,7 @@ table! {
 table! {
     /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
     /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
-    Endpoint, 24, align 4, {
+    Endpoint, 28, align 4, {
         /// Flows that were admitted under another generation are judged anew. It only ever grows.
         generation: u32,
         /// 1: new flows are admitted.
@@ -118,17 +118,25 @@ table! {
         mtu: u16,
         /// Bytes by which a packet grows on its way behind the endpoint (a tunnel's header, Proxy Protocol), kept free of the MSS.
         reserve: u16,
+        /// 1: it says by ICMP errors what it cannot forward.
+        errors: u16,
+        /// Zero.
+        reserved: u16,
     }
 }
 
 table! {
-    /// Value of `buckets`, an array by endpoint: the token bucket of its new flows. Written by the path, which reads and writes it in
-    /// two steps: two CPUs at once may take one token for two flows.
-    Bucket, 8, align 4, {
+    /// Value of `buckets`, an array by endpoint: the token bucket of its new flows, and the ICMP errors that it has sent. Written by the
+    /// path, which reads and writes it in two steps: two CPUs at once may take one token for two flows.
+    Bucket, 16, align 4, {
         /// When it was last filled, in seconds since boot.
         filled: u32,
         /// New flows that it has left.
         tokens: u32,
+        /// When it last sent an ICMP error, in seconds since boot.
+        errors_at: u32,
+        /// How many it sent in that second.
+        errors: u32,
     }
 }
 
@@ -664,8 +672,8 @@ pub trait Flows<K: Key> {
 
 /// What the path may look up, claim or install.
 pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
-    /// Lends the path the memory that it needs for wide flows, which no one else uses until `work` returns; it does not ask for it twice
-    /// at a time. Its contents stay until the packet at hand is done with.
+    /// Lends the path memory, which no one else uses until `work` returns; it does not ask for it twice at a time. What is in it is not
+    /// defined, and stays until the packet at hand is done with.
     fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R>;
     /// Orders what this CPU has written before what it reads next: of two CPUs that each write and then look for the other's, one sees it.
     fn fence(&self);

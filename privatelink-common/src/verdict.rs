@@ -48,8 +48,12 @@ words! {
         ResetTableFull = 7 => "reset_table_full",
         /// A segment of a TCP flow that was cut, since its target is unhealthy or deregistered, or its endpoint rejected: answered with RST.
         ResetTerminated = 8 => "reset_terminated",
+        /// A packet, of IPv4 one with DF, that is larger than the endpoint or the next interface takes: answered with an ICMP error that says what is.
+        FragmentationNeeded = 12 => "fragmentation_needed",
+        /// A packet whose TTL ends here: answered with an ICMP error.
+        TimeExceeded = 13 => "time_exceeded",
         /// A neighbour solicitation for an endpoint's or a load balancer's IPv6 address.
-        NeighbourAdvertisement = 12 => "neighbour_advertisement",
+        NeighbourAdvertisement = 14 => "neighbour_advertisement",
     }
 }
 
@@ -72,7 +76,7 @@ words! {
         NoFlow = 22 => "no_flow",
         /// A new connection to a load balancer's address from the provider's side; only consumers open flows.
         ProviderInitiated = 23 => "provider_initiated",
-        /// ICMP or ICMPv6 other than an answered echo request and neighbour discovery.
+        /// ICMP or ICMPv6 other than an answered echo request, neighbour discovery and an error about a flow.
         IcmpUnsupported = 24 => "icmp_unsupported",
         /// A protocol other than TCP, UDP, ICMP and ICMPv6.
         ProtocolUnsupported = 25 => "protocol_unsupported",
@@ -96,6 +100,16 @@ words! {
         ExtensionHeader = 40 => "extension_header",
         /// An IPv4 datagram without a UDP checksum that would have to become IPv6, where it must have one.
         UdpChecksumMissing = 41 => "udp_checksum_missing",
+        /// A packet larger than the endpoint or the next interface takes, where no ICMP error can or may say so.
+        TooBig = 48 => "too_big",
+        /// A packet whose TTL ends here, where no ICMP error may say so.
+        TtlExpired = 49 => "ttl_expired",
+        /// An ICMP error that does not hold the header, and eight bytes of what follows, of a packet such as we send.
+        IcmpMalformed = 50 => "icmp_malformed",
+        /// An ICMP error about a packet that was not sent from the address that the error came to.
+        IcmpForged = 51 => "icmp_forged",
+        /// An ICMP error about a packet of no flow.
+        IcmpNoFlow = 52 => "icmp_no_flow",
     }
 }
 
@@ -205,6 +219,18 @@ impl Verdict {
             return Ok(self);
         }
         Err(DropReason::from_code((self.0 >> 32) as u32).unwrap_or(DropReason::Malformed))
+    }
+
+    /// The word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// The verdict with this word, which [`Verdict::word`] returned.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
     }
 
     /// What it says.

@@ -258,6 +258,22 @@ header! {
 }
 
 header! {
+    /// An ICMP error (RFC 792), before what it holds of the packet that it is about.
+    IcmpError, 8, {
+        /// Type.
+        kind: u8,
+        /// Code.
+        code: u8,
+        /// Checksum, as stored.
+        checksum: [u8; 2],
+        /// Zero.
+        unused: U16,
+        /// Next-hop MTU of [`FRAGMENTATION_NEEDED`] (RFC 1191, section 4).
+        mtu: U16,
+    }
+}
+
+header! {
     /// The part of ICMP that every message has (RFC 792).
     Icmp, 4, {
         /// Type.
@@ -268,6 +284,23 @@ header! {
         checksum: [u8; 2],
     }
 }
+
+/// ICMP type.
+pub const DESTINATION_UNREACHABLE: u8 = 3;
+/// ICMP type.
+pub const TIME_EXCEEDED: u8 = 11;
+/// ICMP type.
+pub const PARAMETER_PROBLEM: u8 = 12;
+/// Code of [`DESTINATION_UNREACHABLE`].
+pub const FRAGMENTATION_NEEDED: u8 = 4;
+
+/// ICMPv6 type (RFC 4443).
+pub const PACKET_TOO_BIG: u8 = 2;
+/// ICMPv6 type (RFC 4443).
+pub const TIME_EXCEEDED6: u8 = 3;
+
+/// In [`Ipv4Header::fragment`]: the packet must not be fragmented.
+pub const DONT_FRAGMENT: u16 = 0x4000;
 
 /// TCP flag.
 pub const FIN: u8 = 0x01;

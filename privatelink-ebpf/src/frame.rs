@@ -3,8 +3,9 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_md},
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_pull_data,
-        bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+        bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_proto, bpf_skb_change_tail,
+        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        bpf_xdp_get_buff_len,
     },
     programs::{TcContext, XdpContext},
 };
@@ -12,8 +13,8 @@ use core::mem::{offset_of, size_of};
 use privatelink_common::checksum::fold;
 use privatelink_common::frame::{Change, DIFFERENCE, Frame};
 use privatelink_common::wire::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4Header, Ipv6Header, NETWORK, TCP, TRANSPORT, TRANSPORT6,
-    Tcp, Udp,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ICMP, ICMPV6, IcmpError, Ipv4Header, Ipv6Header, NETWORK,
+    NeighbourMessage, TCP, TRANSPORT, TRANSPORT6, Tcp, Udp,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -134,6 +135,14 @@ impl Frame for XdpFrame {
         let result = unsafe { bpf_xdp_adjust_head(self.context, by) };
         (result == 0).then_some(())
     }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a header's length")]
+    fn prepend(&mut self, len: usize) -> Option<()> {
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_head(self.context, -(len as i32)) };
+        (result == 0).then_some(())
+    }
 }
 
 /// The frame that a TCX program was called for. It may be one of 64 KiB that a device has yet to cut into segments (GSO), and its
@@ -145,17 +154,19 @@ pub(crate) struct SkbFrame {
 impl SkbFrame {
     /// The frame, with its headers where they can be read: only they need to be in the linear part.
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "the length of headers")]
     pub(crate) fn new(context: *mut __sk_buff) -> Self {
-        /// Of the longest TCP header; what has to be pulled is pulled once.
-        const ALL: usize = TRANSPORT6 + 60;
         let frame = Self { context };
-        let transport = if frame.is_ipv6() { TRANSPORT6 } else { TRANSPORT };
-        let (data, end) = frame.bounds();
-        let (linear, len) = (end as usize - data as usize, frame.len());
-        if linear < transport + size_of::<Tcp>() && linear < len {
-            // SAFETY: the helper checks the context and the length; where it fails, the path reads less.
-            unsafe { bpf_skb_pull_data(context, ALL.min(len) as u32) };
+        if frame.is_ipv6() {
+            frame.pull(TRANSPORT6 + size_of::<Tcp>());
+            if frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, next_header)) == Some(ICMPV6) {
+                frame.pull(TRANSPORT6 + size_of::<NeighbourMessage>());
+            }
+            return frame;
+        }
+        frame.pull(TRANSPORT + size_of::<Tcp>());
+        if frame.read::<u8>(NETWORK + offset_of!(Ipv4Header, protocol)) == Some(ICMP) {
+            // An error holds the headers of another packet.
+            frame.pull(TRANSPORT + size_of::<IcmpError>() + size_of::<Ipv4Header>() + size_of::<Tcp>());
         }
         frame
     }
@@ -163,6 +174,20 @@ impl SkbFrame {
     #[inline(always)]
     fn is_ipv6(&self) -> bool {
         self.read::<Ethernet>(0).is_some_and(|ethernet| ethernet.ethertype.get() == ETHERTYPE_IPV6)
+    }
+
+    /// Moves so many bytes into the linear part, with what options there are, if they are not there.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the length of headers")]
+    fn pull(&self, headers: usize) {
+        let (data, end) = self.bounds();
+        let (linear, len) = (end as usize - data as usize, self.len());
+        /// As many as TCP may have.
+        const OPTIONS: usize = 40;
+        if linear < headers && linear < len {
+            // SAFETY: the helper checks the context and the length; where it fails, the path reads less.
+            unsafe { bpf_skb_pull_data(self.context, (headers + OPTIONS).min(len) as u32) };
+        }
     }
 
     /// The context, for helpers.
@@ -295,6 +320,23 @@ impl Frame for SkbFrame {
         let begun = fold(pseudo);
         self.write(offset, &begun.to_ne_bytes())?;
         self.add_to_checksum(offset, u64::from(fold(pseudo + rest)) + u64::from(begun), 0)
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "shorter than a packet")]
+    fn largest(&self, length: u16) -> u32 {
+        match self.word(offset_of!(__sk_buff, gso_size)) {
+            0 => length.into(),
+            size => (self.headers() as u32).saturating_sub(NETWORK as u32) + size,
+        }
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a header's length")]
+    fn prepend(&mut self, len: usize) -> Option<()> {
+        // SAFETY: as in `add_to_checksum`.
+        let result = unsafe { bpf_skb_change_head(self.context, len as u32, 0) };
+        (result == 0).then_some(())
     }
 
     /// The helper also makes one packet of what was to be cut into segments.

@@ -62,7 +62,7 @@ pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "names")]
 pub(crate) static NAMES: HashMap<NameKey, Name, 65536, SPARSE> = HashMap::new();
-/// What the path remembers of a packet of a wide flow while it decides about it; of no interest to anyone else.
+/// What the path remembers of a packet while it decides about it; of no interest to anyone else.
 #[btf_map(name = "room")]
 pub(crate) static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 /// A word for [`crate::tables::KernelTables`] to order its writes by.

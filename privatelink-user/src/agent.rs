@@ -90,6 +90,8 @@ pub struct Agent {
     pub started: Instant,
     /// Whether the kernel can attach programs by TCX.
     has_tcx: bool,
+    /// The largest packet that fits through every interface and endpoint, as the path knows it.
+    fits: u16,
     streaks: BTreeMap<u32, passive::Streak>,
     memo: RefCell<plan::Memo>,
     stacks: BTreeMap<String, (Stack, Sockets)>,
@@ -145,6 +147,7 @@ impl Agent {
             image,
             links: BTreeMap::new(),
             has_tcx,
+            fits: 0,
             health,
             reasons: BTreeMap::new(),
             started: now,

@@ -246,7 +246,7 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
     let vpc = names
         .id(Kind::Vpc, &question.vpc)
         .with_context(|| format!("there is no VPC \"{}\"", question.vpc))?;
-    let interface = Interface { vpc: u16::try_from(vpc)?, slot: 0, stack: 0, reserved: 0 };
+    let interface = Interface { vpc: u16::try_from(vpc)?, slot: 0, stack: 0, fits: u16::MAX };
     let narrator = Narrator { maps, names, interface, told: RefCell::default(), room: RefCell::default() };
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
     let builder = match (question.from.ip(), question.to.ip()) {

@@ -240,6 +240,8 @@ pub struct Endpoint {
     pub new_flow_burst: u32,
     /// Largest IP packet that it carries, in bytes.
     pub mtu: u16,
+    /// Whether it says by ICMP errors what it cannot forward.
+    pub icmp_errors: bool,
 }
 
 impl Endpoint {
@@ -635,6 +637,8 @@ impl Build<'_, '_> {
             let addresses = self.addresses(&mut fields, vpc.as_ref(), &format!("the endpoint \"{name}\""));
             let principal = self.creator(&mut fields, vpc.as_ref());
             let ping = fields.get("ping").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
+            let icmp_errors =
+                fields.get("icmp_errors").and_then(|value| self.reader.boolean(value)).unwrap_or(true);
             let mut amount =
                 |name| fields.get(name).and_then(|value| self.reader.number(value, 1..=100_000_000));
             let max_flows = amount("max_flows");
@@ -661,6 +665,7 @@ impl Build<'_, '_> {
                 new_flow_rate,
                 new_flow_burst,
                 mtu,
+                icmp_errors,
             };
             self.model.endpoints.insert(name, endpoint);
         }

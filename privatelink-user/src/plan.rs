@@ -58,6 +58,8 @@ pub struct Gate {
     pub mtu: u16,
     /// Bytes by which a packet grows behind the endpoint.
     pub reserve: u16,
+    /// Whether it sends ICMP errors.
+    pub errors: bool,
 }
 
 /// Where an interface belongs.
@@ -363,7 +365,9 @@ impl Plan<'_> {
     ) -> Result<u32> {
         let id = self.id(Kind::Endpoint, &own_name(name, zone, address))?;
         let hold = u32::try_from(balancer.port_reuse_delay.as_secs())?;
-        self.image.endpoints.insert(id, Gate { open: true, hold, mtu: ENDPOINT_MTU, ..Gate::default() });
+        self.image
+            .endpoints
+            .insert(id, Gate { open: true, hold, mtu: ENDPOINT_MTU, errors: true, ..Gate::default() });
         Ok(id)
     }
 
@@ -498,8 +502,10 @@ impl Plan<'_> {
                 let full = endpoint.max_flows.is_some_and(|most| has >= most);
                 let (rate, burst) = (endpoint.new_flow_rate, endpoint.new_flow_burst);
                 let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
-                let (open, hold, mtu) = (state.is_open(), u32::try_from(hold)?, endpoint.mtu);
-                self.image.endpoints.insert(id, Gate { open, full, rate, burst, hold, mtu, reserve: 0 });
+                let (open, hold) = (state.is_open(), u32::try_from(hold)?);
+                let (mtu, errors) = (endpoint.mtu, endpoint.icmp_errors);
+                let gate = Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors };
+                self.image.endpoints.insert(id, gate);
             }
         }
         Ok(())

@@ -35,8 +35,8 @@ pub fn actual(maps: &Maps) -> Result<Image> {
 
 fn gate(endpoint: &Endpoint) -> Gate {
     let (rate, burst, hold) = (endpoint.rate, endpoint.burst, endpoint.hold);
-    let (mtu, reserve) = (endpoint.mtu, endpoint.reserve);
-    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold, mtu, reserve }
+    let (mtu, reserve, errors) = (endpoint.mtu, endpoint.reserve, endpoint.errors != 0);
+    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold, mtu, reserve, errors }
 }
 
 /// Writes the difference between `from`, which the kernel has, and `to`. Returns how many entries changed.
@@ -117,8 +117,9 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
             maps.buckets.set(&id, &Bucket::default())?;
         }
         let Gate { rate, burst, hold, mtu, reserve, .. } = is;
-        let (open, full) = (is.open.into(), is.full.into());
-        maps.endpoints.set(&id, &Endpoint { generation, open, full, rate, burst, hold, mtu, reserve })?;
+        let (open, full, errors) = (is.open.into(), is.full.into(), is.errors.into());
+        let entry = Endpoint { generation, open, full, rate, burst, hold, mtu, reserve, errors, reserved: 0 };
+        maps.endpoints.set(&id, &entry)?;
         changes += 1;
     }
     Ok(changes)

@@ -158,7 +158,7 @@ pub fn as_slice(moved: &[(String, i64)]) -> Vec<(&str, i64)> {
 
 /// What a target gets of `sent`, when the load balancer's port is `nat`; link-layer addresses are taken from `frame`.
 pub fn translated(sent: &Packet, nat: u16, target: Ip, frame: &[u8]) -> Vec<u8> {
-    let mut expected = sent.clone();
+    let mut expected = Packet { ttl: sent.ttl - 1, ..sent.clone() };
     (expected.from, expected.from_port, expected.to, expected.to_port) = (BALANCER, nat, target, 8080);
     (expected.to_mac, expected.from_mac) =
         (frame[0..6].try_into().unwrap(), frame[6..12].try_into().unwrap());

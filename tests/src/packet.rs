@@ -36,6 +36,8 @@ pub struct Packet {
     pub seq: u32,
     pub ack: u32,
     pub window: u16,
+    /// DSCP and ECN.
+    pub tos: u8,
     pub ttl: u8,
     pub id: u16,
     pub fragment: u16,
@@ -61,6 +63,7 @@ impl Packet {
             seq: 1000,
             ack: if flags & ACK == 0 { 0 } else { 77 },
             window: 64240,
+            tos: 0,
             ttl: 64,
             id: 0x1234,
             fragment: 0x4000,
@@ -105,7 +108,7 @@ impl Packet {
 
     pub fn ipv4(&self, payload: &[u8]) -> Vec<u8> {
         let header = 20 + self.options.len();
-        let mut bytes = vec![0x40 | u8::try_from(header / 4).unwrap(), 0];
+        let mut bytes = vec![0x40 | u8::try_from(header / 4).unwrap(), self.tos];
         bytes.extend(u16::try_from(header + payload.len()).unwrap().to_be_bytes());
         bytes.extend(self.id.to_be_bytes());
         bytes.extend(self.fragment.to_be_bytes());
@@ -125,7 +128,12 @@ impl Packet {
 
     /// ICMP with this type and a body.
     pub fn icmp(&self, kind: u8, body: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![kind, 0, 0, 0];
+        self.icmp_code(kind, 0, body)
+    }
+
+    /// ICMP with this type, code and body.
+    pub fn icmp_code(&self, kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![kind, code, 0, 0];
         bytes.extend(body);
         let sum = checksum(&[&bytes]).to_be_bytes();
         bytes[2..4].copy_from_slice(&sum);

@@ -25,7 +25,8 @@ fn a_tcp_connection_is_translated_both_ways_and_two_tenants_with_one_five_tuple_
 
             let answer = reply(&out, SYN | ACK, b"");
             let got = bench.expect("SYN-ACK", side(target), &answer.build(), REDIRECT, &[(&back, 1)]);
-            let mut expected = Packet { from: ENDPOINT, from_port: 80, to: CLIENT, to_port: 40000, ..answer };
+            let mut expected =
+                Packet { from: ENDPOINT, from_port: 80, to: CLIENT, to_port: 40000, ttl: 63, ..answer };
             (expected.to_mac, expected.from_mac) = (syn.from_mac, got[6..12].try_into().unwrap());
             assert_eq!(got, expected.build(), "{consumer}: the SYN-ACK at the consumer");
 
@@ -82,8 +83,14 @@ fn udp_is_translated_and_a_missing_checksum_stays_missing() {
             let answer = Packet { no_checksum, ..reply(&out, 0, b"answer") };
             let moved = [("bank to_consumer_packets", 1), ("map pending", -2), ("map established", 2)];
             let got = bench.expect("answer", side(target), &answer.build(), REDIRECT, &moved);
-            let mut expected =
-                Packet { from: ENDPOINT, from_port: 53, to: CLIENT, to_port: query.from_port, ..answer };
+            let mut expected = Packet {
+                from: ENDPOINT,
+                from_port: 53,
+                to: CLIENT,
+                to_port: query.from_port,
+                ttl: 63,
+                ..answer
+            };
             (expected.to_mac, expected.from_mac) = (query.from_mac, got[6..12].try_into().unwrap());
             assert_eq!(got, expected.build());
         }
@@ -191,7 +198,7 @@ fn what_does_not_belong_is_dropped_by_name_or_passed_untouched() {
             ethernet(tcp.to_mac, tcp.from_mac, 0x8100, &[&[0, 5, 8, 0][..], &tcp.build()[14..]].concat());
         bench.refused("a VLAN tag", "ca", &vlan, "shop passed");
         bench.refused("IPv6", "ca", &ethernet(tcp.to_mac, tcp.from_mac, 0x86dd, &[0x60; 60]), "shop passed");
-        bench.refused("an ICMP error", "ca", &tcp.icmp(3, &[0; 32]), "shop icmp_unsupported");
+        bench.refused("an ICMP error about nothing", "ca", &tcp.icmp(3, &[0; 32]), "shop icmp_malformed");
     });
 }
 

@@ -1,9 +1,41 @@
 //! Packets that are not what a workload usually sends, through the program that the kernel runs: every byte of what comes of them.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::bench::{BALANCER, Bench, CLIENT, ENDPOINT, REDIRECT, reply, side};
+use privatelink_tests::bench::{
+    BALANCER, Bench, CLIENT, DROP, ENDPOINT, REDIRECT, as_slice, opened, reply, side, translated,
+};
 use privatelink_tests::packet::{ACK, Packet, SYN, addresses};
-use privatelink_tests::world::eventually;
+use privatelink_tests::world::{changes, eventually};
+
+/// Sets the MTU of both ends of a link, and waits until the path knows it.
+fn set_mtu(bench: &Bench, link: &str, mtu: u32) {
+    bench.world.shell("dp", &format!("ip link set {link} mtu {mtu}"));
+    bench.world.shell(link, &format!("ip link set eth0 mtu {mtu}"));
+    eventually("the agent has followed the MTU", || {
+        let status = bench.world.json("status");
+        let rows = status[0]["interfaces"].as_array()?.clone();
+        rows.iter().any(|row| row["interface"] == link && row["mtu"] == mtu).then_some(())
+    });
+}
+
+/// The ICMP error about `sent` that comes from the address it was sent to: the header of `sent`, and eight bytes of what follows.
+fn error_about(sent: &Packet, kind: u8, code: u8, mtu: u16) -> Vec<u8> {
+    let [a, b] = mtu.to_be_bytes();
+    let quoted = if sent.protocol == 6 { 14..54 } else { 14..42 };
+    let body = [&[0, 0, a, b][..], &sent.build()[quoted]].concat();
+    let (from, to, from_mac, to_mac) = (sent.to, sent.from, sent.to_mac, sent.from_mac);
+    Packet { from, to, from_mac, to_mac, tos: 0xc0, id: 0, fragment: 0, ttl: 64, ..sent.clone() }
+        .icmp_code(kind, code, &body)
+}
+
+/// An open connection of the shop's; returns its SYN as the target got it.
+fn connect(bench: &Bench) -> Vec<u8> {
+    let out = bench.run("ca", &Packet::tcp(SYN).build()).1;
+    let (.., target, _) = addresses(&out);
+    assert_eq!(bench.run(side(target), &reply(&out, SYN | ACK, b"").build()).0, REDIRECT);
+    assert_eq!(bench.run("ca", &Packet::tcp(ACK).build()).0, REDIRECT);
+    out
+}
 
 /// The options of a SYN that announces an MSS, at an even or an odd place among others, or not at all.
 fn options(mss: u16) -> [(&'static str, Vec<u8>); 5] {
@@ -30,14 +62,7 @@ fn the_mss_of_both_handshakes_segments_is_lowered_to_what_both_sides_can_carry_w
     for (mtu, mss, expected) in
         [(1500, 1460, 1460), (1500, 65495, 1460), (1300, 1460, 1260), (1300, 536, 536)]
     {
-        bench.world.shell("dp", &format!("ip link set ca mtu {mtu}"));
-        // What only the other end takes less of counts as well.
-        bench.world.shell("ca", &format!("ip link set eth0 mtu {mtu}"));
-        eventually("the agent has followed the MTU", || {
-            let status = bench.world.json("status");
-            let rows = status[0]["interfaces"].as_array()?.clone();
-            rows.iter().any(|row| row["interface"] == "ca" && row["mtu"] == mtu).then_some(())
-        });
+        set_mtu(&bench, "ca", mtu);
         for (name, options) in options(mss) {
             port += 1;
             let syn = Packet { tcp_options: options, from_port: port, ..Packet::tcp(SYN) };
@@ -51,6 +76,7 @@ fn the_mss_of_both_handshakes_segments_is_lowered_to_what_both_sides_can_carry_w
                 to_mac: out[0..6].try_into().unwrap(),
                 from_mac: out[6..12].try_into().unwrap(),
                 tcp_options: lowered(name, mss, expected),
+                ttl: 63,
                 ..syn.clone()
             };
             assert_eq!((verdict, out.clone()), (REDIRECT, at_target.build()), "SYN, {mss} {name} at {mtu}");
@@ -65,6 +91,7 @@ fn the_mss_of_both_handshakes_segments_is_lowered_to_what_both_sides_can_carry_w
                 to_mac: syn.from_mac,
                 from_mac: out[6..12].try_into().unwrap(),
                 tcp_options: lowered(name, mss, expected),
+                ttl: 63,
                 ..answer
             };
             assert_eq!((verdict, out), (REDIRECT, at_client.build()), "SYN-ACK, {mss} {name} at {mtu}");
@@ -100,4 +127,263 @@ fn an_endpoints_own_mtu_lowers_the_mss_too() {
         let out = bench.run(interface, &syn.build()).1;
         assert_eq!(out[56..58], expected.to_be_bytes(), "{interface}");
     }
+}
+
+#[test]
+fn a_packet_whose_ttl_ends_is_answered_from_the_address_that_it_was_sent_to_on_either_side() {
+    let bench = Bench::new("");
+    for ttl in [0, 1] {
+        for sent in [Packet { ttl, ..Packet::tcp(SYN) }, Packet { ttl, ..Packet::udp() }] {
+            // A traceroute's port may be any.
+            for to_port in [sent.to_port, 33434] {
+                let sent = Packet { to_port, ..sent.clone() };
+                let out =
+                    bench.expect("expired", "ca", &sent.build(), REDIRECT, &[("shop time_exceeded", 1)]);
+                assert_eq!(out, error_about(&sent, 11, 0, 0), "TTL {ttl} {sent:?}");
+            }
+        }
+    }
+    let syn = connect(&bench);
+    let (.., target, _) = addresses(&syn);
+    assert_eq!(syn[22], 63, "one hop");
+    let data = Packet { ttl: 1, payload: vec![7; 100], ..Packet::tcp(ACK) };
+    let out = bench.expect("of a flow", "ca", &data.build(), REDIRECT, &[("shop time_exceeded", 1)]);
+    assert_eq!(out, error_about(&data, 11, 0, 0));
+    let back = Packet { ttl: 1, ..reply(&syn, ACK, b"x") };
+    let out = bench.expect("back", side(target), &back.build(), REDIRECT, &[("payments time_exceeded", 1)]);
+    assert_eq!(out, error_about(&back, 11, 0, 0));
+    let last = Packet { ttl: 2, ..Packet::tcp(ACK) };
+    assert_eq!(bench.run("ca", &last.build()).1[22], 1, "the next hop's business");
+}
+
+#[test]
+fn what_does_not_fit_is_answered_with_the_mtu_if_it_may_not_be_fragmented_and_dropped_by_name_if_it_may() {
+    let bench = Bench::new("");
+    let syn = connect(&bench);
+    let (_, nat, target, _) = addresses(&syn);
+    set_mtu(&bench, "ca", 1300);
+    // Towards the consumer, whose interface takes less than the target's.
+    let sized = |length: usize| Packet { payload: vec![5; length - 40], ..reply(&syn, ACK, b"") };
+    let fits = sized(1300);
+    bench.expect("it fits", side(target), &fits.build(), REDIRECT, &[("shop to_consumer_packets", 1)]);
+    let large = sized(1301);
+    let out = bench.expect(
+        "one more",
+        side(target),
+        &large.build(),
+        REDIRECT,
+        &[("payments fragmentation_needed", 1)],
+    );
+    assert_eq!(out, error_about(&large, 3, 4, 1300));
+    bench.refused(
+        "it may be fragmented",
+        side(target),
+        &Packet { fragment: 0, ..large.clone() }.build(),
+        "payments too_big",
+    );
+    // Towards the target, whose interface takes less than the endpoint.
+    set_mtu(&bench, "ca", 1500);
+    set_mtu(&bench, side(target), 1400);
+    let data = Packet { payload: vec![5; 1361], ..Packet::tcp(ACK) };
+    let out = bench.expect("forth", "ca", &data.build(), REDIRECT, &[("shop fragmentation_needed", 1)]);
+    assert_eq!(out, error_about(&data, 3, 4, 1400));
+    // Endpoints may keep silent, as AWS's do.
+    let usual = std::fs::read_to_string(bench.world.config()).unwrap();
+    let silent = usual
+        .replace("addresses = { a = \"10.0.9.9\" }", "addresses = { a = \"10.0.9.9\" }\nicmp_errors = false");
+    assert_eq!(bench.world.apply(&silent).0, Some(0));
+    bench.refused("silently", "ca", &data.build(), "shop too_big");
+    bench.refused("silently, too", "ca", &Packet { ttl: 1, ..data }.build(), "shop ttl_expired");
+    let small =
+        usual.replace("addresses = { a = \"10.0.9.9\" }", "addresses = { a = \"10.0.9.9\" }\nmtu = 600");
+    assert_eq!(bench.world.apply(&small).0, Some(0));
+    let data = Packet { payload: vec![5; 561], ..Packet::tcp(ACK) };
+    let out = bench.expect(
+        "the endpoint's own",
+        "ca",
+        &data.build(),
+        REDIRECT,
+        &[("shop fragmentation_needed", 1)],
+    );
+    assert_eq!(out, error_about(&data, 3, 4, 600));
+    let data = Packet { payload: vec![5; 560], ..data };
+    let out = bench.expect("it fits", "ca", &data.build(), REDIRECT, &[("shop to_provider_packets", 1)]);
+    let expected = translated(&data, nat, target, &out);
+    assert_eq!(out, expected);
+}
+
+#[test]
+fn an_endpoint_sends_a_hundred_icmp_errors_a_second_at_most_and_its_neighbour_is_none_the_worse() {
+    let bench = Bench::new("");
+    let before = bench.world.state();
+    let expiring = Packet { ttl: 1, ..Packet::tcp(SYN) }.build();
+    let mut verdicts = [0u32; 5];
+    for _ in 0..1000 {
+        verdicts[bench.run("ca", &expiring).0 as usize] += 1;
+    }
+    let moved = changes(&before, &bench.world.state());
+    let by = |name: &str| moved.iter().find(|(key, _)| key == name).map_or(0, |(_, by)| *by);
+    let (sent, dropped) = (by("shop time_exceeded"), by("shop ttl_expired"));
+    assert_eq!((sent + dropped, moved.len()), (1000, 2), "{moved:?}");
+    assert_eq!((i64::from(verdicts[4]), i64::from(verdicts[1])), (sent, dropped));
+    assert!(sent >= 100 && sent % 100 == 0 || dropped > 0, "{moved:?}");
+    assert_eq!(bench.run("cb", &expiring).0, REDIRECT, "each has errors of its own");
+    let first =
+        bench.expect("a new flow", "ca", &Packet::tcp(SYN).build(), REDIRECT, &as_slice(&opened("shop")));
+    assert_eq!(first[22], 63);
+    assert!(dropped > 0 && verdicts[DROP as usize] > 0);
+}
+
+/// What stands between two ends: a packet as it left, and what it was when it came.
+struct Sent {
+    name: &'static str,
+    /// Where it arrived, and its bytes there.
+    at: &'static str,
+    arrived: Vec<u8>,
+    /// Where it came from, and its bytes there.
+    home: &'static str,
+    left: Packet,
+    counter: &'static str,
+}
+
+/// Packets of every kind, both ways: pending and established, TCP and UDP, with a checksum and without.
+fn sent(bench: &Bench) -> Vec<Sent> {
+    let mut all = Vec::new();
+    let to_provider = |name, left: Packet| {
+        let arrived = bench.run("ca", &left.build()).1;
+        let at = side(addresses(&arrived).2);
+        Sent { name, at, arrived, home: "ca", left, counter: "shop to_consumer_packets" }
+    };
+    let back = |name, of: &Sent, left: Packet| {
+        let arrived = bench.run(of.at, &left.build()).1;
+        Sent { name, at: "ca", arrived, home: of.at, left, counter: "shop to_provider_packets" }
+    };
+    let syn = to_provider("a SYN", Packet::tcp(SYN));
+    let answer = back("a SYN-ACK", &syn, reply(&syn.arrived, SYN | ACK, b""));
+    assert_eq!(bench.run("ca", &Packet::tcp(ACK).build()).0, REDIRECT);
+    let data = to_provider("data", Packet { payload: b"odd".to_vec(), ..Packet::tcp(ACK) });
+    let data_back = back("data back", &syn, reply(&syn.arrived, ACK, b"even"));
+    all.extend([syn, answer, data, data_back]);
+    for no_checksum in [false, true] {
+        let from_port = 5000 + u16::from(no_checksum);
+        let query = to_provider("a query", Packet { no_checksum, from_port, ..Packet::udp() });
+        let answer = back("an answer", &query, Packet { no_checksum, ..reply(&query.arrived, 0, b"answer") });
+        all.extend([query, answer]);
+    }
+    all
+}
+
+#[test]
+fn an_icmp_error_reaches_whoever_sent_the_packet_as_if_it_came_from_its_own_peer_and_holds_the_packet_as_it_was_sent()
+ {
+    let bench = Bench::new("");
+    for sent in sent(&bench) {
+        let (from, _, to, _) = addresses(&sent.arrived);
+        for (kind, code, word) in [
+            (3, 3, [0; 4]),
+            (3, 1, [0; 4]),
+            (3, 4, [0, 0, 0x05, 0x14]),
+            (11, 0, [0; 4]),
+            (12, 0, [9, 0, 0, 0]),
+        ] {
+            // Not 37: half of a checksum stays as it is.
+            for held in [28, 29, 36, 38, 40, sent.arrived.len() - 14] {
+                // From the peer itself, and from a router whose address nobody on the other side may know.
+                for source in [to, [10, 0, 77, 1], [203, 0, 113, 9]] {
+                    let held = held.min(sent.arrived.len() - 14);
+                    let about = Packet { from: source, to: from, tos: 0xc0, ..Packet::tcp(0) };
+                    let frame =
+                        about.icmp_code(kind, code, &[&word[..], &sent.arrived[14..14 + held]].concat());
+                    let name = format!("{} {kind}/{code} with {held} bytes from {source:?}", sent.name);
+                    let out = bench.expect(&name, sent.at, &frame, REDIRECT, &[(sent.counter, 1)]);
+                    let mut original = sent.left.build()[14..].to_vec();
+                    // As it left: one hop on.
+                    original[8] -= 1;
+                    let checksum = Packet { ttl: sent.left.ttl - 1, ..sent.left.clone() }.build();
+                    original[10..12].copy_from_slice(&checksum[24..26]);
+                    let expected = Packet {
+                        from: sent.left.to,
+                        to: sent.left.from,
+                        ttl: 63,
+                        to_mac: sent.left.from_mac,
+                        from_mac: out[6..12].try_into().unwrap(),
+                        ..about
+                    };
+                    let expected = expected.icmp_code(kind, code, &[&word[..], &original[..held]].concat());
+                    assert_eq!(out[6..], expected[6..], "{name}");
+                    if sent.home == "ca" {
+                        assert_eq!(out[..6], expected[..6], "{name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_icmp_error_that_is_forged_unrelated_or_cut_off_is_dropped_by_its_own_name_and_a_wrong_one_stays_wrong()
+{
+    let bench = Bench::new("");
+    let syn = connect(&bench);
+    let (from, nat, target, _) = addresses(&syn);
+    let at = side(target);
+    let about = Packet { from: target, to: from, ..Packet::tcp(0) };
+    let error = |kind, held: &[u8]| about.icmp_code(kind, 3, &[&[0; 4], held].concat());
+    let held = &syn[14..42];
+    let changed = |at: usize, byte: u8| {
+        let mut held = held.to_vec();
+        held[at] = byte;
+        error(3, &held)
+    };
+    for length in [0, 1, 19, 20, 24, 27] {
+        bench.refused("cut off", at, &error(3, &held[..length]), "payments icmp_malformed");
+    }
+    bench.refused("options inside", at, &changed(0, 0x46), "payments icmp_malformed");
+    bench.refused("IPv6 inside", at, &changed(0, 0x65), "payments icmp_malformed");
+    bench.refused("sent by another", at, &changed(15, from[3] + 1), "payments icmp_forged");
+    bench.refused("sent to another", at, &changed(19, target[3] + 9), "payments icmp_no_flow");
+    bench.refused("another protocol", at, &changed(9, 17), "payments icmp_no_flow");
+    bench.refused("no protocol of ours", at, &changed(9, 47), "payments icmp_no_flow");
+    bench.refused(
+        "another port",
+        at,
+        &changed(21, u8::try_from(nat & 0xff).unwrap() ^ 1),
+        "payments icmp_no_flow",
+    );
+    bench.refused("a later fragment", at, &changed(7, 9), "payments icmp_no_flow");
+    bench.refused("source quench", at, &error(4, held), "payments icmp_unsupported");
+    bench.refused("a redirect", at, &error(5, held), "payments icmp_unsupported");
+    bench.refused(
+        "at its last hop",
+        at,
+        &Packet { ttl: 1, ..about.clone() }.icmp_code(3, 3, &[&[0; 4], held].concat()),
+        "payments ttl_expired",
+    );
+    let spoofed = Packet { from, ..about.clone() };
+    bench.refused(
+        "in our name",
+        at,
+        &spoofed.icmp_code(3, 3, &[&[0; 4], held].concat()),
+        "payments spoofed_source",
+    );
+    let large = [held, &[0; 1500]].concat();
+    bench.refused("larger than it could be", at, &error(3, &large), "payments too_big");
+    // The same in the wrong VPC is about nothing.
+    let foreign = Packet { from: CLIENT, to: ENDPOINT, ..Packet::tcp(0) };
+    let own =
+        Packet { from: ENDPOINT, from_port: 80, to: CLIENT, to_port: 40000, ..Packet::tcp(ACK) }.build();
+    bench.refused(
+        "in another tenant's VPC",
+        "cb",
+        &foreign.icmp_code(3, 3, &[&[0; 4], &own[14..42]].concat()),
+        "bank icmp_no_flow",
+    );
+    // A checksum that was wrong is as wrong as it was.
+    let mut wrong = error(3, held);
+    wrong[36] ^= 0x40;
+    let right = bench.run(at, &error(3, held)).1;
+    let mut out = bench.expect("wrong", at, &wrong, REDIRECT, &[("shop to_consumer_packets", 1)]);
+    assert_ne!(out[36..38], right[36..38]);
+    out[36..38].copy_from_slice(&right[36..38]);
+    assert_eq!(out, right);
 }

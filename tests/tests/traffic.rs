@@ -163,7 +163,7 @@ fn other_sizes(hook: &str) {
     let mut world = World::new(&sized(4096));
     world.serve("t1");
     world.serve("t2");
-    let long = "curl -sSf --max-time 60 --limit-rate 3M -o /dev/null http://10.0.9.9/large";
+    let long = "curl -sSf --max-time 120 --limit-rate 1M -o /dev/null http://10.0.9.9/large";
     let transfers: Vec<_> = ["ca", "ca", "cb", "cb"].map(|it| world.spawn(it, "sh", &["-c", long])).into();
     eventually("the transfers run", || (world.json("flows").as_array()?.len() >= 4).then_some(()));
     let counted = world.state()["shop new_flows"];

@@ -13,7 +13,8 @@ use crate::verdict::{Answer, DropReason};
 use crate::wire::{ACK, FIN, RST, SYN};
 
 /// An endpoint's listener, open for the packet at hand.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
 pub(super) struct Door {
     /// The endpoint's address.
     pub address: Address,
@@ -23,14 +24,29 @@ pub(super) struct Door {
     pub generation: u32,
 }
 
-/// Judges a packet that belongs to no flow of the tables at hand; `asked` says that it belongs to none of the others, too.
-#[inline(always)]
+/// Judges a packet that belongs to no flow of the tables at hand; `asked` says that it belongs to none of the others, too. What it may
+/// come in by goes into `door`.
+///
+/// Not inlined: the kernel bounds a function's stack.
+#[inline(never)]
 pub(super) fn admit<K: Key, T: Tables>(
     tables: &T,
     packet: &Packet<K>,
     now: u32,
     asked: bool,
-) -> Result<Door, Step> {
+    door: &mut Door,
+) -> Step {
+    match judge(tables, packet, now, asked) {
+        Ok(admitted) => {
+            *door = admitted;
+            Step::ADMITTED
+        }
+        Err(step) => step,
+    }
+}
+
+#[inline(always)]
+fn judge<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, now: u32, asked: bool) -> Result<Door, Step> {
     let key = &packet.key;
     let Some(address) = tables.address(&VpcAddress::new(key.vpc(), key.destination().widen())) else {
         return Err(Step::PASS);
@@ -51,6 +67,9 @@ pub(super) fn admit<K: Key, T: Tables>(
     let endpoint = tables.endpoint(address.endpoint);
     if endpoint.open == 0 {
         return Err(closed(packet));
+    }
+    if packet.ttl <= 1 {
+        return Err(Step::expired(address.endpoint));
     }
     let wanted = ListenerKey {
         balancer: address.balancer,
@@ -96,7 +115,7 @@ fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> 
             u64::from(endpoint.rate) * u64::from(now.wrapping_sub(bucket.filled)) + u64::from(bucket.tokens);
         #[allow(clippy::cast_possible_truncation, reason = "not above the burst")]
         let tokens = saved.min(endpoint.burst.into()) as u32;
-        bucket = Bucket { filled: now, tokens };
+        bucket = Bucket { filled: now, tokens, ..bucket };
     }
     let left = bucket.tokens.checked_sub(1);
     tables.set_bucket(id, Bucket { tokens: left.unwrap_or(0), ..bucket });

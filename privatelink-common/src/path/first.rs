@@ -1,7 +1,7 @@
 //! A packet of no established flow: of one that is opening, the first of one, or not ours. The slow path.
 
 use super::Room;
-use super::admit::admit;
+use super::admit::{Door, admit};
 use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
@@ -23,6 +23,10 @@ pub(super) enum Next {
     Reset(u32),
     /// Drop it; holds [`DropReason::code`].
     Drop(u32),
+    /// Its TTL ends at this endpoint.
+    Expired(u32),
+    /// It belongs to no flow.
+    Unknown,
     /// Ask the other pair of flow tables.
     Other,
 }
@@ -55,8 +59,19 @@ impl Step {
         Self(4 | (reason as u64) << 32)
     }
 
+    /// [`Next::Unknown`].
+    pub(super) const UNKNOWN: Self = Self(6);
+
+    /// [`Next::Expired`].
+    pub(super) const fn expired(endpoint: u32) -> Self {
+        Self(5 | (endpoint as u64) << 32)
+    }
+
+    /// A flow may be opened. It is not the last word.
+    pub(super) const ADMITTED: Self = Self(8);
+
     /// [`Next::Other`].
-    pub(super) const OTHER: Self = Self(5);
+    pub(super) const OTHER: Self = Self(7);
 
     /// A RST for a segment, unless it is one itself: a RST is never answered (RFC 9293, 3.10.7.1).
     #[inline(always)]
@@ -76,45 +91,54 @@ impl Step {
             2 => Next::Stack(held as u16),
             3 => Next::Reset(held),
             4 => Next::Drop(held),
-            5 => Next::Other,
+            5 => Next::Expired(held),
+            6 => Next::Unknown,
+            7 => Next::Other,
             _ => Next::Pass,
         }
     }
 }
 
-/// Memory for the other direction of a packet's flow: its key and its entry.
+/// Memory for the other direction of a packet's flow, its key and its entry, and for the door that it was opened by.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct Peer<K: Key> {
     pub key: K,
     pub flow: K::Flow,
+    pub door: Door,
 }
 
-/// Decides about `packet`, and puts the flow that it belongs to, if any, into the room.
+/// Decides about a packet of a flow that is opening, or has been cut, and puts that flow into the room. [`Next::Unknown`]: it belongs to
+/// none.
 ///
-/// Not inlined, since the kernel bounds the stack of a function; it returns one register and writes into memory that the host lends,
-/// since the kernel does not let a function return a pointer to its own.
+/// Not inlined, as are admission and opening, since the kernel bounds the stack of a function; each returns one register and writes into
+/// memory that the host lends, since the kernel does not let a function return a pointer to its own.
+#[inline(never)]
+pub(super) fn known<T: Tables>(tables: &T, packet: &Packet<FlowKey>, now: u32, room: &mut Room) -> Step {
+    is_known(tables, packet, now, &mut room.flow, &mut room.peer)
+}
+
+/// Decides about a packet of no flow, and puts the flow that it opens, if any, into the room.
 ///
 /// An IPv4 packet to an address whose load balancer is dualstack may belong to a flow of either width. It asks the narrow tables first,
 /// then the wide ones, which open what has an IPv6 target, and comes back with `asked` if it is to open a narrow flow.
-#[inline(never)]
-pub(super) fn first<T: Tables>(
+#[inline(always)]
+pub(super) fn unknown<T: Tables>(
     tables: &T,
     packet: &Packet<FlowKey>,
     now: u32,
     asked: bool,
     room: &mut Room,
 ) -> Step {
-    decide(tables, packet, now, asked, &mut room.flow, &mut room.peer)
+    is_unknown(tables, packet, now, asked, &mut room.flow, &mut room.peer)
 }
 
-/// The same over either pair of tables.
+/// [`known`] over either pair of tables.
 #[inline(always)]
-pub(super) fn decide<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
+pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
     tables: &T,
     packet: &Packet<K>,
     now: u32,
-    asked: bool,
     flow: &mut K::Flow,
     peer: &mut Peer<K>,
 ) -> Step {
@@ -124,18 +148,40 @@ pub(super) fn decide<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
         Pending::Miss => {}
     }
     // It may be one that was cut, or another CPU may have moved it from one table to the other between the two lookups.
-    if let Some(entry) = tables.established(&packet.key) {
-        *flow = entry.flow();
-        if flow.state == State::Terminated as u8 {
-            return Step::reset_segment(packet, Answer::ResetTerminated);
-        }
-        return Step::send(super::event(packet));
+    let Some(entry) = tables.established(&packet.key) else { return Step::UNKNOWN };
+    *flow = entry.flow();
+    if flow.state == State::Terminated as u8 {
+        return Step::reset_segment(packet, Answer::ResetTerminated);
     }
-    let door = match admit(tables, packet, now, asked) {
-        Ok(door) => door,
-        Err(step) => return step,
-    };
-    match nat::open(tables, packet, &door, now, flow, peer) {
+    Step::send(super::event(packet))
+}
+
+/// [`unknown`] over either pair of tables.
+#[inline(always)]
+pub(super) fn is_unknown<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+    asked: bool,
+    flow: &mut K::Flow,
+    peer: &mut Peer<K>,
+) -> Step {
+    match admit(tables, packet, now, asked, &mut peer.door) {
+        Step::ADMITTED => open(tables, packet, now, flow, peer),
+        step => step,
+    }
+}
+
+/// Opens the flow of a packet that was admitted.
+#[inline(never)]
+fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+    flow: &mut K::Flow,
+    peer: &mut Peer<K>,
+) -> Step {
+    match nat::open(tables, packet, now, flow, peer) {
         Ok(()) => Step::send(FlowEvent::Opened),
         Err(refusal) => refuse(packet, refusal),
     }

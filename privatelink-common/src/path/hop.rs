@@ -1,11 +1,15 @@
-//! What the path does to a packet as a router on its way.
+//! What the path does to a packet as a router on its way: it counts the hop, refuses what is too large, and lowers the MSS.
 
-use crate::checksum::{delta, word};
-use crate::frame::Frame;
-use crate::limits::{LOWEST_MSS, TCP_OPTIONS};
-use crate::tables::Tables;
-use crate::wire::Tcp;
+use super::parse::Packet;
+use super::report::{Report, report};
+use crate::checksum::{Delta, delta, word};
+use crate::frame::{DIFFERENCE, Frame};
+use crate::limits::{ICMP_ERRORS, LOWEST_MSS, TCP_OPTIONS};
+use crate::tables::{Bucket, Endpoint, Flow6, FlowKey, FlowKey6, Key, Tables};
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::{DONT_FRAGMENT, Ipv4Header, NETWORK, SYN, TRANSPORT, TRANSPORT6, Tcp};
 use core::mem::offset_of;
+use zerocopy::big_endian::U16;
 
 /// TCP options (RFC 9293, 3.1).
 const END: u8 = 0;
@@ -13,32 +17,202 @@ const NOTHING: u8 = 1;
 const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 
 /// Bytes of IPv4 and TCP headers, which an MSS does not count (RFC 6691).
-pub(super) const HEADERS: u32 = 40;
+const HEADERS: u32 = 40;
 /// Bytes of IPv6 and TCP headers, likewise.
-pub(super) const HEADERS6: u32 = 60;
+const HEADERS6: u32 = 60;
+/// What every link of IPv6 carries (RFC 8200, 5).
+const LOWEST_MTU6: u32 = 1280;
 
-/// Lowers the MSS that a SYN announces to what `endpoint` and the interfaces of both sides can carry. A SYN without the option gets
-/// none: its sender is sent 536 bytes at most (RFC 9293, 3.7.1). The TCP header is at `AT`, and `HEADERS` are the longest that the
-/// segments of this flow have on either side.
+/// Whether a packet goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passage {
+    /// It does, and what was changed of it changes the transport checksum by this.
+    Onward(Delta),
+    /// It does not.
+    Ends(Verdict),
+    /// It does not, and its sender is to be told: it is larger than this, or, where this is 0, its hop limit has ended.
+    Report(u16),
+}
+
+/// A [`Passage`] in one register: a verdict, whose lowest byte is below the two that begin the others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Toll(u64);
+
+impl Toll {
+    const ONWARD: u64 = 0xff;
+    const REPORT: u64 = 0xfe;
+
+    #[inline(always)]
+    const fn onward(correction: u64) -> Self {
+        Self(Self::ONWARD | correction << 32)
+    }
+
+    #[inline(always)]
+    fn report(mtu: u32) -> Self {
+        Self(Self::REPORT | u64::from(mtu) << 32)
+    }
+
+    #[inline(always)]
+    fn ends(result: Result<Verdict, DropReason>) -> Self {
+        Self(Verdict::of(result).word())
+    }
+
+    /// What it says.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "cut out at its own width")]
+    pub(super) const fn passage(self) -> Passage {
+        match self.0 & 0xff {
+            Self::ONWARD => Passage::Onward((self.0 >> 32) as Delta),
+            Self::REPORT => Passage::Report((self.0 >> 32) as u16),
+            _ => Passage::Ends(Verdict::from_word(self.0)),
+        }
+    }
+}
+
+/// Decides whether a packet of `endpoint` may go on by `interface`, and makes a SYN ready for the way.
 ///
-/// Returns what that changes of the TCP checksum, a delta in a register of its own; not inlined: the kernel bounds a function's stack.
+/// Not inlined, and in one register: the kernel bounds a function's stack.
 #[inline(never)]
-pub(super) fn clamp<F: Frame, T: Tables, const AT: usize, const HEADERS: u32>(
+pub(super) fn pass<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    seen_interface: u16,
-    interface: u16,
+    packet: &Packet<FlowKey>,
     endpoint: u32,
-) -> u64 {
+    interface: u16,
+    now: u32,
+) -> Toll {
+    if packet.ttl <= 1 {
+        return Toll::ends(expired(frame, tables, packet, endpoint, now));
+    }
+    let gate = tables.endpoint(endpoint);
+    let mtu = known(gate.mtu.into()).min(known(tables.mtu(interface)));
+    if frame.largest(packet.length) > mtu {
+        return Toll::ends(too_big(frame, tables, packet, endpoint, mtu, now));
+    }
+    if packet.flags & SYN == 0 {
+        return Toll::onward(0);
+    }
+    let mtu = mtu.min(known(tables.mtu(packet.interface)));
+    Toll::onward(clamp::<F, TRANSPORT>(frame, mtu.saturating_sub(HEADERS + u32::from(gate.reserve))))
+}
+
+/// The same for a packet of a wide flow, of which one side has the longer headers at least. Its length changes where its family does.
+/// What is to be reported of it is the caller's to say.
+#[inline(never)]
+pub(super) fn pass6<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<FlowKey6>,
+    flow: &Flow6,
+    now: u32,
+) -> Toll {
+    if packet.ttl <= 1 {
+        return expired6(tables, flow.endpoint, now);
+    }
+    let gate = tables.endpoint(flow.endpoint);
+    let mtu = known(gate.mtu.into()).min(known(tables.mtu(flow.interface)));
+    let from_ipv4 = packet.key.is_ipv4();
+    // What the sender may send.
+    #[allow(clippy::cast_possible_truncation, reason = "twenty")]
+    let fits = match (from_ipv4, flow.source.is_ipv4()) {
+        (true, false) => mtu.saturating_sub(DIFFERENCE as u32),
+        (false, true) => mtu.saturating_add(DIFFERENCE as u32),
+        _ => mtu,
+    };
+    if frame.largest(packet.length) > fits {
+        let silent = from_ipv4 && may_be_fragmented(frame);
+        if silent || !may_report(tables, flow.endpoint, &gate, now) {
+            return Toll::ends(Err(DropReason::TooBig));
+        }
+        return Toll::report(if from_ipv4 { fits } else { fits.max(LOWEST_MTU6) });
+    }
+    if packet.flags & SYN == 0 {
+        return Toll::onward(0);
+    }
+    let mtu = mtu.min(known(tables.mtu(packet.interface)));
+    let most = mtu.saturating_sub(HEADERS6 + u32::from(gate.reserve));
+    Toll::onward(if from_ipv4 {
+        clamp::<F, TRANSPORT>(frame, most)
+    } else {
+        clamp::<F, TRANSPORT6>(frame, most)
+    })
+}
+
+/// The hop limit of a packet of a wide flow ends here. Not inlined, as above.
+#[inline(never)]
+pub(super) fn expired6<T: Tables>(tables: &T, endpoint: u32, now: u32) -> Toll {
+    if may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
+        return Toll::report(0);
+    }
+    Toll::ends(Err(DropReason::TtlExpired))
+}
+
+#[inline(always)]
+const fn known(mtu: u32) -> u32 {
+    if mtu == 0 { u32::MAX } else { mtu }
+}
+
+/// The TTL ends here (RFC 1812, 5.3.1): for the sender, this is the endpoint's hop, or the load balancer's.
+#[inline(always)]
+fn expired<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<FlowKey>,
+    endpoint: u32,
+    now: u32,
+) -> Result<Verdict, DropReason> {
+    if !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
+        return Err(DropReason::TtlExpired);
+    }
+    report(frame, packet, Report::TIME_EXCEEDED).result()
+}
+
+/// The packet does not fit where it has to go next (RFC 1191, section 4). One that may be fragmented is not: its sender is to know, too.
+#[inline(always)]
+fn too_big<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<FlowKey>,
+    endpoint: u32,
+    mtu: u32,
+    now: u32,
+) -> Result<Verdict, DropReason> {
+    if may_be_fragmented(frame) || !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
+        return Err(DropReason::TooBig);
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "smaller than a packet")]
+    let mtu = mtu as u16;
+    report(frame, packet, Report::fragmentation_needed(mtu)).result()
+}
+
+/// Whether an IPv4 packet says so.
+#[inline(always)]
+fn may_be_fragmented<F: Frame>(frame: &F) -> bool {
+    let fragment = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, fragment)).unwrap_or_default();
+    fragment.get() & DONT_FRAGMENT == 0
+}
+
+/// Whether the endpoint may send one more ICMP error this second; counts it if so.
+#[inline(always)]
+fn may_report<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> bool {
+    let Some(bucket) = tables.bucket(id).filter(|_| endpoint.errors != 0) else { return false };
+    let sent = if bucket.errors_at == now { bucket.errors } else { 0 };
+    if sent >= ICMP_ERRORS {
+        return false;
+    }
+    tables.set_bucket(id, Bucket { errors_at: now, errors: sent + 1, ..bucket });
+    true
+}
+
+/// Lowers the MSS that a SYN announces to `most`, and returns what that changes of the TCP checksum. A SYN without the option gets
+/// none: its sender is sent 536 bytes at most (RFC 9293, 3.7.1). The TCP header is at `AT`.
+///
+/// Not inlined, as above; a register's worth, since a narrower result would have to be widened by the caller.
+#[inline(never)]
+fn clamp<F: Frame, const AT: usize>(frame: &mut F, most: u32) -> u64 {
     let Some((at, announced)) = find::<F, AT>(frame) else { return 0 };
-    let endpoint = tables.endpoint(endpoint);
-    let known = |mtu: u32| if mtu == 0 { u32::MAX } else { mtu };
-    let mtu = known(endpoint.mtu.into())
-        .min(known(tables.mtu(seen_interface)))
-        .min(known(tables.mtu(interface)))
-        .saturating_sub(HEADERS + u32::from(endpoint.reserve));
     #[allow(clippy::cast_possible_truncation, reason = "not above what 16 bits hold")]
-    let most = (mtu.min(0xffff) as u16).max(LOWEST_MSS);
+    let most = (most.min(0xffff) as u16).max(LOWEST_MSS);
     if u16::from_be_bytes(announced) <= most || frame.write(AT + at, &most.to_be_bytes()).is_none() {
         return 0;
     }
@@ -57,16 +231,19 @@ fn find<F: Frame, const AT: usize>(frame: &F) -> Option<(usize, [u8; 2])> {
         if at + 4 > header {
             return None;
         }
-        // No header is longer than 60 bytes; the mask says so to the kernel's verifier.
-        at &= 63;
         let [kind, length, a, b] = frame.read::<[u8; 4]>(AT + at)?;
-        match kind {
+        let skip = match kind {
             END => return None,
-            NOTHING => at += 1,
+            NOTHING => 1,
             MAXIMUM_SEGMENT_SIZE if length == 4 => return Some((at + 2, [a, b])),
             _ if length < 2 => return None,
-            _ => at += usize::from(length),
+            _ => usize::from(length),
+        };
+        if at + skip > header {
+            return None;
         }
+        // No header is longer than 60 bytes. The mask makes every way to get here look the same to the kernel's verifier.
+        at = (at + skip) & 63;
     }
     None
 }

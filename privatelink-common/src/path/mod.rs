@@ -1,6 +1,7 @@
 //! The packet's way. [`forward`] is the order of it, a line a stage; each stage is a file of that name.
 
 mod admit;
+mod errors;
 mod first;
 mod flow;
 mod hop;
@@ -8,6 +9,7 @@ mod local;
 mod nat;
 mod neighbour;
 mod parse;
+mod report;
 mod reset;
 mod rewrite;
 mod six;
@@ -15,13 +17,14 @@ pub mod stack;
 pub mod state;
 mod translate;
 
-use crate::checksum::Delta;
 use crate::frame::Frame;
 use crate::tables::{Flow, FlowKey, Interface, Tables};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
-use crate::wire::{RST, SYN, TRANSPORT};
+use crate::wire::RST;
 use first::Next;
+use hop::Passage;
 use parse::{Local, Packet, Parsed};
+use report::Report;
 
 /// What the path remembers of a packet of no established flow while it decides about it, in memory that the host lends it: more than a
 /// function of the kernel may have on its stack.
@@ -54,19 +57,22 @@ pub fn forward<F: Frame, T: Tables>(
     }
     let packet = match parse::parse(frame, &from) {
         Parsed::Flow(packet) => packet,
+        Parsed::Ip(packet) if errors::is_error(frame, &packet) => {
+            return errors::pass_on(frame, tables, &from, &packet, now).result();
+        }
         Parsed::Ip(packet) => return not_a_flow(frame, tables, &from, &packet).result(),
         Parsed::Arp => return arp(frame, tables, &from).result(),
         Parsed::Ipv6 => return six::forward(frame, tables, &from, now).result(),
         Parsed::Foreign => return Ok(Verdict::PASS),
     };
     if let Some(flow) = flow::established(tables, &packet, now) {
-        return send(frame, tables, &packet, &flow, event(&packet));
+        return send(frame, tables, &packet, &flow, event(&packet), now);
     }
     let verdict = tables.room(|room| slow(frame, tables, &packet, now, room));
     verdict.unwrap_or(Err(DropReason::Malformed))
 }
 
-/// The slow path: the packet of no established flow that is IPv4 on both sides.
+/// The slow path: a packet of no established flow that is IPv4 on both sides.
 #[inline(always)]
 fn slow<F: Frame, T: Tables>(
     frame: &mut F,
@@ -75,20 +81,30 @@ fn slow<F: Frame, T: Tables>(
     now: u32,
     room: &mut Room,
 ) -> Result<Verdict, DropReason> {
-    let mut next = first::first(tables, packet, now, false, room).next();
+    let mut next = first::known(tables, packet, now, room).next();
+    if next == Next::Unknown {
+        next = first::unknown(tables, packet, now, false, room).next();
+    }
     if next == Next::Other {
         next = six::ask(tables, packet, now, &mut room.wide).next();
         match next {
-            Next::Send(event) => return six::send(frame, tables, event, &room.wide).result(),
-            Next::Other => next = first::first(tables, packet, now, true, room).next(),
+            Next::Send(event) => {
+                let report = |frame: &mut F, mtu| report::report(frame, packet, Report::of(mtu));
+                return six::send(frame, tables, event, now, &room.wide, report).result();
+            }
+            Next::Other => next = first::unknown(tables, packet, now, true, room).next(),
             _ => {}
         }
     }
     match next {
-        Next::Pass | Next::Other => Ok(Verdict::PASS),
-        Next::Send(event) => send(frame, tables, packet, &room.flow, event),
+        Next::Pass | Next::Other | Next::Unknown => Ok(Verdict::PASS),
+        Next::Send(event) => send(frame, tables, packet, &room.flow, event, now),
         Next::Stack(interface) => stack::receive(frame, tables, interface),
         Next::Reset(answer) => reset(frame, packet, answer).result(),
+        Next::Expired(endpoint) => match hop::pass(frame, tables, packet, endpoint, 0, now).passage() {
+            Passage::Ends(verdict) => verdict.result(),
+            Passage::Onward(_) | Passage::Report(_) => Err(DropReason::TtlExpired),
+        },
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
@@ -122,20 +138,17 @@ fn send<F: Frame, T: Tables>(
     packet: &Packet<FlowKey>,
     flow: &Flow,
     event: FlowEvent,
+    now: u32,
 ) -> Result<Verdict, DropReason> {
-    let correction = if packet.flags & SYN == 0 {
-        0
-    } else {
-        hop::clamp::<F, T, TRANSPORT, { hop::HEADERS }>(
-            frame,
-            tables,
-            packet.interface,
-            flow.interface,
-            flow.endpoint,
-        )
-    };
-    #[allow(clippy::cast_possible_truncation, reason = "a delta, in a register of its own")]
-    rewrite::rewrite(frame, packet, flow, correction as Delta)?;
+    let mut correction = 0;
+    if packet.special {
+        correction = match hop::pass(frame, tables, packet, flow.endpoint, flow.interface, now).passage() {
+            Passage::Onward(correction) => correction,
+            Passage::Ends(verdict) => return verdict.result(),
+            Passage::Report(mtu) => return report::report(frame, packet, Report::of(mtu)).result(),
+        };
+    }
+    rewrite::rewrite(frame, packet, flow, correction)?;
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }

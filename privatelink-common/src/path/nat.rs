@@ -67,16 +67,16 @@ const fn pick(hash: u64) -> usize {
     (hash >> 16) as usize & 7
 }
 
-/// Opens the flow of `packet` through `door`, and puts the entry of the packet's own direction into `forward`.
+/// Opens the flow of `packet` through the door that it was admitted by, and puts the entry of the packet's own direction into `forward`.
 #[inline(always)]
 pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     tables: &T,
     packet: &Packet<K>,
-    door: &Door,
     now: u32,
     forward: &mut K::Flow,
     peer: &mut Peer<K>,
 ) -> Result<(), Refusal> {
+    let door = &peer.door;
     let hash = flow_hash(&packet.key);
     if door.listener.slots == 0 {
         return Err(Refusal::NoTarget);
@@ -98,11 +98,12 @@ pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     let hop = tables.neighbour(&VpcAddress::new(target.vpc, target.address)).ok_or(Refusal::NoNextHop)?;
 
     *forward = to_provider(packet, door, &balancer, &target, &hop);
+    let shared = door.address.dualstack != 0;
     peer.flow = to_consumer(packet, door, &balancer, &target);
     (forward.target, peer.flow.target) = (id, id);
     (forward.opened, peer.flow.opened) = (now, now);
     (forward.last_seen, peer.flow.last_seen) = (now, now);
-    let choice = Choice { hash, preserved, shared: door.address.dualstack != 0 };
+    let choice = Choice { hash, preserved, shared };
     if let Err(refusal) = claim_port(tables, packet, &choice, forward, peer) {
         if refusal == Refusal::NoNatPort {
             tables.count(id, TargetEvent::PortAllocationError);

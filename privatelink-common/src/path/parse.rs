@@ -6,7 +6,7 @@ use crate::tables::{FlowKey, Interface, Key};
 use crate::verdict::DropReason;
 use crate::wire::{
     ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ICMPV6, Ip, Ipv4, Ipv4Header, Ipv6Header, Mac,
-    NETWORK, TCP, TRANSPORT, Tcp, UDP, Udp,
+    NETWORK, SYN, TCP, TRANSPORT, Tcp, UDP, Udp,
 };
 use core::mem::offset_of;
 
@@ -37,6 +37,12 @@ pub(super) struct Packet<K> {
     pub interface: u16,
     /// TCP flags; zero for UDP.
     pub flags: u8,
+    /// Time to live or hop limit, as it came.
+    pub ttl: u8,
+    /// Length of the IP packet.
+    pub length: u16,
+    /// Whether to rewrite it is not all that there is to do: [`super::hop`].
+    pub special: bool,
     /// Whether this is TCP.
     pub is_tcp: bool,
     /// Transport checksum as stored.
@@ -49,9 +55,21 @@ impl<K: Key> Packet<K> {
     /// The same packet, as the other pair of tables knows it.
     #[inline(always)]
     pub(super) fn other(&self) -> Option<Packet<K::Other>> {
-        let Self { source_mac, interface, flags, is_tcp, checksum, ip_checksum, .. } = *self;
-        let key = self.key.other()?;
-        Some(Packet { key, source_mac, interface, flags, is_tcp, checksum, ip_checksum })
+        let Self { source_mac, interface, flags, ttl, length, is_tcp, checksum, ip_checksum, .. } = *self;
+        // It may become longer on its way to the other family.
+        let (key, special) = (self.key.other()?, true);
+        Some(Packet {
+            key,
+            source_mac,
+            interface,
+            flags,
+            ttl,
+            length,
+            special,
+            is_tcp,
+            checksum,
+            ip_checksum,
+        })
     }
 }
 
@@ -186,7 +204,19 @@ fn transport<F: Frame>(
         protocol: ip.protocol,
         reserved: 0,
     };
-    let is_tcp = ip.protocol == TCP;
     let (source_mac, interface, ip_checksum) = (ethernet.source, from.slot, ip.checksum);
-    Ok(Some(Packet { key, source_mac, interface, flags, is_tcp, checksum, ip_checksum }))
+    let (is_tcp, ttl, length) = (ip.protocol == TCP, ip.ttl, ip.total_length.get());
+    let special = flags & SYN != 0 || ttl <= 1 || length > from.fits;
+    Ok(Some(Packet {
+        key,
+        source_mac,
+        interface,
+        flags,
+        ttl,
+        length,
+        special,
+        is_tcp,
+        checksum,
+        ip_checksum,
+    }))
 }

@@ -1,7 +1,7 @@
-//! Applies one direction's rewrite to the frame: addresses, ports, and both checksums by what they change (RFC 1624).
+//! Applies one direction's rewrite to the frame: addresses, ports, the TTL, and both checksums by what they change (RFC 1624).
 
 use super::parse::Packet;
-use crate::checksum::{Delta, fold, update};
+use crate::checksum::{Delta, delta, fold, update, word};
 use crate::frame::{Change, Frame};
 use crate::tables::{Flow, FlowKey};
 use crate::verdict::DropReason;
@@ -12,17 +12,20 @@ use zerocopy::{Immutable, IntoBytes, big_endian::U16};
 /// Destination and source of an Ethernet header.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
-struct Macs(Mac, Mac);
+pub(super) struct Macs(pub Mac, pub Mac);
 
-/// The checksum, source and destination of an IPv4 header.
+/// The TTL, protocol, checksum, source and destination of an IPv4 header.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
-struct IpTail([u8; 2], Ipv4, Ipv4);
+pub(super) struct IpTail(pub u8, pub u8, pub [u8; 2], pub Ipv4, pub Ipv4);
+
+/// What a TTL that is one less changes of a checksum, whatever it is.
+pub(super) const ONE_HOP: u32 = delta(word([1, 0]), word([0, 0])) as u32;
 
 /// Source and destination port.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
-struct Ports(U16, U16);
+pub(super) struct Ports(pub U16, pub U16);
 
 /// Rewrites `frame`, whose headers are those in `packet`, but for a change that `correction` makes of the transport checksum.
 #[inline(always)]
@@ -38,9 +41,10 @@ pub(super) fn rewrite<F: Frame>(
 #[inline(always)]
 fn write<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, flow: &Flow, correction: Delta) -> Option<()> {
     frame.write(0, &Macs(flow.destination_mac, flow.source_mac))?;
-    let ip_checksum = update(packet.ip_checksum, flow.address_delta.into());
-    let tail = IpTail(ip_checksum, flow.source, flow.destination);
-    frame.write(NETWORK + offset_of!(Ipv4Header, checksum), &tail)?;
+    let ip_checksum = update(packet.ip_checksum, u32::from(flow.address_delta) + ONE_HOP);
+    let tail =
+        IpTail(packet.ttl.wrapping_sub(1), packet.key.protocol, ip_checksum, flow.source, flow.destination);
+    frame.write(NETWORK + offset_of!(Ipv4Header, ttl), &tail)?;
     frame.write(TRANSPORT, &Ports(flow.source_port, flow.destination_port))?;
     let at = if packet.is_tcp { offset_of!(Tcp, checksum) } else { offset_of!(Udp, checksum) };
     let change = Change {

@@ -3,15 +3,16 @@
 //! What these flows need of memory is lent by the host, since it is more than a function of the kernel may have on its stack.
 
 use super::first::{self, Next, Peer, Step};
+use super::hop::Passage;
 use super::parse::{Packet, fault};
+use super::report::report6;
 use super::{flow, hop, neighbour, reset, stack, translate};
 use crate::checksum::Delta;
 use crate::frame::Frame;
-use crate::tables::{Flow6, FlowKey, FlowKey6, Interface, Key, Tables};
+use crate::tables::{Flow6, FlowKey, FlowKey6, Interface, Tables};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
 use crate::wire::{
-    ADVERTISEMENT, Ethernet, Icmp, Ip, Ipv6Header, NETWORK, SOLICITATION, SYN, TCP, TRANSPORT, TRANSPORT6,
-    Tcp, UDP, Udp,
+    ADVERTISEMENT, Ethernet, Icmp, Ip, Ipv6Header, NETWORK, SOLICITATION, SYN, TCP, TRANSPORT6, Tcp, UDP, Udp,
 };
 use core::mem::offset_of;
 
@@ -117,6 +118,10 @@ fn transport<F: Frame>(
     };
     packet.source_mac = frame.read::<Ethernet>(0).ok_or(DropReason::Malformed)?.source;
     packet.interface = from.slot;
+    #[allow(clippy::cast_possible_truncation, reason = "not above what 16 bits hold")]
+    let length = (TRANSPORT6 - NETWORK + payload).min(0xffff) as u16;
+    (packet.ttl, packet.length) = (ip.hop_limit, length);
+    packet.special = flags & SYN != 0 || ip.hop_limit <= 1 || length > from.fits;
     (packet.flags, packet.is_tcp) = (flags, ip.next_header == TCP);
     (packet.checksum, packet.ip_checksum) = (checksum, [0; 2]);
     Ok(true)
@@ -143,8 +148,16 @@ fn decide<F: Frame, T: Tables>(
         Parsed6::Foreign => return Ok(Verdict::PASS),
     }
     match find(tables, now, room).next() {
-        Next::Pass | Next::Other => Ok(Verdict::PASS),
-        Next::Send(event) => send(frame, tables, event, room).result(),
+        Next::Pass | Next::Other | Next::Unknown => Ok(Verdict::PASS),
+        Next::Send(event) => {
+            let report = |frame: &mut F, mtu| report6(frame, room.packet.is_tcp, mtu);
+            send(frame, tables, event, now, room, report).result()
+        }
+        Next::Expired(endpoint) => match hop::expired6(tables, endpoint, now).passage() {
+            Passage::Report(mtu) => report6(frame, room.packet.is_tcp, mtu).result(),
+            Passage::Ends(verdict) => verdict.result(),
+            Passage::Onward(_) => Err(DropReason::TtlExpired),
+        },
         Next::Stack(interface) => stack::receive(frame, tables, interface),
         Next::Reset(answer) => reset::reset6(frame, answer).result(),
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
@@ -177,7 +190,10 @@ fn find<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
     if established(tables, now, room) {
         return Step::send(super::event(&room.packet));
     }
-    first(tables, now, room)
+    match known(tables, now, room) {
+        Step::UNKNOWN => unknown(tables, now, room),
+        step => step,
+    }
 }
 
 #[inline(never)]
@@ -186,24 +202,58 @@ fn established<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> bool {
 }
 
 #[inline(never)]
-fn first<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
-    first::decide(tables, &room.packet, now, true, &mut room.flow, &mut room.peer)
+fn known<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
+    first::is_known(tables, &room.packet, now, &mut room.flow, &mut room.peer)
+}
+
+#[inline(always)]
+fn unknown<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
+    first::is_unknown(tables, &room.packet, now, true, &mut room.flow, &mut room.peer)
 }
 
 /// Whether an IPv4 packet belongs to a flow whose other side is IPv6, or opens one. [`Next::Other`]: to none.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn ask<T: Tables>(tables: &T, packet: &Packet<FlowKey>, now: u32, room: &mut Wide) -> Step {
-    let Some(packet) = packet.other() else { return Step::OTHER };
-    room.packet = packet;
-    find(tables, now, room)
+    if widen(packet, room) { find(tables, now, room) } else { Step::OTHER }
 }
 
-/// Sends the packet in the room by the flow in the room.
 #[inline(never)]
-pub(super) fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T, event: FlowEvent, room: &Wide) -> Verdict {
+fn widen(packet: &Packet<FlowKey>, room: &mut Wide) -> bool {
+    let Some(packet) = packet.other() else { return false };
+    room.packet = packet;
+    true
+}
+
+/// Sends the packet in the room by the flow in the room; `report` tells its sender why it cannot be.
+#[inline(always)]
+pub(super) fn send<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    event: FlowEvent,
+    now: u32,
+    room: &Wide,
+    report: impl FnOnce(&mut F, u16) -> Verdict,
+) -> Verdict {
+    let mut correction = 0;
+    if room.packet.special {
+        correction = match hop::pass6(frame, tables, &room.packet, &room.flow, now).passage() {
+            Passage::Onward(correction) => correction,
+            Passage::Ends(verdict) => return verdict,
+            Passage::Report(mtu) => return report(frame, mtu),
+        };
+    }
+    leave(frame, tables, event, correction, room)
+}
+
+#[inline(never)]
+fn leave<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    event: FlowEvent,
+    correction: Delta,
+    room: &Wide,
+) -> Verdict {
     let (packet, flow) = (&room.packet, &room.flow);
-    #[allow(clippy::cast_possible_truncation, reason = "a delta, in a register of its own")]
-    let correction = clamp(frame, tables, packet, flow) as Delta;
     if let Err(reason) = translate::rewrite(frame, packet, flow, correction) {
         return Verdict::of(Err(reason));
     }
@@ -212,20 +262,6 @@ pub(super) fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T, event: FlowEv
     }
     let (direction, ipv6) = (flow::direction_of(flow), !flow.source.is_ipv4());
     Verdict::forward(flow.interface, flow.endpoint, direction, event, ipv6)
-}
-
-/// Lowers the MSS of a SYN to what both sides can carry, of which one has the longer headers at least.
-#[inline(always)]
-fn clamp<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet<FlowKey6>, flow: &Flow6) -> u64 {
-    if packet.flags & SYN == 0 {
-        return 0;
-    }
-    let (seen, interface, endpoint) = (packet.interface, flow.interface, flow.endpoint);
-    if packet.key.is_ipv4() {
-        hop::clamp::<F, T, TRANSPORT, { hop::HEADERS6 }>(frame, tables, seen, interface, endpoint)
-    } else {
-        hop::clamp::<F, T, TRANSPORT6, { hop::HEADERS6 }>(frame, tables, seen, interface, endpoint)
-    }
 }
 
 /// An IPv6 packet that a VPC's own stack sends.

@@ -1,6 +1,6 @@
 //! Applies one direction's rewrite to a frame of a wide flow. Where the flow has another family on its other side, the network header is
 //! made anew by the rules of RFC 7915; checksums change by what addresses and ports change, since the two pseudo headers differ in
-//! nothing else (and an IPv4 address adds nothing by being mapped).
+//! nothing else (and an IPv4 address adds nothing by being mapped). The hop is counted, as [`super::hop`] has allowed.
 
 use super::parse::Packet;
 use crate::checksum::{Delta, finish, fold, sum};
@@ -22,6 +22,11 @@ const DONT_FRAGMENT: u16 = 0x4000;
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
 struct Macs(Mac, Mac);
+
+/// Next header and hop limit of an IPv6 header.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct Hop(u8, u8);
 
 /// Source and destination of an IPv6 header.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
@@ -49,9 +54,8 @@ pub(super) fn rewrite<F: Frame>(
     let change = Change { pseudo: flow.address_delta, header };
     let ports = Ports(flow.source_port, flow.destination_port);
     let written = match (from_ipv4, to_ipv4) {
-        (false, false) => {
-            write(frame, flow).and_then(|()| transport::<F, TRANSPORT6>(frame, packet, &ports, change))
-        }
+        (false, false) => write(frame, packet, flow)
+            .and_then(|()| transport::<F, TRANSPORT6>(frame, packet, &ports, change)),
         (true, false) => {
             to_ipv6(frame, flow).and_then(|()| transport::<F, TRANSPORT6>(frame, packet, &ports, change))
         }
@@ -78,8 +82,10 @@ fn transport<F: Frame, const AT: usize>(
 
 /// IPv6 on both sides.
 #[inline(always)]
-fn write<F: Frame>(frame: &mut F, flow: &Flow6) -> Option<()> {
+fn write<F: Frame>(frame: &mut F, packet: &Packet<FlowKey6>, flow: &Flow6) -> Option<()> {
     frame.write(0, &Macs(flow.destination_mac, flow.source_mac))?;
+    let hop = Hop(packet.key.protocol, packet.ttl.wrapping_sub(1));
+    frame.write_summed(NETWORK + offset_of!(Ipv6Header, next_header), &hop)?;
     frame.write_summed(NETWORK + offset_of!(Ipv6Header, source), &Addresses(flow.source, flow.destination))
 }
 
@@ -88,7 +94,7 @@ fn ethernet(flow: &Flow6, ethertype: u16) -> Ethernet {
     Ethernet { destination: flow.destination_mac, source: flow.source_mac, ethertype: U16::new(ethertype) }
 }
 
-/// An IPv6 header for an IPv4 one (RFC 7915, 4.1). The hop limit is not decremented, as the path does not between headers of one family.
+/// An IPv6 header for an IPv4 one (RFC 7915, 4.1).
 #[inline(always)]
 fn to_ipv6<F: Frame>(frame: &mut F, flow: &Flow6) -> Option<()> {
     let ip = frame.read::<Ipv4Header>(NETWORK)?;
@@ -96,7 +102,7 @@ fn to_ipv6<F: Frame>(frame: &mut F, flow: &Flow6) -> Option<()> {
         version_class_label: U32::new(6 << 28 | u32::from(ip.tos) << 20),
         payload_length: U16::new(ip.total_length.get().wrapping_sub(20)),
         next_header: ip.protocol,
-        hop_limit: ip.ttl,
+        hop_limit: ip.ttl.wrapping_sub(1),
         source: flow.source.0,
         destination: flow.destination.0,
     };
@@ -120,7 +126,7 @@ fn to_ipv4<F: Frame>(frame: &mut F, flow: &Flow6) -> Option<()> {
         total_length: U16::new(total),
         id: if small { id } else { U16::ZERO },
         fragment: U16::new(if small { 0 } else { DONT_FRAGMENT }),
-        ttl: ip.hop_limit,
+        ttl: ip.hop_limit.wrapping_sub(1),
         protocol: ip.next_header,
         checksum: [0; 2],
         source: flow.source.ipv4(),

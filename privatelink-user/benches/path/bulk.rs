@@ -160,7 +160,7 @@ fn fill(world: &World) {
     reconcile::apply(&world.maps, &Image::default(), &image).unwrap();
     for name in ["consumer", "provider"] {
         let (place, ifindex) = (image.interfaces[name], index_of(name).unwrap());
-        let entry = Interface { vpc: place.vpc, slot: place.slot, stack: 0, reserved: 0 };
+        let entry = Interface { vpc: place.vpc, slot: place.slot, stack: 0, fits: 0 };
         world.maps.interfaces.set(&ifindex, &entry).unwrap();
         world.maps.egress.set(&place.slot.into(), &[ifindex, 0]).unwrap();
         world.maps.egress_tcx.set(&place.slot.into(), &ifindex).unwrap();

@@ -4,7 +4,7 @@
 //! A figure is what a program takes beyond an empty one, in the same round; rounds alternate.
 
 use crate::report::Report;
-use crate::world::{DROP, REDIRECT, World, flow, key, segment, time};
+use crate::world::{DROP, World, flow, key, segment_from, time, time_forwarding};
 use privatelink::model::Limits;
 
 const ROUNDS: usize = 25;
@@ -30,21 +30,24 @@ pub(crate) fn run(report: &mut Report) {
         let next = keys.iter().cycle().skip(1);
         let flows: Vec<_> = keys.iter().zip(next).map(|(from, to)| (*from, flow(from, to))).collect();
         world.fill(&flows);
-        measure(report, &world, name, count);
+        measure(report, &world, name, &order);
     }
 }
 
-fn measure(report: &mut Report, world: &World, name: &str, count: u32) {
-    let repeat = count.max(1 << 20);
-    let packet = segment([10, 255, 9, 9], 80, |segment| segment.ack(1));
+fn measure(report: &mut Report, world: &World, name: &str, order: &[u32]) {
+    let repeat = u32::try_from(order.len()).unwrap().max(1 << 18);
+    let packet = |run: u32| {
+        let flow = key(order[run as usize % order.len()], 6, 80);
+        segment_from(flow.source, flow.destination, 80, |segment| segment.ack(1))
+    };
     let (mut net, mut floors, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let empty = time(world.program("empty"), &packet, 1 << 20, DROP);
+        let empty = time(world.program("empty"), &packet(0), 1 << 20, DROP);
         let mut programs = [(world.program("floor"), 0.0), (&world.ingress, 0.0)];
         // In turns, so that neither is always the one whose memory is warm.
         for turn in [round % 2, 1 - round % 2] {
             let (program, took) = &mut programs[turn];
-            *took = time(program, &packet, repeat, REDIRECT) - empty;
+            *took = time_forwarding(program, repeat, packet) - empty;
         }
         let [(_, floor), (_, ours)] = programs;
         // The first round warms up.

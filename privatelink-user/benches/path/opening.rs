@@ -5,7 +5,7 @@
 //! rewrites is the first of another flow.
 
 use crate::report::Report;
-use crate::world::{DROP, MAC, PASS, REDIRECT, World, key, segment, time};
+use crate::world::{DROP, MAC, PASS, World, key, segment, segment_from, time, time_forwarding};
 use aya::programs::Xdp;
 use privatelink::maps::PrefixKey;
 use privatelink::model::Limits;
@@ -110,7 +110,11 @@ fn evicting(report: &mut Report, world: &World) {
 
 /// Nanoseconds a flow opened. The flows are forgotten afterwards.
 fn opened(world: &World, ingress: &Xdp) -> f64 {
-    let figure = time(ingress, &segment(SERVICE, 80, |segment| segment.syn()), FLOWS, REDIRECT);
+    let client = |run: u32| {
+        let [.., a, b] = run.to_be_bytes();
+        segment_from([10, 1, a, b], SERVICE, 80, |segment| segment.syn())
+    };
+    let figure = time_forwarding(ingress, FLOWS, client);
     let mut ours = Vec::new();
     let of_endpoint = |flow: &Flow| flow.endpoint == 1;
     world

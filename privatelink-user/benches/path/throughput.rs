@@ -88,7 +88,7 @@ pub(crate) fn links(world: &World) {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
     let [out, input, generator] = ["out", "in", "gen"].map(|name| index_of(name).unwrap());
     world.maps.egress.set(&1, &[out, 0]).unwrap();
-    world.maps.interfaces.set(&input, &Interface { vpc: 1, slot: 1, stack: 0, reserved: 0 }).unwrap();
+    world.maps.interfaces.set(&input, &Interface { vpc: 1, slot: 1, stack: 0, fits: 1500 }).unwrap();
     world.floor_egress.set(&1, &[out, 0]).unwrap();
     world.floor_egress.set(&2, &[generator, 0]).unwrap();
 }

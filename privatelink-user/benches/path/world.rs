@@ -77,7 +77,7 @@ impl World {
             _pins: pins,
         };
         // A test run comes by the namespace's loopback, whose index is 1.
-        world.maps.interfaces.set(&1, &Interface { vpc: 1, slot: 1, stack: 0, reserved: 0 }).unwrap();
+        world.maps.interfaces.set(&1, &Interface { vpc: 1, slot: 1, stack: 0, fits: 1500 }).unwrap();
         world.maps.egress.set(&1, &[1, 0]).unwrap();
         world.floor_egress.set(&1, &[1, 0]).unwrap();
         world.maps.endpoints.set(&1, &Endpoint { generation: 1, open: 1, ..Endpoint::default() }).unwrap();
@@ -157,6 +157,20 @@ pub(crate) fn time(program: &Xdp, packet: &[u8], repeat: u32, expected: u32) -> 
     result.duration.as_nanos() as f64
 }
 
+/// How often a packet can be forwarded before its TTL ends.
+const HOPS: u32 = 254;
+
+/// [`time`] of a program that forwards what it is given. Its output is its next input, so it runs as often as the TTL allows, and then
+/// begins anew with the packet that `begin` makes for the number of the run.
+pub(crate) fn time_forwarding(program: &Xdp, repeat: u32, begin: impl Fn(u32) -> Vec<u8>) -> f64 {
+    let mut sum = 0.0;
+    for first in (0..repeat).step_by(HOPS as usize) {
+        let runs = HOPS.min(repeat - first);
+        sum += time(program, &begin(first), runs, REDIRECT) * f64::from(runs);
+    }
+    sum / f64::from(repeat)
+}
+
 /// A TCP segment from 10.0.0.0:40000.
 pub(crate) fn segment(
     to: [u8; 4],
@@ -165,7 +179,19 @@ pub(crate) fn segment(
         etherparse::PacketBuilderStep<etherparse::TcpHeader>,
     ) -> etherparse::PacketBuilderStep<etherparse::TcpHeader>,
 ) -> Vec<u8> {
-    let builder = etherparse::PacketBuilder::ethernet2(MAC, [2, 0, 0, 0, 0, 2]).ipv4([10, 0, 0, 0], to, 64);
+    segment_from([10, 0, 0, 0], to, port, set)
+}
+
+/// A TCP segment from an address's port 40000, with the highest TTL.
+pub(crate) fn segment_from(
+    from: [u8; 4],
+    to: [u8; 4],
+    port: u16,
+    set: impl FnOnce(
+        etherparse::PacketBuilderStep<etherparse::TcpHeader>,
+    ) -> etherparse::PacketBuilderStep<etherparse::TcpHeader>,
+) -> Vec<u8> {
+    let builder = etherparse::PacketBuilder::ethernet2(MAC, [2, 0, 0, 0, 0, 2]).ipv4(from, to, 255);
     let mut bytes = Vec::new();
     set(builder.tcp(40000, port, 1, 100)).write(&mut bytes, &[]).unwrap();
     bytes

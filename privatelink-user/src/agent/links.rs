@@ -276,10 +276,22 @@ impl Agent {
         let ifindex = self.links.get(name).context("it is not there")?.ifindex;
         let limit = self.model.limits.max_ifindex;
         ensure!(ifindex < limit, "its index {ifindex} is not below limits.max_ifindex, {limit}: raise it");
-        let entry = Interface { vpc: place.vpc, slot: place.slot, stack: place.stack.into(), reserved: 0 };
         self.maps.egress.set(&place.slot.into(), &[ifindex, 0])?;
         self.maps.egress_tcx.set(&place.slot.into(), &ifindex)?;
-        self.maps.interfaces.set(&ifindex, &entry)
+        self.maps.interfaces.set(&ifindex, &self.entry(*place))
+    }
+
+    fn entry(&self, place: Place) -> Interface {
+        Interface { vpc: place.vpc, slot: place.slot, stack: place.stack.into(), fits: self.fits }
+    }
+
+    /// The largest packet that fits through everything.
+    fn fits(&self) -> u16 {
+        let known = |name: &String| self.image.interfaces.get(name).is_some_and(|place| !place.stack);
+        let links = self.links.iter().filter(|(name, _)| known(name)).map(|(_, attached)| attached.mtu);
+        let endpoints = self.image.endpoints.values().map(|gate| gate.mtu.into());
+        let least = links.chain(endpoints).min().unwrap_or(0);
+        u16::try_from(least).unwrap_or(u16::MAX)
     }
 
     /// Tells the path the interfaces' MTUs, as they change.
@@ -292,6 +304,14 @@ impl Agent {
             if mtu != attached.mtu {
                 self.maps.mtus.set(&place.slot.into(), &mtu)?;
                 attached.mtu = mtu;
+            }
+        }
+        let fits = self.fits();
+        if fits != self.fits {
+            self.fits = fits;
+            for (name, attached) in &self.links {
+                let Some(place) = self.image.interfaces.get(name) else { continue };
+                self.maps.interfaces.set(&attached.ifindex, &self.entry(*place))?;
             }
         }
         Ok(())

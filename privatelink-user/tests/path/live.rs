@@ -66,7 +66,7 @@ fn by_tcx_a_vlan_is_not_ours_and_an_interface_that_is_gone_is_a_reason_to_drop()
         reconcile::apply(&maps, &Image::default(), &image).unwrap();
         for name in ["a", "b"] {
             let (place, ifindex) = (image.interfaces[name], index_of(name).unwrap());
-            let entry = Interface { vpc: place.vpc, slot: place.slot, stack: 0, reserved: 0 };
+            let entry = Interface { vpc: place.vpc, slot: place.slot, stack: 0, fits: 0 };
             maps.interfaces.set(&ifindex, &entry).unwrap();
             maps.egress_tcx.set(&place.slot.into(), &ifindex).unwrap();
             kernel.attach(name, ifindex, Hook::Tcx).unwrap();

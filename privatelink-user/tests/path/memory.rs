@@ -190,7 +190,13 @@ impl Tables for Memory {
     fn endpoint(&self, endpoint: u32) -> Endpoint {
         let gate = self.image.endpoints.get(&endpoint).copied().unwrap_or_default();
         let open = gate.open.into();
-        Endpoint { generation: u32::from(open), open, mtu: gate.mtu, ..self.limits.get() }
+        Endpoint {
+            generation: u32::from(open),
+            open,
+            mtu: gate.mtu,
+            errors: gate.errors.into(),
+            ..self.limits.get()
+        }
     }
     fn bucket(&self, _: u32) -> Option<Bucket> {
         Some(self.bucket.get())
@@ -247,11 +253,13 @@ impl Drop for Pins {
     }
 }
 
+/// Free bytes in front of a frame and behind it, as the kernel has them (XDP_PACKET_HEADROOM).
+const HEADROOM: usize = 256;
+
 pub(crate) fn on_the_host(memory: &Memory, frame: &[u8], now: u32) -> (u32, Vec<u8>) {
-    // Room to grow, as the kernel has it.
-    let mut bytes = [&[0; 256][..], frame, &[0; 256]].concat();
-    let end = bytes.len() - 256;
-    let mut frame = SliceFrame::within(&mut bytes, 256, end).unwrap();
+    let mut bytes = [&[0; HEADROOM][..], frame, &[0; HEADROOM]].concat();
+    let end = bytes.len() - HEADROOM;
+    let mut frame = SliceFrame::within(&mut bytes, HEADROOM, end).unwrap();
     let action = match path::forward(&mut frame, memory, 1, now) {
         Err(_) => 1,
         Ok(verdict) => match verdict.action() {
@@ -300,7 +308,7 @@ pub(crate) fn neighbours(image: &Image) -> HashMap<VpcAddress, Neighbour> {
 /// The interfaces `a`, `b` and the stack's, in this order.
 pub(crate) fn interfaces(image: &Image) -> Vec<Interface> {
     let places = image.interfaces.values();
-    places.map(|it| Interface { vpc: it.vpc, slot: it.slot, stack: it.stack.into(), reserved: 0 }).collect()
+    places.map(|it| Interface { vpc: it.vpc, slot: it.slot, stack: it.stack.into(), fits: 0 }).collect()
 }
 
 pub(crate) fn memory(image: Image) -> Memory {

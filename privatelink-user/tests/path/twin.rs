@@ -13,6 +13,9 @@ use std::path::Path;
 
 const FRAMES: usize = 20_000;
 
+/// Small enough for some of the frames to be too large.
+const MTU: u32 = 90;
+
 /// xorshift64*: the same frames in every run.
 struct Random(u64);
 
@@ -39,6 +42,7 @@ fn invent(random: &mut Random) -> Vec<u8> {
         (random.of(&[1000, 1001, 1002, 8080]), random.of(&[80, 80, 80, 81, 2000, 20000]));
     let mut bytes = Vec::new();
     let payload = vec![0x5a; random.next(40)];
+    let ttl = random.of(&[64, 64, 64, 64, 2, 1, 0]);
     match random.next(12) {
         0 => {
             let arp = etherparse::ArpPacket::new(
@@ -53,9 +57,9 @@ fn invent(random: &mut Random) -> Vec<u8> {
             builder.arp(arp.unwrap()).write(&mut bytes).unwrap();
         }
         1 => builder.ipv4(from, to, 9).icmpv4_echo_request(7, 9).write(&mut bytes, &payload).unwrap(),
-        2..=4 => builder.ipv4(from, to, 64).udp(from_port, to_port).write(&mut bytes, &payload).unwrap(),
+        2..=4 => builder.ipv4(from, to, ttl).udp(from_port, to_port).write(&mut bytes, &payload).unwrap(),
         _ => {
-            let mut tcp = builder.ipv4(from, to, 64).tcp(from_port, to_port, 7, 100);
+            let mut tcp = builder.ipv4(from, to, ttl).tcp(from_port, to_port, 7, 100);
             tcp = tcp.options_raw(&options(random)).unwrap();
             for flag in [random.next(6), random.next(9)] {
                 tcp = match flag {
@@ -96,7 +100,7 @@ fn invent_dualstack(random: &mut Random) -> Vec<u8> {
     let to = random.of(&[endpoint, endpoint, endpoint, balancer, client, mapped]);
     let (from_port, to_port) =
         (random.of(&[1000, 1001, 1002, 8080]), random.of(&[80, 80, 81, 81, 82, 1500, 20000]));
-    let hops = random.of(&[64, 255]);
+    let hops = random.of(&[64, 64, 64, 255, 255, 255, 2, 1, 0]);
     let payload = vec![0x5a; random.next(40)];
     let mut bytes = Vec::new();
     match random.next(12) {
@@ -181,6 +185,22 @@ fn answer(random: &mut Random, frame: &[u8]) -> Vec<u8> {
         _ => tcp.syn().ack(1),
     };
     tcp.write(&mut bytes, &[]).unwrap();
+    bytes
+}
+
+/// An ICMP error about a frame that was forwarded, from whoever got it.
+fn complaint(random: &mut Random, frame: &[u8]) -> Vec<u8> {
+    let to: Ipv4 = frame[26..30].try_into().unwrap();
+    let from = random.of(&[[10, 0, 1, 21], [10, 0, 1, 5], [10, 7, 7, 7], frame[30..34].try_into().unwrap()]);
+    let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 4]);
+    let held = (14 + random.of(&[20, 27, 28, 28, 28, 38, 40, 60])).min(frame.len());
+    let (kind, code) = (random.of(&[3, 3, 11, 12, 4, 5]), random.of(&[0, 3, 4]));
+    let mut bytes = Vec::new();
+    builder
+        .ipv4(from, to, random.of(&[64, 64, 1]))
+        .icmpv4_raw(kind, code, [0, 0, 5, 0])
+        .write(&mut bytes, &frame[14..held])
+        .unwrap();
     bytes
 }
 
@@ -277,13 +297,13 @@ where
     for place in image.interfaces.values() {
         // Nothing leaves: a test run returns the verdict. The loopback interface stands for all of them.
         maps.egress.set(&place.slot.into(), &[1, 0]).unwrap();
-        maps.mtus.set(&place.slot.into(), &1500).unwrap();
+        maps.mtus.set(&place.slot.into(), &MTU).unwrap();
         maps.egress_tcx.set(&place.slot.into(), &1).unwrap();
     }
     let slots: Vec<u16> = image.interfaces.values().map(|place| place.slot).collect();
     let interfaces = interfaces(&image);
     let memory = memory(image);
-    memory.mtus.borrow_mut().extend(slots.into_iter().map(|slot| (slot, 1500)));
+    memory.mtus.borrow_mut().extend(slots.into_iter().map(|slot| (slot, MTU)));
     let program = (hook.open)(&pins.0.join("programs"));
 
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
@@ -291,8 +311,12 @@ where
     for number in 0..FRAMES {
         let (mut frame, interface) = match random.next(4) {
             0 if !sent.is_empty() => {
-                let chosen = random.next(sent.len());
-                (answer(&mut random, &sent[chosen].clone()), interfaces[1])
+                let chosen = sent[random.next(sent.len())].clone();
+                let frame = match random.next(3) {
+                    0 => complaint(&mut random, &chosen),
+                    _ => answer(&mut random, &chosen),
+                };
+                (frame, interfaces[random.of(&[1, 1, 1, 1, 0])])
             }
             _ => (
                 invent(&mut random),

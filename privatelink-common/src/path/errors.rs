@@ -1,0 +1,188 @@
+//! ICMP errors about packets that we have sent (RFC 792; RFC 5508, section 4): each goes to the side that the packet came from, as
+//! if its own peer had sent it.
+//!
+//! An error is believed if what it holds is the beginning of a packet of a flow: addresses, ports and protocol as we have sent them.
+//! Who sent the error does not count, since routers have any address; nor do sequence numbers, which the path does not know.
+
+use super::flow;
+use super::parse::Local;
+use super::rewrite::{IpTail, Macs, ONE_HOP, Ports};
+use super::stack;
+use crate::checksum::{address, delta, update, update_udp, word};
+use crate::frame::Frame;
+use crate::limits::STACK_PORTS;
+use crate::tables::{Entry, Flow, FlowKey, Interface, Key, Tables, VpcAddress};
+use crate::verdict::{DropReason, FlowEvent, Verdict};
+use crate::wire::{
+    DESTINATION_UNREACHABLE, ICMP, IcmpError, Ipv4, Ipv4Header, NETWORK, PARAMETER_PROBLEM, TCP,
+    TIME_EXCEEDED, TRANSPORT, Tcp, UDP, Udp,
+};
+use core::mem::{offset_of, size_of};
+use zerocopy::{FromBytes, Immutable, IntoBytes, big_endian::U16};
+
+/// Where the header of the packet begins that the error is about.
+const INNER: usize = TRANSPORT + size_of::<IcmpError>();
+/// Where its transport header begins.
+const INNER_TRANSPORT: usize = INNER + size_of::<Ipv4Header>();
+/// The bits of a fragment's offset (RFC 791).
+const OFFSET: u16 = 0x1fff;
+
+/// The checksum, source and destination of an IPv4 header.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct InnerTail([u8; 2], Ipv4, Ipv4);
+
+/// The eight bytes of transport header that every error holds.
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C)]
+struct InnerTransport {
+    source_port: U16,
+    destination_port: U16,
+    rest: [u8; 4],
+}
+
+/// Whether the packet is an ICMP error that is passed on. Source quench is not (RFC 6633), nor is a redirect.
+#[inline(always)]
+pub(super) fn is_error<F: Frame>(frame: &F, packet: &Local) -> bool {
+    packet.fault.is_none()
+        && packet.protocol == ICMP
+        && matches!(
+            frame.read::<u8>(TRANSPORT),
+            Some(DESTINATION_UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)
+        )
+}
+
+/// Passes an error on. Not inlined: the kernel bounds a function's stack.
+#[inline(never)]
+pub(super) fn pass_on<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    from: &Interface,
+    packet: &Local,
+    now: u32,
+) -> Verdict {
+    Verdict::of(translate(frame, tables, from, packet, now))
+}
+
+#[inline(always)]
+fn translate<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    from: &Interface,
+    packet: &Local,
+    now: u32,
+) -> Result<Verdict, DropReason> {
+    let Some(ours) = tables.address(&VpcAddress::ipv4(from.vpc, packet.destination)) else {
+        return Ok(Verdict::PASS);
+    };
+    if tables.address(&VpcAddress::ipv4(from.vpc, packet.source)).is_some() {
+        return Err(DropReason::SpoofedSource);
+    }
+    let outer = frame.read::<Ipv4Header>(NETWORK).ok_or(DropReason::Malformed)?;
+    let inner = frame.read::<Ipv4Header>(INNER).ok_or(DropReason::IcmpMalformed)?;
+    let transport = frame.read::<InnerTransport>(INNER_TRANSPORT).ok_or(DropReason::IcmpMalformed)?;
+    let held = usize::from(outer.total_length.get()).wrapping_sub(INNER_TRANSPORT - NETWORK);
+    if held < size_of::<InnerTransport>() || held > 0xffff || inner.version_ihl != 0x45 {
+        return Err(DropReason::IcmpMalformed);
+    }
+    if inner.source != packet.destination {
+        return Err(DropReason::IcmpForged);
+    }
+    if ours.stack != 0 && STACK_PORTS.contains(&transport.source_port.get()) {
+        return stack::receive(frame, tables, ours.stack);
+    }
+    if inner.fragment.get() & OFFSET != 0 {
+        return Err(DropReason::IcmpNoFlow);
+    }
+    let key = FlowKey {
+        source: inner.destination,
+        destination: inner.source,
+        source_port: transport.destination_port,
+        destination_port: transport.source_port,
+        vpc: from.vpc,
+        protocol: inner.protocol,
+        reserved: 0,
+    };
+    let mut flow = Flow::default();
+    if !find(tables, &key, now, &mut flow) {
+        return Err(DropReason::IcmpNoFlow);
+    }
+    if outer.ttl <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    let mtu = tables.mtu(flow.interface);
+    if mtu != 0 && u32::from(outer.total_length.get()) > mtu {
+        return Err(DropReason::TooBig);
+    }
+    let change = rewrite_inner(frame, &inner, held, &flow).ok_or(DropReason::IcmpMalformed)?;
+    rewrite_outer(frame, &outer, &flow, change).ok_or(DropReason::Malformed)?;
+    if !tables.egress(flow.interface) {
+        return Err(DropReason::NoInterface);
+    }
+    Ok(Verdict::forward(flow.interface, flow.endpoint, flow::direction_of(&flow), FlowEvent::None, false))
+}
+
+/// Puts the entry of a flow that is alive into `flow`: it, and the one of the direction that the packet in the error went, map to
+/// each other.
+#[inline(always)]
+fn find<T: Tables>(tables: &T, key: &FlowKey, now: u32, flow: &mut Flow) -> bool {
+    let (entry, established) = match tables.established(key) {
+        Some(entry) => (entry, true),
+        None => match tables.pending(key) {
+            Some(entry) => (entry, false),
+            None => return false,
+        },
+    };
+    *flow = entry.flow();
+    let peer_key = key.mirror(flow);
+    let peer = if established { tables.established(&peer_key) } else { tables.pending(&peer_key) };
+    let Some(peer) = peer.map(|peer| peer.flow()) else { return false };
+    let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.last_seen));
+    peer_key.mirror(&peer) == *key
+        && silent <= flow.patience()
+        && flow.state != super::state::State::Terminated as u8
+        && tables.endpoint(flow.endpoint).generation == flow.generation
+}
+
+/// Gives the packet in the error back the addresses and ports that it came to us with. Returns what that changes of the ICMP checksum.
+#[inline(always)]
+fn rewrite_inner<F: Frame>(frame: &mut F, inner: &Ipv4Header, held: usize, flow: &Flow) -> Option<u32> {
+    let (addresses, ports) = (u32::from(flow.address_delta), u32::from(flow.port_delta));
+    let checksum = update(inner.checksum, addresses);
+    let mut change = addresses + ports + u32::from(delta(word(inner.checksum), word(checksum)));
+    let tail = InnerTail(checksum, flow.destination, flow.source);
+    frame.write(INNER + offset_of!(Ipv4Header, checksum), &tail)?;
+    frame.write(INNER_TRANSPORT, &Ports(flow.destination_port, flow.source_port))?;
+    let at = match inner.protocol {
+        UDP => INNER_TRANSPORT + offset_of!(Udp, checksum),
+        // The header may be cut off before its checksum.
+        TCP if held >= offset_of!(Tcp, checksum) + 2 => INNER_TRANSPORT + offset_of!(Tcp, checksum),
+        _ => return Some(change),
+    };
+    let stored = frame.read::<[u8; 2]>(at)?;
+    let updated = if inner.protocol == UDP {
+        update_udp(stored, addresses + ports)
+    } else {
+        update(stored, addresses + ports)
+    };
+    change += u32::from(delta(word(stored), word(updated)));
+    frame.write(at, &updated)?;
+    Some(change)
+}
+
+/// Makes it an error that the flow's other end has sent, whoever has: the networks behind the endpoint and the load balancer stay
+/// unknown to each other.
+#[inline(always)]
+fn rewrite_outer<F: Frame>(frame: &mut F, outer: &Ipv4Header, flow: &Flow, change: u32) -> Option<()> {
+    let at = TRANSPORT + offset_of!(IcmpError, checksum);
+    let checksum = update(frame.read::<[u8; 2]>(at)?, change);
+    frame.write(at, &checksum)?;
+    let moved = delta(
+        address(outer.source) + address(outer.destination),
+        address(flow.source) + address(flow.destination),
+    );
+    let checksum = update(outer.checksum, u32::from(moved) + ONE_HOP);
+    let tail = IpTail(outer.ttl.wrapping_sub(1), ICMP, checksum, flow.source, flow.destination);
+    frame.write(NETWORK + offset_of!(Ipv4Header, ttl), &tail)?;
+    frame.write(0, &Macs(flow.destination_mac, flow.source_mac))
+}
