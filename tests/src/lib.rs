@@ -2,5 +2,6 @@
 //! path under test.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
+pub mod bench;
 pub mod packet;
 pub mod world;

@@ -1,85 +1,16 @@
 //! Packets through the program that the kernel runs (BPF_PROG_TEST_RUN): verdict, every byte of the output, and every counter.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use privatelink_tests::bench::{Bench, DROP, PASS, REDIRECT};
 use privatelink_tests::packet::{ACK, FIN, Ip, Mac, PSH, Packet, RST, SYN, addresses, arp, ethernet};
 use privatelink_tests::world::{UNCHECKED, World, changes, config};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::fs::File;
-use std::os::fd::AsFd;
 
-const DROP: u32 = 1;
-const PASS: u32 = 2;
-const REDIRECT: u32 = 4;
 const CLIENT: Ip = [10, 0, 1, 5];
 const ENDPOINT: Ip = [10, 0, 9, 9];
 const BALANCER: Ip = [10, 0, 1, 10];
 
-/// A world and its program.
-struct Bench {
-    world: World,
-    program: Xdp,
-}
-
-impl Bench {
-    fn new(extra: &str) -> Self {
-        let world = World::new(&config(extra, UNCHECKED));
-        let pin = world.pins().join("programs/ingress");
-        let program = Xdp::from_pin(pin, aya_obj::programs::XdpAttachType::Interface).unwrap();
-        Self { world, program }
-    }
-
-    /// Runs the program on a frame that comes by an interface; returns the verdict and the frame as it leaves.
-    fn run(&self, interface: &str, frame: &[u8]) -> (u32, Vec<u8>) {
-        let namespace = File::open(format!("/run/netns/{}", self.world.namespace("dp"))).unwrap();
-        std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-                    let ifindex = rustix::net::netdevice::name_to_index(&socket, interface).unwrap();
-                    let length = u32::try_from(frame.len()).unwrap();
-                    let context: Vec<u8> =
-                        [0, length, 0, ifindex, 0, 0].iter().flat_map(|it| it.to_ne_bytes()).collect();
-                    let mut out = vec![0; 4096];
-                    let mut options = TestRunOptions::new();
-                    options.data_in = Some(frame);
-                    options.data_out = Some(&mut out);
-                    options.ctx_in = Some(&context);
-                    let result = self.program.test_run(options).unwrap();
-                    out.truncate(result.data_size_out as usize);
-                    (result.return_value, out)
-                })
-                .join()
-                .unwrap()
-        })
-    }
-
-    /// Runs a frame, and checks that exactly these counters moved, by one each unless said otherwise.
-    fn expect(
-        &self,
-        name: &str,
-        interface: &str,
-        frame: &[u8],
-        verdict: u32,
-        moved: &[(&str, i64)],
-    ) -> Vec<u8> {
-        let before = self.world.state();
-        let (got, out) = self.run(interface, frame);
-        let after = self.world.state();
-        let mut expected: Vec<_> = moved.iter().map(|(key, by)| ((*key).to_owned(), *by)).collect();
-        expected.sort();
-        assert_eq!(got, verdict, "{name}: verdict");
-        assert_eq!(changes(&before, &after), expected, "{name}: counters");
-        out
-    }
-
-    /// A frame that is dropped for a reason, or passed: untouched.
-    fn refused(&self, name: &str, interface: &str, frame: &[u8], reason: &str) {
-        let verdict = if reason.ends_with("passed") { PASS } else { DROP };
-        let out = self.expect(name, interface, frame, verdict, &[(reason, 1)]);
-        assert_eq!(out, frame, "{name}: bytes");
-    }
+fn bench(extra: &str) -> Bench {
+    Bench::of(World::new(&config(extra, UNCHECKED)))
 }
 
 fn opened(consumer: &str) -> Vec<(String, i64)> {
@@ -127,7 +58,7 @@ fn side(target: Ip) -> &'static str {
 
 #[test]
 fn a_tcp_connection_is_translated_both_ways_and_two_tenants_with_one_five_tuple_are_kept_apart() {
-    let bench = Bench::new("");
+    let bench = bench("");
     let mut seen = Vec::new();
     for (consumer, interface) in [("shop", "ca"), ("bank", "cb")] {
         let syn = Packet::tcp(SYN);
@@ -170,7 +101,7 @@ fn a_tcp_connection_is_translated_both_ways_and_two_tenants_with_one_five_tuple_
 
 #[test]
 fn a_reset_ends_a_flow_in_either_table() {
-    let bench = Bench::new("");
+    let bench = bench("");
     let out = bench.run("ca", &Packet::tcp(SYN).build()).1;
     let (.., target, _) = addresses(&out);
     let refused = reply(&out, RST | ACK, b"").build();
@@ -181,7 +112,7 @@ fn a_reset_ends_a_flow_in_either_table() {
 
 #[test]
 fn udp_is_translated_and_a_missing_checksum_stays_missing() {
-    let bench = Bench::new("");
+    let bench = bench("");
     for no_checksum in [false, true] {
         let query = Packet { no_checksum, from_port: 5000 + u16::from(no_checksum), ..Packet::udp() };
         let out = bench.expect("query", "cb", &query.build(), REDIRECT, &as_slice(&opened("bank")));
@@ -199,7 +130,7 @@ fn udp_is_translated_and_a_missing_checksum_stays_missing() {
 
 #[test]
 fn a_segment_of_no_flow_is_answered_with_the_reset_that_the_rfc_asks_for() {
-    let bench = Bench::new("");
+    let bench = bench("");
     let stray = |flags, payload: &[u8]| Packet { payload: payload.to_vec(), ack: 77, ..Packet::tcp(flags) };
     for (name, sent, seq, ack, flags) in [
         ("an ACK", stray(ACK, b""), 77, 0, RST),
@@ -231,7 +162,7 @@ fn a_segment_of_no_flow_is_answered_with_the_reset_that_the_rfc_asks_for() {
 
 #[test]
 fn what_does_not_belong_is_dropped_by_name_or_passed_untouched() {
-    let bench = Bench::new("");
+    let bench = bench("");
     let tcp = Packet::tcp(SYN);
     let with = |change: fn(&mut Packet)| {
         let mut packet = tcp.clone();
@@ -285,7 +216,7 @@ fn what_does_not_belong_is_dropped_by_name_or_passed_untouched() {
 
 #[test]
 fn arp_and_echo_are_answered_in_the_path() {
-    let bench = Bench::new("");
+    let bench = bench("");
     let (me, all, nobody): (Mac, Mac, Mac) = ([2, 1, 1, 1, 1, 1], [255; 6], [0; 6]);
     for (interface, vpc, from, to) in
         [("ca", "shop", CLIENT, ENDPOINT), ("t1", "payments", [10, 0, 1, 21], BALANCER)]
@@ -320,7 +251,7 @@ fn arp_and_echo_are_answered_in_the_path() {
 
 #[test]
 fn a_packet_cut_off_anywhere_or_lying_about_any_length_is_never_forwarded_and_always_accounted_once() {
-    let bench = Bench::new("");
+    let bench = bench("");
     let whole = Packet { payload: b"0123456789".to_vec(), ..Packet::tcp(SYN) }.build();
     let once = |name: &str, frame: &[u8]| {
         let before = bench.world.state();
@@ -358,7 +289,7 @@ fn a_packet_cut_off_anywhere_or_lying_about_any_length_is_never_forwarded_and_al
 
 #[test]
 fn a_full_table_refuses_the_new_flow_and_keeps_the_old() {
-    let bench = Bench::new("[limits]\nflows = 4\n");
+    let bench = bench("[limits]\nflows = 4\n");
     let connect = |port: u16| {
         let at = |flags| Packet { from_port: port, ..Packet::tcp(flags) };
         let out = bench.run("ca", &at(SYN).build()).1;
@@ -386,7 +317,7 @@ fn a_full_table_refuses_the_new_flow_and_keeps_the_old() {
 
 #[test]
 fn a_flood_of_half_open_flows_evicts_only_half_open_flows() {
-    let bench = Bench::new("[limits]\npending_flows = 64\n");
+    let bench = bench("[limits]\npending_flows = 64\n");
     let at = |port: u16, flags| Packet { from_port: port, ..Packet::tcp(flags) };
     let out = bench.run("ca", &at(1000, SYN).build()).1;
     let (.., target, _) = addresses(&out);
