@@ -500,10 +500,16 @@ fn real_clients_of_both_families_reach_servers_of_both_and_health_is_checked_ove
 fn a_host_that_wants_an_endpoints_address_learns_that_it_is_taken() {
     let world = World::dualstack(&dualstack("", UNCHECKED), &ENDS);
     world.shell("ca", "sysctl -qw net.ipv6.conf.eth0.accept_dad=1 net.ipv6.conf.eth0.dad_transmits=1");
-    world.shell("ca", "ip addr add fd00::99/64 dev eth0 && ip addr add fd00::77/64 dev eth0");
-    eventually("the probe for the endpoint's address has failed", || {
-        world.shell("ca", "ip -6 addr show dev eth0 dadfailed").contains("fd00::99").then_some(())
-    });
+    world.shell("ca", "ip addr add fd00::77/64 dev eth0");
+    // With a nonce (RFC 7527) and without: then the answer is longer than the probe.
+    for nonce in [1, 0] {
+        world.shell("ca", &format!("sysctl -qw net.ipv6.conf.eth0.enhanced_dad={nonce}"));
+        world.shell("ca", "ip addr add fd00::99/64 dev eth0");
+        eventually("the probe for the endpoint's address has failed", || {
+            world.shell("ca", "ip -6 addr show dev eth0 dadfailed").contains("fd00::99").then_some(())
+        });
+        world.shell("ca", "ip addr del fd00::99/64 dev eth0");
+    }
     eventually("the one for a free address has not", || {
         world.shell("ca", "ip -6 addr show dev eth0 -tentative").contains("fd00::77").then_some(())
     });
