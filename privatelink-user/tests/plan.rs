@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: a panic with its place is what is wanted")]
 
 use privatelink::flows::Survey;
+use privatelink::ip;
 use privatelink::model::{self, Model};
 use privatelink::names::{Kind, Names};
 use privatelink::plan::{self, Image, Known};
-use privatelink_common::tables::{DRAINING, HEALTHY, INITIAL, Target, UNHEALTHY};
+use privatelink_common::tables::{DRAINING, HEALTHY, INITIAL, Target, UNHEALTHY, VpcAddress};
 use privatelink_common::wire::Ip;
 use std::collections::BTreeMap;
 
@@ -245,4 +246,57 @@ fn an_endpoints_address_keeps_its_load_balancer_when_another_comes() {
     assert_ne!(moved, before);
     mind.see(&model, 1002);
     assert_eq!(of(&mind.image), moved);
+}
+
+#[test]
+fn a_dualstack_load_balancer_has_sources_of_each_family_and_each_address_of_an_endpoint_is_one_of_its_own() {
+    let dualstack = r#"
+[vpcs.shop]
+account = "111122223333"
+cidrs = ["10.0.0.0/16", "fd00::/64"]
+interfaces = ["a"]
+[target_groups.web]
+vpc = "shop"
+protocol = "tcp"
+ip_address_type = "ipv6"
+port = 8080
+targets = [{ address = "fd00::21", zone = "a" }]
+[load_balancers.edge]
+vpc = "shop"
+addresses = { a = ["10.0.1.10", "fd00::10"] }
+secondary_addresses = { a = ["fd00::11", "10.0.1.11", "fd00::12"] }
+listeners = [{ protocol = "tcp", port = 80, target_group = "web" }]
+[endpoint_services.s]
+load_balancers = ["edge"]
+acceptance_required = false
+allowed_principals = ["*"]
+supported_ip_address_types = ["ipv4", "ipv6"]
+[endpoints.e]
+vpc = "shop"
+service = "s"
+addresses = { a = ["10.0.9.9", "fd00::99"] }
+"#;
+    let model = model::parse(dualstack, "dualstack.toml").unwrap();
+    let mind = Mind::new(&model);
+    let zone = mind.names.id(Kind::Balancer, "edge/a").unwrap();
+    let shown = |sources: [u32; 8]| -> std::collections::BTreeSet<String> {
+        sources.iter().map(|id| ip::shown(mind.image.balancers[id].address).to_string()).collect()
+    };
+    for balancer in mind.image.balancers.values() {
+        assert_eq!(shown(balancer.sources).into_iter().collect::<Vec<_>>(), ["10.0.1.10", "10.0.1.11"]);
+        assert_eq!(
+            shown(balancer.sources6).into_iter().collect::<Vec<_>>(),
+            ["fd00::10", "fd00::11", "fd00::12"]
+        );
+    }
+    let (four, six) =
+        (mind.names.id(Kind::Endpoint, "e/a").unwrap(), mind.names.id(Kind::Endpoint, "e/a/ipv6").unwrap());
+    assert_ne!(four, six);
+    for (address, endpoint) in [("10.0.9.9", four), ("fd00::99", six)] {
+        let key = VpcAddress::new(1, ip::entry(address.parse().unwrap()));
+        let entry = mind.image.addresses[&key];
+        assert_eq!((entry.endpoint, entry.balancer, entry.dualstack), (endpoint, zone, 1), "{address}");
+    }
+    let listener = mind.image.listeners.iter().next().unwrap();
+    assert_eq!((listener.0.balancer, listener.1.ipv6), (zone, 1));
 }

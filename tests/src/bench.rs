@@ -43,9 +43,7 @@ pub fn xdp(extra: &str, check: impl Fn(&Bench)) {
 }
 
 pub fn tcx(extra: &str, check: impl Fn(&Bench)) {
-    let world = World::new(&config(extra, UNCHECKED));
-    let program = SchedClassifier::from_pin(world.pins().join("programs/ingress_tcx")).unwrap();
-    check(&Bench { world, program: Program::Tcx(program) });
+    check(&Bench::tcx(World::new(&config(extra, UNCHECKED))));
 }
 
 /// A context of which only these words, by their index, are not zero.
@@ -58,10 +56,20 @@ fn context(words: &[(usize, u32)]) -> Vec<u8> {
 impl Bench {
     /// XDP's program.
     pub fn new(extra: &str) -> Self {
-        let world = World::new(&config(extra, UNCHECKED));
+        Self::xdp(World::new(&config(extra, UNCHECKED)))
+    }
+
+    /// XDP's program of a world in which an agent runs.
+    pub fn xdp(world: World) -> Self {
         let pin = world.pins().join("programs/ingress");
         let program = Xdp::from_pin(pin, aya_obj::programs::XdpAttachType::Interface).unwrap();
         Self { world, program: Program::Xdp(program) }
+    }
+
+    /// TCX's.
+    pub fn tcx(world: World) -> Self {
+        let program = SchedClassifier::from_pin(world.pins().join("programs/ingress_tcx")).unwrap();
+        Self { world, program: Program::Tcx(program) }
     }
 
     pub fn is_xdp(&self) -> bool {

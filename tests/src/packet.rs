@@ -2,6 +2,7 @@
 
 pub type Mac = [u8; 6];
 pub type Ip = [u8; 4];
+pub type Ip6 = [u8; 16];
 
 pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
@@ -139,6 +140,72 @@ impl Packet {
         bytes[2..4].copy_from_slice(&sum);
         Self { protocol: 1, ..self.clone() }.ipv4(&bytes)
     }
+}
+
+/// An IPv6 packet, described in the same way: ports, flags and payload are those of `inner`, whose addresses do not matter.
+#[derive(Clone, Debug)]
+pub struct Packet6 {
+    pub from: Ip6,
+    pub to: Ip6,
+    pub class: u8,
+    pub inner: Packet,
+}
+
+impl Packet6 {
+    pub fn of(from: Ip6, to: Ip6, inner: Packet) -> Self {
+        Self { from, to, class: 0, inner }
+    }
+
+    fn transport(&self) -> Vec<u8> {
+        let mut bytes = self.inner.transport();
+        let at = if self.inner.protocol == 6 { 16 } else { 6 };
+        bytes[at..at + 2].fill(0);
+        if !self.inner.no_checksum {
+            let sum = self.checksum(self.inner.protocol, &bytes);
+            bytes[at..at + 2].copy_from_slice(&(if sum == 0 { 0xffff } else { sum }).to_be_bytes());
+        }
+        bytes
+    }
+
+    /// With the pseudo header of RFC 8200, 8.1, as it is written there.
+    fn checksum(&self, protocol: u8, bytes: &[u8]) -> u16 {
+        let length = u32::try_from(bytes.len()).unwrap().to_be_bytes();
+        checksum(&[&self.from, &self.to, &length, &[0, 0, 0, protocol], bytes])
+    }
+
+    pub fn ipv6(&self, next: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x60 | self.class >> 4, self.class << 4, 0, 0];
+        bytes.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+        bytes.extend([next, self.inner.ttl]);
+        bytes.extend(self.from);
+        bytes.extend(self.to);
+        bytes.extend(payload);
+        ethernet(self.inner.to_mac, self.inner.from_mac, 0x86dd, &bytes)
+    }
+
+    pub fn build(&self) -> Vec<u8> {
+        self.ipv6(self.inner.protocol, &self.transport())
+    }
+
+    /// ICMPv6 with this type and a body.
+    pub fn icmp(&self, kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![kind, 0, 0, 0];
+        bytes.extend(body);
+        let sum = self.checksum(58, &bytes).to_be_bytes();
+        bytes[2..4].copy_from_slice(&sum);
+        self.ipv6(58, &bytes)
+    }
+}
+
+/// fd00:: with this last byte.
+pub const fn six(last: u8) -> Ip6 {
+    [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+/// The parts of a TCP or UDP frame over IPv6 that a test wants to look at.
+pub fn addresses6(frame: &[u8]) -> (Ip6, u16, Ip6, u16) {
+    let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    (frame[22..38].try_into().unwrap(), port(54), frame[38..54].try_into().unwrap(), port(56))
 }
 
 pub fn ethernet(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {

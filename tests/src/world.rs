@@ -68,6 +68,32 @@ addresses = {{ a = "10.0.9.9" }}
     )
 }
 
+/// The same with both families: port 80 leads to IPv4 targets, port 81 to IPv6 ones.
+pub fn dualstack(extra: &str, checks: &str) -> String {
+    let udp = r#", { protocol = "udp", port = 53, target_group = "web" }"#;
+    let six = r#", { protocol = "tcp_udp", port = 81, target_group = "web6" }"#;
+    let group = format!(
+        r#"[target_groups.web6]
+vpc = "payments"
+protocol = "tcp_udp"
+ip_address_type = "ipv6"
+port = 8080
+targets = [{{ address = "fd00::21", zone = "a" }}, {{ address = "fd00::22", zone = "a" }}]
+health_check = {{ {checks} }}
+[load_balancers.edge]"#
+    );
+    config(extra, checks)
+        .replace(r#"["10.0.0.0/16"]"#, r#"["10.0.0.0/16", "fd00::/64"]"#)
+        .replace(udp, six)
+        .replace("[load_balancers.edge]", &group)
+        .replace(r#"{ a = "10.0.1.10" }"#, r#"{ a = ["10.0.1.10", "fd00::10"] }"#)
+        .replace(r#"{ a = "10.0.9.9" }"#, r#"{ a = ["10.0.9.9", "fd00::99"] }"#)
+        .replace(
+            "acceptance_required",
+            "supported_ip_address_types = [\"ipv4\", \"ipv6\"]\nacceptance_required",
+        )
+}
+
 /// Health checks that leave packet counters alone.
 pub const UNCHECKED: &str = "enabled = false";
 /// Health checks as quick as they may be.
@@ -138,6 +164,25 @@ impl World {
             world.plug(name, address);
         }
         fs::write(world.config(), config).unwrap();
+        world
+    }
+
+    /// The same, where some ends have IPv6 addresses beside the others: fd00::5, fd00::21 and so on. Hosts with IPv6 say this and that
+    /// to their link by themselves; what targets ask is put off until the test is over.
+    pub fn dualstack(config: &str, ends: &[&str]) -> Self {
+        let mut world = Self::bare(config);
+        for (name, address) in ENDS.into_iter().filter(|(name, _)| ends.contains(name)) {
+            let last = address.rsplit('.').next().unwrap();
+            world.shell(
+                name,
+                &format!(
+                    "sysctl -qw net.ipv6.conf.eth0.accept_ra=0 net.ipv6.neigh.eth0.delay_first_probe_time=600 \
+                     net.ipv6.conf.eth0.disable_ipv6=0 && \
+                     ip addr add fd00::{last}/64 dev eth0 nodad"
+                ),
+            );
+        }
+        world.start(&[]);
         world
     }
 
@@ -238,8 +283,8 @@ impl World {
         let config = format!(
             "daemon off; master_process off; pid {dir}/pid; error_log stderr error; events {{}} http {{ access_log off; \
              client_body_temp_path {dir}/1; proxy_temp_path {dir}/2; fastcgi_temp_path {dir}/3; uwsgi_temp_path {dir}/4; \
-             scgi_temp_path {dir}/5; server {{ listen 8080; \
-             listen 8443 ssl; ssl_certificate {dir}/certificate; ssl_certificate_key {dir}/key; root {dir}; \
+             scgi_temp_path {dir}/5; server {{ listen 8080; listen [::]:8080; \
+             listen 8443 ssl; listen [::]:8443 ssl; ssl_certificate {dir}/certificate; ssl_certificate_key {dir}/key; root {dir}; \
              location = /client {{ return 200 $remote_addr:$remote_port; }} }} }}"
         );
         let file = self.dir.path().join(format!("{name}.conf"));
@@ -381,7 +426,8 @@ impl World {
         }
         for row in self.json("endpoints").as_array().unwrap() {
             for count in ["to_provider_packets", "to_consumer_packets", "new_flows", "resets"] {
-                let name = row["endpoint"].as_str().unwrap();
+                let ipv6 = row["address"].as_str().unwrap().contains(':');
+                let name = row["endpoint"].as_str().unwrap().to_owned() + if ipv6 { "6" } else { "" };
                 state.insert(format!("{name} {count}"), row[count].as_u64().unwrap());
             }
         }

@@ -188,12 +188,13 @@ fn claim_port<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
 }
 
 /// Whether a flow of the other width has the port that was just claimed. Of two that claim it at once, one sees the other: perhaps both.
-/// Not inlined: the kernel bounds a function's stack.
+/// The pending are asked first, since a flow enters the established before it leaves them. Not inlined: the kernel bounds a function's
+/// stack.
 #[inline(never)]
 fn is_taken<K: Key, T: Tables + Flows<K::Other>>(tables: &T, key: &K) -> bool {
     let Some(key) = key.other() else { return false };
     tables.fence();
-    tables.established(&key).is_some() || tables.pending(&key).is_some()
+    tables.pending(&key).is_some() || tables.established(&key).is_some()
 }
 
 /// A step that visits every port before it comes back: [`NAT_PORT_COUNT`] is 2^11 * 31, so any step of the form 62n + 1 is coprime.

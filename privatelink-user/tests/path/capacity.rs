@@ -1,6 +1,6 @@
 //! Full port ranges and full tables.
 
-use crate::memory::{CONFIG, Memory, Pins, RESET, interfaces, memory, on_the_host};
+use crate::memory::{CONFIG, DUALSTACK, Memory, Pins, RESET, interfaces, memory, on_the_host};
 use crate::time::segment;
 use privatelink::kernel::{Drops, Kernel};
 use privatelink::model::Limits;
@@ -9,7 +9,7 @@ use privatelink::{flows, model, plan};
 use privatelink_common::limits::NAT_PORT_COUNT;
 use privatelink_common::tables::{Course, Endpoint, Flow, FlowKey, Key, TargetEvent};
 use privatelink_common::verdict::Direction;
-use privatelink_common::wire::Ipv4;
+use privatelink_common::wire::{Ip, Ipv4};
 use zerocopy::big_endian::U16;
 
 /// What AWS allows a target for each of the load balancer's addresses.
@@ -67,6 +67,46 @@ fn a_target_takes_fifty_five_thousand_flows_and_each_has_a_port_of_its_own() {
             .collect();
         assert_eq!(ports.len(), AWS);
     }
+}
+
+#[test]
+fn flows_of_both_families_to_one_ipv4_target_never_share_a_nat_port() {
+    const EACH: usize = 25_000;
+    let one = DUALSTACK
+        .replace(", { address = \"10.0.1.22\", zone = \"a\" }", "")
+        .replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
+    let model = model::parse(&one, "one.toml").unwrap();
+    let image =
+        plan::compile(&model, &mut Names::default(), &plan::Known::default(), |_| "stack".into()).unwrap();
+    let first = interfaces(&image)[0];
+    let memory = memory(image);
+    memory.interface.set(first);
+    for client in 0..u16::try_from(EACH).unwrap() {
+        let [a, b] = client.to_be_bytes();
+        let four = segment(([10, 0, a | 0x80, b], 1000), ([10, 0, 9, 9], 80), "S");
+        let mut from = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, a, b];
+        let mut six = Vec::new();
+        let to = Ip([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x99]).0;
+        from[12] = 1;
+        etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ipv6(from, to, 64)
+            .tcp(1000, 80, 7, 100)
+            .syn()
+            .write(&mut six, &[])
+            .unwrap();
+        for frame in [four, six] {
+            let (verdict, _) = on_the_host(&memory, &frame, 1000);
+            assert!([4, RESET].contains(&verdict), "{verdict}");
+        }
+    }
+    let narrow = memory.pending.borrow();
+    let narrow = narrow.values().map(|it| it.get()).filter(|it| it.direction == 0);
+    let narrow: std::collections::BTreeSet<u16> = narrow.map(|it| it.source_port.get()).collect();
+    let wide = memory.pending6.borrow();
+    let wide = wide.values().map(|it| it.get()).filter(|it| it.direction == 0);
+    let wide: std::collections::BTreeSet<u16> = wide.map(|it| it.source_port.get()).collect();
+    assert!(narrow.len() + wide.len() > 2 * EACH - 50, "{} and {} flows", narrow.len(), wide.len());
+    assert!(narrow.is_disjoint(&wide), "{} ports are two flows'", narrow.intersection(&wide).count());
 }
 
 #[test]
