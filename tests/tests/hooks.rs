@@ -1,10 +1,11 @@
 //! XDP, TCX, and both at once, over ordinary veths.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::world::{UNCHECKED, World, binary, config, eventually};
+use privatelink_tests::world::{UNCHECKED, World, binary, config, dualstack, eventually};
 use serde_json::Value;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 /// The usual configuration, of an agent that leaves other ends alone.
 fn plain(extra: &str) -> String {
@@ -40,10 +41,14 @@ fn noise(length: usize, mut seed: u64) -> Vec<u8> {
 
 /// Lets the targets send back what they get, each connection as a whole.
 fn mirror(world: &World) {
+    mirror_at(world, "0.0.0.0:8080");
+}
+
+fn mirror_at(world: &World, address: &'static str) {
     for target in ["t1", "t2"] {
         let (ready, is_ready) = std::sync::mpsc::channel();
         world.thread(target, move || {
-            let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
+            let listener = TcpListener::bind(address).unwrap();
             ready.send(()).unwrap();
             for stream in listener.incoming().take(1000).flatten() {
                 std::thread::spawn(move || {
@@ -59,10 +64,14 @@ fn mirror(world: &World) {
 
 /// Sends bytes there and gets them back.
 fn there_and_back(world: &World, consumer: &str, length: usize) {
+    there_and_back_by(world, consumer, "10.0.9.9:80", length);
+}
+
+fn there_and_back_by(world: &World, consumer: &str, address: &'static str, length: usize) {
     let worker = world.thread(consumer, move || {
         let sent = noise(length, 0x9e37_79b9_7f4a_7c15);
-        let mut stream = TcpStream::connect("10.0.9.9:80").unwrap();
-        stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(&sent).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut got = Vec::new();
@@ -96,6 +105,59 @@ fn ordinary_veths_carry_files_both_ways_by_tcx_with_no_setting_at_all_and_count_
     }
     let features = world.shell("ca", "ethtool -k eth0");
     assert!(features.contains("tx-checksumming: on") && features.contains("tcp-segmentation-offload: on"));
+}
+
+#[test]
+fn ordinary_veths_carry_files_both_ways_by_tcx_over_ipv6_and_between_the_families() {
+    const LENGTH: usize = 16 << 20;
+    let config = dualstack("", UNCHECKED).replace("manage_peer_offloads = true", "");
+    let world = World::dualstack(&config, &["ca", "cb", "t1", "t2"]);
+    assert_eq!(hooks(&world), ["tcx -"; 4]);
+    mirror_at(&world, "[::]:8080");
+    // Two tenants, of one address; two families on either side.
+    for consumer in ["ca", "cb"] {
+        for address in ["10.0.9.9:80", "10.0.9.9:81", "[fd00::99]:80", "[fd00::99]:81"] {
+            there_and_back_by(&world, consumer, address, LENGTH);
+        }
+    }
+    for address in ["10.0.9.9", "fd00::99"] {
+        let (bytes, rows) = (2 * LENGTH as u64, world.json("endpoints"));
+        let of = |row: &&Value| row["endpoint"] == "shop" && row["address"] == address;
+        let row = rows.as_array().unwrap().iter().find(of).unwrap();
+        for way in ["to_provider", "to_consumer"] {
+            let count = |what| row[format!("{way}_{what}")].as_u64().unwrap();
+            assert!((bytes..bytes * 11 / 10).contains(&count("bytes")), "{address} {way}: {row}");
+            assert!(count("packets") > bytes / 1514, "{address} {way}: segments count, not frames: {row}");
+        }
+    }
+    let features = world.shell("ca", "ethtool -k eth0");
+    assert!(features.contains("tx-checksumming: on") && features.contains("tcp-segmentation-offload: on"));
+
+    for target in ["t1", "t2"] {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        world.thread(target, move || {
+            let (socket, mut bytes) = (UdpSocket::bind("[::]:8080").unwrap(), [0; 2048]);
+            ready.send(()).unwrap();
+            while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+                socket.send_to(&bytes[..length], from).unwrap();
+            }
+        });
+        is_ready.recv().unwrap();
+    }
+    for (own, address) in [("0.0.0.0:0", "10.0.9.9:81"), ("[::]:0", "[fd00::99]:81")] {
+        let worker = world.thread("ca", move || {
+            let (socket, mut got) = (UdpSocket::bind(own).unwrap(), [0; 2048]);
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.connect(address).unwrap();
+            for length in [0, 1, 1200, 1440] {
+                let sent = noise(length, 7);
+                socket.send(&sent).unwrap();
+                let length = socket.recv(&mut got).unwrap();
+                assert!(got[..length] == sent, "{length} bytes from {address}");
+            }
+        });
+        worker.join().unwrap();
+    }
 }
 
 #[test]
@@ -153,7 +215,7 @@ fn a_checksum_that_the_sender_leaves_to_its_device_is_right_where_a_device_compl
     let echoed = world.thread("cb", || {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect("10.0.9.9:80").unwrap();
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let round = |length: &usize| {
             let (sent, mut got) = (noise(*length, 7), [0; 2048]);
             socket.send(&sent).unwrap();

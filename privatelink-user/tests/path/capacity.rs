@@ -77,7 +77,7 @@ fn flows_of_both_families_to_one_ipv4_target_never_share_a_nat_port() {
         .replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
     let model = model::parse(&one, "one.toml").unwrap();
     let image =
-        plan::compile(&model, &mut Names::default(), &plan::Known::default(), |_| "stack".into()).unwrap();
+        plan::compile(&model, &mut Names::default(), &plan::Known::connected(&model), |_| "stack".into()).unwrap();
     let first = interfaces(&image)[0];
     let memory = memory(image);
     memory.interface.set(first);
