@@ -21,6 +21,22 @@ pub trait Frame {
     /// Cuts the frame off behind its first `len` bytes.
     fn truncate(&mut self, len: usize) -> Option<()>;
 
+    /// Makes it longer by so many bytes, of any content, before its first.
+    fn grow(&mut self, by: usize) -> Option<()>;
+
+    /// Makes it as long as this, whatever is in it then.
+    fn resize(&mut self, len: usize) -> Option<()> {
+        match len.checked_sub(self.len()) {
+            Some(more) if more > 0 => self.grow(more),
+            _ => self.truncate(len),
+        }
+    }
+
+    /// The same number. A host whose program is verified returns one of which the verifier knows nothing.
+    fn blur(&self, number: u64) -> u64 {
+        number
+    }
+
     /// Whether there is nothing in it.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -31,19 +47,26 @@ pub trait Frame {
 #[derive(Debug)]
 pub struct SliceFrame<'a> {
     bytes: &'a mut [u8],
+    start: usize,
     len: usize,
 }
 
 impl<'a> SliceFrame<'a> {
     /// The whole of `bytes` as one frame.
     pub fn new(bytes: &'a mut [u8]) -> Self {
-        let len = bytes.len();
-        Self { bytes, len }
+        Self::with_room(bytes, 0)
+    }
+
+    /// `bytes` but for the first `room` as one frame, which may grow by these.
+    pub fn with_room(bytes: &'a mut [u8], room: usize) -> Self {
+        let start = room.min(bytes.len());
+        let len = bytes.len() - start;
+        Self { bytes, start, len }
     }
 
     /// The frame as it is now.
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
+        self.bytes.get(self.start..self.start + self.len).unwrap_or_default()
     }
 }
 
@@ -58,7 +81,7 @@ impl Frame for SliceFrame<'_> {
 
     fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
         let end = offset.checked_add(value.as_bytes().len()).filter(|end| *end <= self.len)?;
-        self.bytes.get_mut(offset..end)?.copy_from_slice(value.as_bytes());
+        self.bytes.get_mut(self.start + offset..self.start + end)?.copy_from_slice(value.as_bytes());
         Some(())
     }
 
@@ -67,6 +90,12 @@ impl Frame for SliceFrame<'_> {
             return None;
         }
         self.len = len;
+        Some(())
+    }
+
+    fn grow(&mut self, by: usize) -> Option<()> {
+        self.start = self.start.checked_sub(by)?;
+        self.len += by;
         Some(())
     }
 }

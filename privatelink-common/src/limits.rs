@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 /// Layout of the pinned maps. It changes whenever a key or a value changes its meaning; an agent refuses maps of another layout.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// First of the source ports that the load balancer uses towards targets, up to 65535: [`NAT_PORT_COUNT`] ports, which AWS's 55,000
 /// flows for each target and load balancer address fit into (edit-target-group-attributes).
@@ -39,6 +39,20 @@ pub const TCP_RESET: u16 = 60;
 
 /// How long both sides must have been silent after a RST for a segment to contradict it: longer than anything is on its way.
 pub const TCP_RESET_ECHO: u32 = 2;
+
+/// For how many seconds an endpoint's SYNs are answered with cookies after the last second that asked for it: longer than a flood
+/// takes a breath, so that it does not fill `pending` anew each time.
+pub const COOKIES_HOLD: u32 = 10;
+
+/// For how many seconds more the path believes cookies: the kernel's live for two minutes (MAX_SYNCOOKIE_AGE).
+pub const COOKIE_LIFE: u32 = 120;
+
+/// The part of the flows that `pending` holds which an endpoint's unconfirmed SYNs may take in a second before SYN cookies are
+/// switched on for it by `auto`.
+pub const COOKIES_SHARE: u32 = 8;
+
+/// The MSS that a SYN cookie's SYN-ACK announces: the target's is not known yet, and Ethernet's fits nearly everywhere.
+pub const COOKIE_MSS: u16 = 1460;
 
 /// Outcomes that can be counted for a VPC; the counters' index is `vpc * OUTCOMES + outcome`.
 pub const OUTCOMES: u32 = 64;

@@ -48,6 +48,10 @@ words! {
         ResetTableFull = 7 => "reset_table_full",
         /// A segment of a TCP flow that was cut, since its target is unhealthy or deregistered: answered with RST.
         ResetTerminated = 8 => "reset_terminated",
+        /// A SYN to an endpoint that is flooded with them: answered with a SYN cookie, and not remembered.
+        SynCookie = 9 => "syn_cookie",
+        /// A right SYN cookie of an endpoint that may not open another flow now: answered with RST.
+        ResetQuota = 10 => "reset_quota",
     }
 }
 

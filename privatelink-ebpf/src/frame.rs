@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use core::mem::size_of;
@@ -48,7 +48,7 @@ impl XdpFrame {
     /// A pointer to `offset`, if a `T` is there as a whole.
     ///
     /// The comparison is between pointers, with the end on one side: that is the form from which the verifier learns how far the
-    /// packet reaches. `offset` is a constant at every call, once inlined.
+    /// packet reaches. `offset` is a constant once inlined, or a number that is masked just before.
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
         let (data, end) = self.bounds();
@@ -95,6 +95,25 @@ impl Frame for XdpFrame {
         let excess = self.len().checked_sub(len)?;
         // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.
         let result = unsafe { bpf_xdp_adjust_tail(self.context, -(excess as i32)) };
+        (result == 0).then_some(())
+    }
+
+    /// Twice a number that only the kernel knows cancels out, which neither the compiler nor the verifier can see.
+    #[inline(always)]
+    fn blur(&self, number: u64) -> u64 {
+        let (once, again) = (u64::from(self.ingress()), u64::from(self.ingress()));
+        number ^ (once << 32 | once) ^ (again << 32 | again)
+    }
+
+    #[inline(always)]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        reason = "less than a frame's length"
+    )]
+    fn grow(&mut self, by: usize) -> Option<()> {
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_head(self.context, -(by as i32)) };
         (result == 0).then_some(())
     }
 }

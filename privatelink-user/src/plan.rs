@@ -2,10 +2,10 @@
 
 use crate::flows::Survey;
 use crate::maps::PrefixKey;
-use crate::model::{Listener, LoadBalancer, Model, TargetGroup};
+use crate::model::{Listener, LoadBalancer, Model, SynCookies, TargetGroup};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result};
-use privatelink_common::limits::{TCP_CLOSED, UDP_IDLE};
+use privatelink_common::limits::{COOKIES_SHARE, TCP_CLOSED, UDP_IDLE};
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
     Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target,
@@ -48,6 +48,8 @@ pub struct Gate {
     pub burst: u32,
     /// For how many seconds closed flows keep their NAT ports.
     pub hold: u32,
+    /// When SYN cookies begin: [`privatelink_common::tables::Endpoint::cookies`].
+    pub cookies: u32,
 }
 
 /// Where an interface belongs.
@@ -319,7 +321,9 @@ impl Plan<'_> {
     fn own_endpoint(&mut self, name: &str, zone: &str, balancer: &LoadBalancer) -> Result<u32> {
         let id = self.id(Kind::Endpoint, &own_name(name, zone))?;
         let hold = u32::try_from(balancer.port_reuse_delay.as_secs())?;
-        self.image.endpoints.insert(id, Gate { open: true, hold, ..Gate::default() });
+        self.image
+            .endpoints
+            .insert(id, Gate { open: true, hold, cookies: cookies(self.model), ..Gate::default() });
         Ok(id)
     }
 
@@ -448,10 +452,21 @@ impl Plan<'_> {
                 let of = name.split('/').next().and_then(|name| self.model.load_balancers.get(name));
                 let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
                 let (open, hold) = (service.admits(account), u32::try_from(hold)?);
-                self.image.endpoints.insert(id, Gate { open, full, rate, burst, hold });
+                let cookies = cookies(self.model);
+                self.image.endpoints.insert(id, Gate { open, full, rate, burst, hold, cookies });
             }
         }
         Ok(())
+    }
+}
+
+/// From how many unconfirmed SYNs of an endpoint in a second on the path answers with cookies.
+fn cookies(model: &Model) -> u32 {
+    match model.syn_cookies {
+        SynCookies::Off => 0,
+        // A flow has two entries.
+        SynCookies::Auto => (model.limits.pending_flows / 2 / COOKIES_SHARE).max(2),
+        SynCookies::Always => 1,
     }
 }
 

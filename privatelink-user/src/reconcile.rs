@@ -6,7 +6,7 @@
 use crate::maps::{Map, Maps, Plain};
 use crate::plan::{Gate, Image};
 use anyhow::Result;
-use privatelink_common::tables::{Address, Bucket, Endpoint, EndpointCounters};
+use privatelink_common::tables::{Address, Bucket, Endpoint, EndpointCounters, Pressure};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -33,8 +33,8 @@ pub fn actual(maps: &Maps) -> Result<Image> {
 }
 
 fn gate(endpoint: &Endpoint) -> Gate {
-    let (rate, burst, hold) = (endpoint.rate, endpoint.burst, endpoint.hold);
-    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold }
+    let (rate, burst, hold, cookies) = (endpoint.rate, endpoint.burst, endpoint.hold, endpoint.cookies);
+    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold, cookies }
 }
 
 /// Writes the difference between `from`, which the kernel has, and `to`. Returns how many entries changed.
@@ -113,10 +113,21 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
         if was.is_none() {
             maps.counters.set_all(id, &EndpointCounters::default())?;
             maps.buckets.set(&id, &Bucket::default())?;
+            maps.pressures.set(&id, &Pressure::default())?;
         }
         let (open, full) = (is.open.into(), is.full.into());
-        maps.endpoints
-            .set(&id, &Endpoint { generation, open, full, rate: is.rate, burst: is.burst, hold: is.hold })?;
+        maps.endpoints.set(
+            &id,
+            &Endpoint {
+                generation,
+                open,
+                full,
+                rate: is.rate,
+                burst: is.burst,
+                hold: is.hold,
+                cookies: is.cookies,
+            },
+        )?;
         changes += 1;
     }
     Ok(changes)

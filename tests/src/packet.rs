@@ -40,6 +40,7 @@ pub struct Packet {
     pub id: u16,
     pub fragment: u16,
     pub options: Vec<u8>,
+    pub tcp_options: Vec<u8>,
     pub payload: Vec<u8>,
     /// UDP without a checksum.
     pub no_checksum: bool,
@@ -63,6 +64,7 @@ impl Packet {
             id: 0x1234,
             fragment: 0x4000,
             options: Vec::new(),
+            tcp_options: Vec::new(),
             payload: Vec::new(),
             no_checksum: false,
         }
@@ -79,9 +81,10 @@ impl Packet {
         let at = if self.protocol == 6 {
             bytes.extend(self.seq.to_be_bytes());
             bytes.extend(self.ack.to_be_bytes());
-            bytes.extend([5 << 4, self.flags]);
+            bytes.extend([u8::try_from(5 + self.tcp_options.len() / 4).unwrap() << 4, self.flags]);
             bytes.extend(self.window.to_be_bytes());
             bytes.extend([0; 4]);
+            bytes.extend(&self.tcp_options);
             16
         } else {
             bytes.extend(u16::try_from(8 + self.payload.len()).unwrap().to_be_bytes());

@@ -1,22 +1,27 @@
 //! The packet's way. [`forward`] is the order of it, a line a stage; each stage is a file of that name.
 
 mod admit;
+mod cookie;
 mod first;
 mod flow;
 mod local;
 mod nat;
+mod options;
 mod parse;
 mod reset;
 mod rewrite;
+mod segment;
 pub mod stack;
 pub mod state;
+mod stream;
 
 use crate::frame::Frame;
 use crate::tables::{Flow, Interface, Tables};
-use crate::verdict::{DropReason, FlowEvent, Verdict};
+use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
 use crate::wire::RST;
-use first::Next;
+use first::{Next, Step};
 use parse::{Local, Packet, Parsed};
+use stream::Carried;
 
 /// What is to become of `frame`, which came in by the interface `ifindex` at `now`, seconds since boot.
 ///
@@ -42,11 +47,20 @@ pub fn forward<F: Frame, T: Tables>(
         return send(frame, tables, &packet, &flow, event(&packet));
     }
     let mut flow = Flow::default();
-    match first::first(tables, &packet, now, &mut flow).next() {
+    let mut step = first::first(tables, &packet, now, false, &mut flow);
+    if let Next::Confirm(endpoint) = step.next() {
+        step = match cookie::check(frame, tables, &packet, endpoint) {
+            0 => Step::reset(Answer::ResetNoFlow),
+            _ => first::first(tables, &packet, now, true, &mut flow),
+        };
+    }
+    match step.next() {
         Next::Pass => Ok(Verdict::PASS),
         Next::Send(event) => send(frame, tables, &packet, &flow, event),
         Next::Stack(interface) => stack::receive(frame, tables, interface),
         Next::Reset(answer) => reset(frame, &packet, answer).result(),
+        Next::Confirm(_) => Err(DropReason::NoFlow),
+        Next::Cookie(endpoint) => cookie::answer(frame, tables, &packet, endpoint, now).result(),
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
@@ -82,10 +96,22 @@ fn send<F: Frame, T: Tables>(
     event: FlowEvent,
 ) -> Result<Verdict, DropReason> {
     rewrite::rewrite(frame, packet, flow)?;
+    if flow.is_shifted() {
+        match stream::carry(frame, tables, packet, flow) {
+            Carried::Done => {}
+            Carried::Ask => _ = cookie::ask_target(frame, tables, packet, flow).result()?,
+            Carried::Tell => {
+                cookie::hear_target(frame, tables, packet, flow).result()?;
+                cookie::tell_consumer(frame, tables, packet, flow).result()?;
+            }
+            Carried::Unknown => return Err(DropReason::NoFlow),
+            Carried::Malformed => return Err(DropReason::Malformed),
+        }
+    }
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }
-    Ok(Verdict::forward(flow.interface, flow.endpoint, flow::direction_of(flow), event))
+    Ok(Verdict::forward(flow.interface, flow.endpoint, flow.direction(), event))
 }
 
 #[inline(always)]

@@ -8,5 +8,6 @@
 
 mod capacity;
 mod memory;
+mod streams;
 mod time;
 mod twin;
