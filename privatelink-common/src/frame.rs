@@ -62,6 +62,19 @@ pub trait Frame {
     /// Makes room for `len` bytes in front of the first one. What is in them is not defined.
     fn prepend(&mut self, len: usize) -> Option<()>;
 
+    /// Makes it as long as this, whatever is in it then.
+    fn resize(&mut self, len: usize) -> Option<()> {
+        match len.checked_sub(self.len()) {
+            Some(more) if more > 0 => self.prepend(more),
+            _ => self.truncate(len),
+        }
+    }
+
+    /// The same number. A host whose program is verified returns one of which the verifier knows nothing.
+    fn blur(&self, number: u64) -> u64 {
+        number
+    }
+
     /// Whether there is nothing in it.
     fn is_empty(&self) -> bool {
         self.len() == 0

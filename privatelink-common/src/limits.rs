@@ -54,5 +54,19 @@ pub const LOWEST_MSS: u16 = 28;
 /// is thousands of instructions to the kernel's verifier.
 pub const TCP_OPTIONS: u32 = 6;
 
+/// For how many seconds an endpoint's SYNs are answered with cookies after the last second that asked for it: longer than a flood
+/// takes a breath, so that it does not fill `pending` anew each time.
+pub const COOKIES_HOLD: u32 = 10;
+
+/// For how many seconds more the path believes cookies: the kernel's live for two minutes (MAX_SYNCOOKIE_AGE).
+pub const COOKIE_LIFE: u32 = 120;
+
+/// The part of the flows that `pending` holds which an endpoint's unconfirmed SYNs may take in a second before SYN cookies are
+/// switched on for it by `auto`.
+pub const COOKIES_SHARE: u32 = 8;
+
+/// The MSS that a SYN cookie's SYN-ACK announces: the target's is not known yet, and Ethernet's fits nearly everywhere.
+pub const COOKIE_MSS: u16 = 1460;
+
 /// Outcomes that can be counted for a VPC; the counters' index is `vpc * OUTCOMES + outcome`.
 pub const OUTCOMES: u32 = 64;

@@ -5,6 +5,7 @@
 //! bare integers are in the machine's order. No type has padding: the derives refuse it.
 
 use crate::path::Room;
+use crate::verdict::Direction;
 use crate::wire::{Ipv4, Mac};
 use core::mem::size_of;
 use zerocopy::{
@@ -96,7 +97,7 @@ table! {
 table! {
     /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
     /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
-    Endpoint, 28, align 4, {
+    Endpoint, 32, align 4, {
         /// Flows that were admitted under another generation are judged anew. It only ever grows.
         generation: u32,
         /// 1: new flows are admitted.
@@ -117,6 +118,22 @@ table! {
         errors: u16,
         /// Zero.
         reserved: u16,
+        /// SYNs that its consumers may leave unconfirmed in a second before the path answers with SYN cookies, and one more; 0: it
+        /// never does.
+        cookies: u32,
+    }
+}
+
+table! {
+    /// Value of `pressures`, an array by endpoint: what decides about SYN cookies. Written by the path, in two steps, as are `buckets`:
+    /// two CPUs at once may count one SYN for two.
+    Pressure, 12, align 4, {
+        /// The second that is counted, since boot.
+        second: u32,
+        /// SYNs less confirmed flows in this second.
+        unconfirmed: u32,
+        /// SYNs are answered with cookies before this second.
+        until: u32,
     }
 }
 
@@ -306,10 +323,68 @@ table! {
         idle_timeout: u16,
         /// [`crate::path::state::State`].
         state: u8,
-        /// [`crate::verdict::Direction`].
-        direction: u8,
+        /// [`crate::verdict::Direction`] in the lowest bit; [`SHIFTED`] and [`COOKIE`].
+        way: u8,
     }
 }
+
+/// [`Flow::way`]: the two sides do not count the same; its [`Stream`] says by how much they differ.
+pub const SHIFTED: u8 = 0x80;
+/// [`Flow::way`]: the path answered the consumer's SYN itself, by a SYN cookie. Such a flow is [`SHIFTED`], too.
+pub const COOKIE: u8 = 0x40;
+
+impl Flow {
+    /// Which way packets of this entry go.
+    #[inline(always)]
+    pub const fn direction(&self) -> Direction {
+        if self.way & 1 == Direction::ToProvider as u8 {
+            Direction::ToProvider
+        } else {
+            Direction::ToConsumer
+        }
+    }
+
+    /// Whether its packets need more than a rewrite of addresses.
+    #[inline(always)]
+    pub const fn is_shifted(&self) -> bool {
+        self.way & SHIFTED != 0
+    }
+}
+
+table! {
+    /// Value of `streams`, a sparse hash by the [`FlowKey`] of the consumer's packets: what the two sides of a TCP flow count
+    /// differently. Written by the path as the flow opens; it goes with the flow, and what an evicted flow has left goes with the
+    /// next sweep. Full: the new flow is refused.
+    Stream, 32, align 4, {
+        /// What the target counts the consumer's bytes higher by.
+        forward: u32,
+        /// What the consumer counts the target's bytes higher by.
+        backward: u32,
+        /// What the consumer sees the target's timestamps higher by (RFC 7323).
+        timestamps: u32,
+        /// The consumer's initial sequence number.
+        initial: u32,
+        /// The initial sequence number that the path answered the consumer's SYN with.
+        cookie: u32,
+        /// The timestamp that it answered with.
+        stamp: u32,
+        /// The consumer's MSS, as the cookie tells it.
+        mss: u16,
+        /// What the consumer offered beside, as the low bits of a cookie's timestamp tell it.
+        offer: u8,
+        /// [`UNANSWERED`] and others.
+        marks: u8,
+        /// The power of two that the target's windows are multiplied by.
+        target_window: i8,
+        /// The power of two that the consumer's windows are multiplied by.
+        consumer_window: i8,
+        /// Zero.
+        reserved: u16,
+    }
+}
+
+/// [`Stream::marks`]: the target has not answered the path's SYN, so [`Stream::backward`] is not known.
+pub const UNANSWERED: u8 = 1;
 
 table! {
     /// Value of `endpoint_counters`, an array by endpoint and CPU. Written by the path, read by the agent.
@@ -406,6 +481,21 @@ pub trait Entry {
     fn set_next_hop(&self, mac: Mac, interface: u16);
 }
 
+/// What a SYN cookie is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Handshake {
+    /// The consumer's address.
+    pub source: Ipv4,
+    /// The endpoint, rather than its address, which another VPC may have, too; and, in the topmost bits, the consumer's MSS.
+    pub endpoint: u32,
+    /// The consumer's port.
+    pub source_port: U16,
+    /// The listener's port.
+    pub destination_port: U16,
+    /// The consumer's initial sequence number.
+    pub initial: u32,
+}
+
 /// What the path may look up, claim or install.
 pub trait Tables {
     /// A flow entry's memory.
@@ -450,6 +540,20 @@ pub trait Tables {
     fn bucket(&self, endpoint: u32) -> Option<Bucket>;
     /// Replaces it.
     fn set_bucket(&self, endpoint: u32, bucket: Bucket);
+    /// What the two sides of a flow count differently, by the key of the consumer's packets.
+    fn stream(&self, key: &FlowKey) -> Option<Stream>;
+    /// Replaces or inserts it.
+    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError>;
+    /// Removes it, if it is there.
+    fn remove_stream(&self, key: &FlowKey);
+    /// How hard an endpoint's listeners are pressed by SYNs.
+    fn pressure(&self, endpoint: u32) -> Option<Pressure>;
+    /// Replaces it.
+    fn set_pressure(&self, endpoint: u32, pressure: Pressure);
+    /// A SYN cookie, where the kernel makes them.
+    fn syn_cookie(&self, of: &Handshake) -> Option<u32>;
+    /// Whether [`Tables::syn_cookie`] made this cookie of this handshake within the last minutes.
+    fn is_syn_cookie(&self, of: &Handshake, cookie: u32) -> bool;
     /// Counts what a new flow met at its target.
     fn count(&self, target: u32, event: TargetEvent);
     /// The largest IP packet that can leave by this slot, in bytes; 0: not known.

@@ -48,6 +48,10 @@ words! {
         ResetTableFull = 7 => "reset_table_full",
         /// A segment of a TCP flow that was cut, since its target is unhealthy or deregistered, or its endpoint rejected: answered with RST.
         ResetTerminated = 8 => "reset_terminated",
+        /// A SYN to an endpoint that is flooded with them: answered with a SYN cookie, and not remembered.
+        SynCookie = 9 => "syn_cookie",
+        /// A right SYN cookie of an endpoint that may not open another flow now: answered with RST.
+        ResetQuota = 10 => "reset_quota",
         /// A packet with DF that is larger than the endpoint or the next interface takes: answered with an ICMP error that says what is.
         FragmentationNeeded = 12 => "fragmentation_needed",
         /// A packet whose TTL ends here: answered with an ICMP error.

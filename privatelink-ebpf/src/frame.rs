@@ -123,6 +123,13 @@ impl Frame for XdpFrame {
         let result = unsafe { bpf_xdp_adjust_head(self.context, -(len as i32)) };
         (result == 0).then_some(())
     }
+
+    /// Twice a number that only the kernel knows cancels out, which neither the compiler nor the verifier can see.
+    #[inline(always)]
+    fn blur(&self, number: u64) -> u64 {
+        let (once, again) = (u64::from(self.ingress()), u64::from(self.ingress()));
+        number ^ (once << 32 | once) ^ (again << 32 | again)
+    }
 }
 
 /// The frame that a TCX program was called for. It may be one of 64 KiB that a device has yet to cut into segments (GSO), and its
@@ -290,5 +297,12 @@ impl Frame for SkbFrame {
         // SAFETY: as in `add_to_checksum`.
         let result = unsafe { bpf_skb_change_tail(self.context, len as u32, 0) };
         (result == 0).then_some(())
+    }
+
+    /// Twice a number that only the kernel knows cancels out, which neither the compiler nor the verifier can see.
+    #[inline(always)]
+    fn blur(&self, number: u64) -> u64 {
+        let (once, again) = (u64::from(self.ingress()), u64::from(self.ingress()));
+        number ^ (once << 32 | once) ^ (again << 32 | again)
     }
 }

@@ -10,7 +10,8 @@ use privatelink_common::{
     path::Room,
     tables::{
         Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-        ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
+        ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream, Target, TargetCounters,
+        VpcAddress,
     },
 };
 
@@ -47,12 +48,16 @@ pub(crate) static NEIGHBOURS: HashMap<VpcAddress, Neighbour, 16384, SPARSE> = Ha
 pub(crate) static ESTABLISHED: HashMap<FlowKey, Flow, 1048576> = HashMap::new();
 #[btf_map(name = "pending")]
 pub(crate) static PENDING: LruHashMap<FlowKey, Flow, 65536> = LruHashMap::new();
+#[btf_map(name = "streams")]
+pub(crate) static STREAMS: HashMap<FlowKey, Stream, 524288, SPARSE> = HashMap::new();
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<EndpointCounters, 4096> = PerCpuArray::new();
 #[btf_map(name = "target_counters")]
 pub(crate) static TARGET_COUNTERS: PerCpuArray<TargetCounters, 16384> = PerCpuArray::new();
 #[btf_map(name = "buckets")]
 pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
+#[btf_map(name = "pressures")]
+pub(crate) static PRESSURES: Array<Pressure, 4096> = Array::new();
 #[btf_map(name = "outcomes")]
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "room")]

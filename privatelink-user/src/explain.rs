@@ -1,6 +1,7 @@
 //! Runs the real packet path over the live tables, without a packet, and tells every question that it asks and the answer it gets.
 //! Nothing is written: what the path would install is only told.
 
+use crate::flows;
 use crate::maps::{Maps, PrefixKey};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result, bail};
@@ -8,10 +9,10 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Bucket, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-    ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
+    Address, Bucket, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, Handshake, InsertError, Interface,
+    Listener, ListenerKey, Mtu, Neighbour, Prefix, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress,
 };
-use privatelink_common::verdict::Action;
+use privatelink_common::verdict::{Action, Direction};
 use privatelink_common::wire::{Ipv4, Mac};
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -115,6 +116,35 @@ impl Tables for Narrator<'_> {
 
     fn set_bucket(&self, _: u32, _: Bucket) {}
 
+    fn stream(&self, key: &FlowKey) -> Option<Stream> {
+        self.maps.streams.get(key).ok().flatten()
+    }
+
+    fn set_stream(&self, _: &FlowKey, _: &Stream) -> Result<(), InsertError> {
+        Ok(())
+    }
+
+    fn remove_stream(&self, _: &FlowKey) {}
+
+    fn pressure(&self, endpoint: u32) -> Option<Pressure> {
+        let found = self.maps.pressures.get(&endpoint).ok().flatten();
+        self.tell("unconfirmed SYNs of the endpoint".into(), found, |it| {
+            let cookies = if flows::now() < it.until { "; they are answered with cookies" } else { "" };
+            format!("{} in the last second that had some{cookies}", it.unconfirmed)
+        })
+    }
+
+    fn set_pressure(&self, _: u32, _: Pressure) {}
+
+    fn syn_cookie(&self, _: &Handshake) -> Option<u32> {
+        self.told.borrow_mut().push("would answer with a SYN cookie, and remember nothing".into());
+        Some(0)
+    }
+
+    fn is_syn_cookie(&self, _: &Handshake, _: u32) -> bool {
+        false
+    }
+
     fn count(&self, _: u32, _: TargetEvent) {}
 
     fn establish(&self, _: &FlowKey, _: &Flow) -> Result<(), InsertError> {
@@ -123,7 +153,7 @@ impl Tables for Narrator<'_> {
     }
 
     fn claim(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        if flow.direction != 0 {
+        if flow.direction() == Direction::ToConsumer {
             let (port, target) = (key.destination_port, ip(key.source));
             self.told
                 .borrow_mut()
@@ -248,7 +278,7 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
         other => bail!("the protocol is tcp or udp, not {other}"),
     }
     let mut frame = SliceFrame::new(&mut bytes);
-    let result = path::forward(&mut frame, &narrator, 0, crate::flows::now());
+    let result = path::forward(&mut frame, &narrator, 0, flows::now());
     let mut told = narrator.told.into_inner();
     told.push(match result {
         Err(reason) => format!("dropped: {}: {}", reason.name(), reason.meaning().trim()),

@@ -24,7 +24,7 @@ pub fn list(maps: &Maps, limit: usize, wanted: impl Fn(&Flow) -> bool) -> Result
     for map in [&maps.established, &maps.pending] {
         map.walk(CHUNK, |keys, values| {
             for (key, flow) in keys.iter().zip(values) {
-                if flow.direction == Direction::ToProvider as u8 && flows.len() < limit && wanted(flow) {
+                if flow.direction() == Direction::ToProvider && flows.len() < limit && wanted(flow) {
                     flows.push((*key, *flow));
                 }
             }
@@ -62,7 +62,7 @@ impl Survey {
     }
 
     fn count(&mut self, flow: &Flow) {
-        if flow.direction == Direction::ToProvider as u8 {
+        if flow.direction() == Direction::ToProvider {
             *self.targets.entry((flow.target, flow.source)).or_default() += 1;
             *self.endpoints.entry(flow.endpoint).or_default() += 1;
         }
@@ -89,7 +89,37 @@ pub fn sweep(maps: &Maps) -> Result<Survey> {
         }
     })?;
     maps.pending.walk(CHUNK, |_, values| values.iter().for_each(|flow| survey.count(flow)))?;
-    failed.map(|()| survey)
+    failed?;
+    forget_streams(maps)?;
+    Ok(survey)
+}
+
+/// Removes the streams whose flows are gone: the path removes those of flows that it ends itself, but not of pending ones, which the
+/// kernel may evict at any time.
+fn forget_streams(maps: &Maps) -> Result<()> {
+    // In this order, since a flow enters `established` before it leaves `pending`.
+    let has_flow = |key: &FlowKey| -> Result<bool> {
+        Ok(maps.pending.get(key)?.is_some() || maps.established.get(key)?.is_some())
+    };
+    let mut result = Ok(());
+    maps.streams.walk(CHUNK, |keys, _| {
+        for key in keys {
+            let forget = || -> Result<()> {
+                if !has_flow(key)?
+                    && let Some(taken) = maps.streams.remove(key)?
+                    && has_flow(key)?
+                {
+                    // A flow was opened in between. If it has brought its own, that one is as good, or better.
+                    let _ = maps.streams.insert(key, &taken);
+                }
+                Ok(())
+            };
+            if result.is_ok() {
+                result = forget();
+            }
+        }
+    })?;
+    result
 }
 
 /// Removes both directions of a flow whose one direction looks over, if the other does too. Returns how many entries went; nothing

@@ -104,7 +104,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 19] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 21] {
     [
         ("interfaces", "max_ifindex", limits.max_ifindex),
         ("egress", "interfaces", limits.interfaces),
@@ -120,9 +120,11 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 19] {
         ("neighbours", "addresses", limits.addresses),
         ("established", "flows", limits.flows),
         ("pending", "pending_flows", limits.pending_flows),
+        ("streams", "flows", limits.flows / 2),
         ("counters", "endpoints", limits.endpoints),
         ("target_counters", "targets", limits.targets),
         ("buckets", "endpoints", limits.endpoints),
+        ("pressures", "endpoints", limits.endpoints),
         ("outcomes", "vpcs", limits.vpcs.saturating_mul(OUTCOMES)),
         ("names", "addresses", limits.addresses.saturating_mul(4)),
     ]

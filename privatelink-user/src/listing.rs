@@ -16,6 +16,7 @@ use privatelink_common::path::state::State as FlowState;
 use privatelink_common::tables::{
     Address, BALANCER, Counter, EndpointCounters, Flow, Target, UNHEALTHY, VpcAddress,
 };
+use privatelink_common::verdict::Direction;
 use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -188,6 +189,7 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
         ("neighbours", maps.neighbours.keys()?.len(), maps.neighbours.info()?, maps.neighbours.memory()?),
         ("established", maps.established.count()?, maps.established.info()?, maps.established.memory()?),
         ("pending", maps.pending.count()?, maps.pending.info()?, maps.pending.memory()?),
+        ("streams", maps.streams.count()?, maps.streams.info()?, maps.streams.memory()?),
         ("names", image.names.len(), maps.names.info()?, maps.names.memory()?),
     ];
     Ok(rows
@@ -221,7 +223,7 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
     agent.maps.established.walk(4096, |_, values| {
         values
             .iter()
-            .filter(|flow| flow.direction == 0)
+            .filter(|flow| flow.direction() == Direction::ToProvider)
             .for_each(|flow| *active.entry(flow.endpoint).or_default() += 1);
     })?;
     let faults = zones::faults(&agent.image);

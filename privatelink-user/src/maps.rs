@@ -7,7 +7,7 @@ use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-    ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
+    ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream, Target, TargetCounters, VpcAddress,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -358,9 +358,11 @@ pub struct Maps {
     pub neighbours: Map<VpcAddress, Neighbour>,
     pub established: Map<FlowKey, Flow>,
     pub pending: Map<FlowKey, Flow>,
+    pub streams: Map<FlowKey, Stream>,
     pub counters: PerCpu<EndpointCounters>,
     pub target_counters: PerCpu<TargetCounters>,
     pub buckets: Map<u32, Bucket>,
+    pub pressures: Map<u32, Pressure>,
     pub outcomes: PerCpu<Counter>,
     pub names: Map<NameKey, Name>,
     pub layout: Map<u32, u32>,
@@ -368,7 +370,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 20] = [
+    pub const NAMES: [&str; 22] = [
         "interfaces",
         "egress",
         "mtus",
@@ -383,9 +385,11 @@ impl Maps {
         "neighbours",
         "established",
         "pending",
+        "streams",
         "counters",
         "target_counters",
         "buckets",
+        "pressures",
         "outcomes",
         "names",
         "layout",
@@ -408,9 +412,11 @@ impl Maps {
             neighbours: Map::open(dir, "neighbours")?,
             established: Map::open(dir, "established")?,
             pending: Map::open(dir, "pending")?,
+            streams: Map::open(dir, "streams")?,
             counters: PerCpu::open(dir, "counters")?,
             target_counters: PerCpu::open(dir, "target_counters")?,
             buckets: Map::open(dir, "buckets")?,
+            pressures: Map::open(dir, "pressures")?,
             outcomes: PerCpu::open(dir, "outcomes")?,
             names: Map::open(dir, "names")?,
             layout: Map::open(dir, "layout")?,

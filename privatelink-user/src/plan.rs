@@ -3,10 +3,10 @@
 use crate::connections::State;
 use crate::flows::Survey;
 use crate::maps::PrefixKey;
-use crate::model::{Hook, Listener, LoadBalancer, Model, TargetGroup};
+use crate::model::{Hook, Listener, LoadBalancer, Model, SynCookies, TargetGroup};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result};
-use privatelink_common::limits::{ENDPOINT_MTU, TCP_CLOSED, UDP_IDLE};
+use privatelink_common::limits::{COOKIES_SHARE, ENDPOINT_MTU, TCP_CLOSED, UDP_IDLE};
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
     Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target,
@@ -59,6 +59,8 @@ pub struct Gate {
     pub reserve: u16,
     /// Whether it sends ICMP errors.
     pub errors: bool,
+    /// When SYN cookies begin: [`privatelink_common::tables::Endpoint::cookies`].
+    pub cookies: u32,
 }
 
 /// Where an interface belongs.
@@ -341,9 +343,17 @@ impl Plan<'_> {
     fn own_endpoint(&mut self, name: &str, zone: &str, balancer: &LoadBalancer) -> Result<u32> {
         let id = self.id(Kind::Endpoint, &own_name(name, zone))?;
         let hold = u32::try_from(balancer.port_reuse_delay.as_secs())?;
-        self.image
-            .endpoints
-            .insert(id, Gate { open: true, hold, mtu: ENDPOINT_MTU, errors: true, ..Gate::default() });
+        self.image.endpoints.insert(
+            id,
+            Gate {
+                open: true,
+                hold,
+                mtu: ENDPOINT_MTU,
+                errors: true,
+                cookies: cookies(self.model),
+                ..Gate::default()
+            },
+        );
         Ok(id)
     }
 
@@ -474,12 +484,22 @@ impl Plan<'_> {
                 let of = name.split('/').next().and_then(|name| self.model.load_balancers.get(name));
                 let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
                 let (open, hold) = (state.is_open(), u32::try_from(hold)?);
-                let (mtu, errors) = (endpoint.mtu, endpoint.icmp_errors);
-                let gate = Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors };
+                let (mtu, errors, cookies) = (endpoint.mtu, endpoint.icmp_errors, cookies(self.model));
+                let gate = Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors, cookies };
                 self.image.endpoints.insert(id, gate);
             }
         }
         Ok(())
+    }
+}
+
+/// From how many unconfirmed SYNs of an endpoint in a second on the path answers with cookies.
+fn cookies(model: &Model) -> u32 {
+    match model.syn_cookies {
+        SynCookies::Off => 0,
+        // A flow has two entries.
+        SynCookies::Auto => (model.limits.pending_flows / 2 / COOKIES_SHARE).max(2),
+        SynCookies::Always => 1,
     }
 }
 

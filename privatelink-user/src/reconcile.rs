@@ -6,7 +6,7 @@
 use crate::maps::{Map, Maps, Plain};
 use crate::plan::{Gate, Image};
 use anyhow::Result;
-use privatelink_common::tables::{Address, Bucket, Endpoint, EndpointCounters};
+use privatelink_common::tables::{Address, Bucket, Endpoint, EndpointCounters, Pressure};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -34,9 +34,9 @@ pub fn actual(maps: &Maps) -> Result<Image> {
 }
 
 fn gate(endpoint: &Endpoint) -> Gate {
-    let (rate, burst, hold) = (endpoint.rate, endpoint.burst, endpoint.hold);
-    let (mtu, reserve, errors) = (endpoint.mtu, endpoint.reserve, endpoint.errors != 0);
-    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold, mtu, reserve, errors }
+    let Endpoint { rate, burst, hold, mtu, reserve, cookies, .. } = *endpoint;
+    let (open, full, errors) = (endpoint.open != 0, endpoint.full != 0, endpoint.errors != 0);
+    Gate { open, full, rate, burst, hold, mtu, reserve, errors, cookies }
 }
 
 /// Writes the difference between `from`, which the kernel has, and `to`. Returns how many entries changed.
@@ -115,10 +115,23 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
         if was.is_none() {
             maps.counters.set_all(id, &EndpointCounters::default())?;
             maps.buckets.set(&id, &Bucket::default())?;
+            maps.pressures.set(&id, &Pressure::default())?;
         }
-        let Gate { rate, burst, hold, mtu, reserve, .. } = is;
+        let Gate { rate, burst, hold, mtu, reserve, cookies, .. } = is;
         let (open, full, errors) = (is.open.into(), is.full.into(), is.errors.into());
-        let entry = Endpoint { generation, open, full, rate, burst, hold, mtu, reserve, errors, reserved: 0 };
+        let entry = Endpoint {
+            generation,
+            open,
+            full,
+            rate,
+            burst,
+            hold,
+            mtu,
+            reserve,
+            errors,
+            reserved: 0,
+            cookies,
+        };
         maps.endpoints.set(&id, &entry)?;
         changes += 1;
     }

@@ -21,6 +21,8 @@ pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
     counters(&from.outcomes, &to.outcomes)?;
     room("established", "flows", from.established.count()?, &to.established)?;
     room("pending", "pending_flows", from.pending.count()?, &to.pending)?;
+    room("streams", "flows", from.streams.count()?, &to.streams)?;
+    copy(&from.streams, &to.streams)?;
     copy(&from.established, &to.established)?;
     copy(&from.pending, &to.pending)?;
     catch_up(from, to, began)?;
@@ -36,7 +38,11 @@ pub fn catch_up(from: &Maps, to: &Maps, began: u32) -> Result<()> {
     })?;
     for (key, flow) in recent {
         // One that is there already is as good, or better.
-        let _ = to.established.insert(&key, &flow);
+        if to.established.insert(&key, &flow).is_ok()
+            && let Some(stream) = from.streams.get(&key)?
+        {
+            to.streams.set(&key, &stream)?;
+        }
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! What is refused is a [`Step`], one word that is defined as a whole, whatever it says: the kernel's verifier does not let the
 //! compiler move a part of a result that nothing has set.
 
+use super::cookie::{self, Happened};
 use super::first::Step;
 use super::parse::Packet;
 use crate::limits::STACK_PORTS;
@@ -21,9 +22,9 @@ pub(super) struct Door {
     pub generation: u32,
 }
 
-/// Judges a packet that belongs to no flow.
+/// Judges a packet that belongs to no flow. One that is `confirmed` bears a right SYN cookie.
 #[inline(always)]
-pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<Door, Step> {
+pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32, confirmed: bool) -> Result<Door, Step> {
     let key = &packet.key;
     let Some(address) = tables.address(&VpcAddress::new(key.vpc, key.destination)) else {
         return Err(Step::PASS);
@@ -52,17 +53,20 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
         reserved: 0,
     };
     let Some(listener) = tables.listener(&wanted) else {
-        let late = address.kind == BALANCER && !packet.is_tcp;
-        return Err(Step::drop(if late { DropReason::NoFlow } else { DropReason::NoListener }));
+        let late = address.kind == BALANCER && !is_syn(packet);
+        return Err(if late { from_provider(packet, &address) } else { Step::drop(DropReason::NoListener) });
     };
-    if packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) != SYN {
-        return Err(Step::reset_segment(packet, Answer::ResetNoFlow));
+    if packet.is_tcp && !is_syn(packet) && !confirmed {
+        return Err(late(tables, packet, address.endpoint, &endpoint, now));
     }
     if endpoint.full != 0 {
-        return Err(Step::drop(DropReason::EndpointFull));
+        return Err(over(DropReason::EndpointFull, confirmed));
+    }
+    if is_syn(packet) && cookie::concerns(tables, address.endpoint, &endpoint, now, Happened::Syn) {
+        return Err(Step::cookie(address.endpoint));
     }
     if endpoint.rate != 0 && !take_token(tables, address.endpoint, &endpoint, now) {
-        return Err(Step::drop(DropReason::EndpointRate));
+        return Err(over(DropReason::EndpointRate, confirmed));
     }
     Ok(Door { address, listener, generation: endpoint.generation })
 }
@@ -75,6 +79,31 @@ fn closed(packet: &Packet) -> Step {
         return Step::reset_segment(packet, Answer::ResetTerminated);
     }
     Step::drop(DropReason::EndpointClosed)
+}
+
+/// What becomes of a segment of no flow that is not a SYN: an ACK may bear a SYN cookie.
+#[inline(always)]
+fn late<T: Tables>(tables: &T, packet: &Packet, id: u32, endpoint: &Endpoint, now: u32) -> Step {
+    if is_ack(packet) && cookie::concerns(tables, id, endpoint, now, Happened::Ack) {
+        return Step::confirm(id);
+    }
+    Step::reset_segment(packet, Answer::ResetNoFlow)
+}
+
+/// What a flow beyond a quota gets. A consumer whose SYN was answered does not send it again, and so is told.
+#[inline(always)]
+fn over(reason: DropReason, confirmed: bool) -> Step {
+    if confirmed { Step::reset(Answer::ResetQuota) } else { Step::drop(reason) }
+}
+
+#[inline(always)]
+fn is_syn(packet: &Packet) -> bool {
+    packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) == SYN
+}
+
+#[inline(always)]
+fn is_ack(packet: &Packet) -> bool {
+    packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) == ACK
 }
 
 /// Takes a token for one new flow. The bucket is filled once a second, since that is the path's clock.
@@ -94,10 +123,10 @@ fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> 
 }
 
 /// Whether a packet to a load balancer that serves its own VPC may open a flow: it is neither for the VPC's stack nor a segment of a
-/// connection.
+/// connection, but for an ACK, which may bear a SYN cookie.
 #[inline(always)]
 fn is_first(packet: &Packet, address: &Address) -> bool {
-    !is_for_stack(packet, address) && (!packet.is_tcp || packet.flags & (SYN | ACK | FIN | RST) == SYN)
+    !is_for_stack(packet, address) && (!packet.is_tcp || is_syn(packet) || is_ack(packet))
 }
 
 /// Whether a packet to a load balancer's address is for a socket of the VPC's own stack.

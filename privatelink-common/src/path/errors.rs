@@ -4,7 +4,6 @@
 //! An error is believed if what it holds is the beginning of a packet of a flow: addresses, ports and protocol as we have sent them.
 //! Who sent the error does not count, since routers have any address; nor do sequence numbers, which the path does not know.
 
-use super::flow;
 use super::parse::Local;
 use super::rewrite::{IpTail, Macs, ONE_HOP, Ports};
 use super::stack;
@@ -119,7 +118,7 @@ fn translate<F: Frame, T: Tables>(
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }
-    Ok(Verdict::forward(flow.interface, flow.endpoint, flow::direction_of(&flow), FlowEvent::None))
+    Ok(Verdict::forward(flow.interface, flow.endpoint, flow.direction(), FlowEvent::None))
 }
 
 /// Puts the entry of a flow that is alive into `flow`: it, and the one of the direction that the packet in the error went, map to

@@ -5,7 +5,7 @@ use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
 use super::state::State;
-use crate::tables::{Entry, Flow, Tables};
+use crate::tables::{COOKIE, Entry, Flow, SHIFTED, Tables};
 use crate::verdict::{Answer, DropReason, FlowEvent};
 use crate::wire::RST;
 
@@ -26,6 +26,10 @@ pub(super) enum Next {
     Expired(u32),
     /// It belongs to no flow.
     Unknown,
+    /// Answer it with a SYN cookie of this endpoint.
+    Cookie(u32),
+    /// See whether it bears a right SYN cookie of this endpoint, and ask again.
+    Confirm(u32),
 }
 
 /// A [`Next`] in one register: kind in the lower half, what it holds in the upper.
@@ -64,6 +68,18 @@ impl Step {
         Self(5 | (endpoint as u64) << 32)
     }
 
+    /// [`Next::Cookie`].
+    #[inline(always)]
+    pub(super) const fn cookie(endpoint: u32) -> Self {
+        Self(7 | (endpoint as u64) << 32)
+    }
+
+    /// [`Next::Confirm`].
+    #[inline(always)]
+    pub(super) const fn confirm(endpoint: u32) -> Self {
+        Self(8 | (endpoint as u64) << 32)
+    }
+
     /// A RST for a segment, unless it is one itself: a RST is never answered (RFC 9293, 3.10.7.1).
     #[inline(always)]
     pub(super) const fn reset_segment(packet: &Packet, answer: Answer) -> Self {
@@ -84,6 +100,8 @@ impl Step {
             4 => Next::Drop(held),
             5 => Next::Expired(held),
             6 => Next::Unknown,
+            7 => Next::Cookie(held),
+            8 => Next::Confirm(held),
             _ => Next::Pass,
         }
     }
@@ -109,23 +127,34 @@ pub(super) fn known<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
     Step::send(super::event(packet))
 }
 
-/// Decides about a packet of no flow, and puts the flow that it opens, if any, into `flow`.
+/// Decides about a packet of no flow, and puts the flow that it opens, if any, into `flow`. One that is `confirmed` bears a right SYN
+/// cookie, and opens a flow as a SYN does.
 #[inline(never)]
-pub(super) fn unknown<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut Flow) -> Step {
-    let door = match admit(tables, packet, now) {
+pub(super) fn unknown<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    now: u32,
+    confirmed: bool,
+    flow: &mut Flow,
+) -> Step {
+    let door = match admit(tables, packet, now, confirmed) {
         Ok(door) => door,
         Err(step) => return step,
     };
-    match nat::open(tables, packet, &door, now, flow) {
+    let marks = if confirmed { SHIFTED | COOKIE } else { 0 };
+    match nat::open(tables, packet, &door, now, marks, flow) {
         Ok(()) => Step::send(FlowEvent::Opened),
-        Err(refusal) => refuse(packet, refusal),
+        Err(refusal) => refuse(packet, refusal, confirmed),
     }
 }
 
-/// What a flow that could not be opened gets: TCP is told at once, UDP has no word for it.
+/// What a flow that could not be opened gets: TCP is told at once, UDP has no word for it. A consumer whose SYN was answered does not
+/// send it again, and so is told of everything.
 #[inline(always)]
-fn refuse(packet: &Packet, refusal: Refusal) -> Step {
+fn refuse(packet: &Packet, refusal: Refusal, confirmed: bool) -> Step {
     match (refusal, packet.is_tcp) {
+        (Refusal::NoNextHop, _) if confirmed => Step::reset(Answer::ResetNoTarget),
+        (Refusal::Full, _) if confirmed => Step::reset(Answer::ResetTableFull),
         (Refusal::NoTarget, true) => Step::reset(Answer::ResetNoTarget),
         (Refusal::NoTarget, false) => Step::drop(DropReason::NoTarget),
         (Refusal::NoNatPort, true) => Step::reset(Answer::ResetNoPort),

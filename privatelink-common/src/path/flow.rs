@@ -4,14 +4,14 @@
 //! using: it removes a flow only when the flow has been over, or idle, for whole seconds. Entries of `pending` may be evicted at
 //! any time; they are copied, and then believed only if the other direction's entry points back at them.
 
+use super::cookie::{self, Happened};
 use super::parse::Packet;
 use super::state::State;
+use super::stream::consumers;
 use crate::limits::{TCP_CLOSED, TCP_OPENING, TCP_RESET_ECHO};
-use crate::tables::{Entry, Flow, FlowKey, Tables, TargetEvent, VpcAddress};
-use crate::verdict::Direction;
+use crate::tables::{COOKIE, Entry, Flow, FlowKey, Tables, TargetEvent, VpcAddress};
+use crate::verdict::Direction::ToProvider;
 use crate::wire::{ACK, FIN, RST, SYN};
-
-const TO_PROVIDER: u8 = Direction::ToProvider as u8;
 
 /// The established flow of a packet. Nearly every packet changes nothing about its flow, and is done here.
 #[inline(always)]
@@ -19,7 +19,7 @@ pub(super) fn established<T: Tables>(tables: &T, packet: &Packet, now: u32) -> O
     let entry = tables.established(&packet.key)?;
     let flow = entry.flow();
     let current = tables.endpoint(flow.endpoint).generation == flow.generation;
-    let known = flow.direction != TO_PROVIDER
+    let known = flow.direction() != ToProvider
         || (flow.seen_mac == packet.source_mac && flow.seen_interface == packet.interface);
     let settled = flow.last_seen == now && known && packet.flags & (SYN | FIN | RST) == 0;
     if current && settled {
@@ -68,11 +68,11 @@ fn maintain<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, now: u32) 
             return terminate(tables, packet, entry, &flow, now);
         }
         entry.set_last_seen(now);
-        if flow.direction == TO_PROVIDER {
+        if flow.direction() == ToProvider {
             follow_target(tables, entry, &flow);
         }
     }
-    if flow.direction == TO_PROVIDER {
+    if flow.direction() == ToProvider {
         follow_consumer(tables, packet, entry, &flow);
     }
     if packet.flags & (SYN | FIN | RST) == 0 || advance(tables, packet, entry, &flow) {
@@ -116,7 +116,7 @@ fn terminate<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Fl
 /// Whether the packet is a consumer's SYN, which opens a flow where the one that it belongs to is over.
 #[inline(always)]
 fn opens(packet: &Packet, flow: &Flow) -> bool {
-    packet.flags & (SYN | ACK | RST) == SYN && flow.direction == TO_PROVIDER
+    packet.flags & (SYN | ACK | RST) == SYN && flow.direction() == ToProvider
 }
 
 /// Whether the other direction has been silent for as long, too.
@@ -132,11 +132,21 @@ fn idle<T: Tables>(tables: &T, packet: &Packet, flow: &Flow, now: u32) -> bool {
 #[inline(never)]
 fn remove<T: Tables>(tables: &T, packet: &Packet) {
     let Some(entry) = tables.established(&packet.key) else { return };
-    let peer_key = packet.key.mirror(&entry.flow());
+    let flow = entry.flow();
+    let peer_key = packet.key.mirror(&flow);
     if tables.established(&peer_key).is_some_and(|peer| peer_key.mirror(&peer.flow()) == packet.key) {
         tables.remove_established(&peer_key);
     }
     tables.remove_established(&packet.key);
+    forget_stream(tables, packet, &flow);
+}
+
+/// What the two sides of a flow count differently goes with it.
+#[inline(always)]
+fn forget_stream<T: Tables>(tables: &T, packet: &Packet, flow: &Flow) {
+    if flow.is_shifted() {
+        tables.remove_stream(&consumers(packet, flow));
+    }
 }
 
 /// Takes over where the target is reached now: it may have moved, and only the agent hears of it.
@@ -166,7 +176,7 @@ fn follow_consumer<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flo
 #[inline(always)]
 fn advance<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow) -> bool {
     let state = State::from_number(flow.state);
-    let direction = direction_of(flow);
+    let direction = flow.direction();
     if opens(packet, flow) && state.is_over() {
         return false;
     }
@@ -206,14 +216,15 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
     if peer_key.mirror(&peer) != packet.key {
         return discard(tables, &packet.key);
     }
-    let current = tables.endpoint(flow.endpoint).generation == flow.generation;
+    let endpoint = tables.endpoint(flow.endpoint);
+    let current = endpoint.generation == flow.generation && !begins_anew(packet, flow);
     let patience = if packet.is_tcp { TCP_OPENING } else { flow.idle_timeout };
     let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.last_seen));
     if !current || silent > u32::from(patience) {
         tables.remove_pending(&peer_key);
         return discard(tables, &packet.key);
     }
-    let unanswered = flow.direction != TO_PROVIDER && flow.state == State::Opening as u8;
+    let unanswered = flow.direction() != ToProvider && flow.state == State::Opening as u8;
     if packet.flags & RST != 0 {
         if unanswered {
             tables.count(flow.target, TargetEvent::Refused);
@@ -223,6 +234,9 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
         return Pending::Hit;
     }
     if confirms(packet, flow) {
+        if packet.is_tcp {
+            cookie::concerns(tables, flow.endpoint, &endpoint, now, Happened::Confirmed);
+        }
         return establish(tables, packet, &peer_key, flow, &mut peer, now);
     }
     entry.set_last_seen(now);
@@ -234,10 +248,16 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
     Pending::Hit
 }
 
+/// Whether the packet is a SYN of a consumer whose SYN the path has answered already: it wants another connection.
+#[inline(always)]
+fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
+    flow.way & COOKIE != 0 && opens(packet, flow)
+}
+
 /// Whether this packet makes the flow established: TCP's by the consumer's word after the target's, UDP's by the target's.
 #[inline(always)]
 fn confirms(packet: &Packet, flow: &Flow) -> bool {
-    match (packet.is_tcp, flow.direction == TO_PROVIDER) {
+    match (packet.is_tcp, flow.direction() == ToProvider) {
         (true, true) => packet.flags & (SYN | ACK) == ACK && flow.state == State::Answered as u8,
         (false, false) => true,
         (true, false) | (false, true) => false,
@@ -262,10 +282,10 @@ fn establish<T: Tables>(
     peer: &mut Flow,
     now: u32,
 ) -> Pending {
-    flow.state = State::Established.after(direction_of(flow), packet.flags) as u8;
+    flow.state = State::Established.after(flow.direction(), packet.flags) as u8;
     flow.last_seen = now;
     peer.state = flow.state;
-    if flow.direction == TO_PROVIDER {
+    if flow.direction() == ToProvider {
         (flow.seen_mac, flow.seen_interface) = (packet.source_mac, packet.interface);
         (peer.destination_mac, peer.interface) = (packet.source_mac, packet.interface);
     }
@@ -279,10 +299,4 @@ fn establish<T: Tables>(
     tables.remove_pending(&packet.key);
     tables.remove_pending(peer_key);
     outcome
-}
-
-/// Which way packets of this entry go.
-#[inline(always)]
-pub(super) fn direction_of(flow: &Flow) -> Direction {
-    if flow.direction == TO_PROVIDER { Direction::ToProvider } else { Direction::ToConsumer }
 }

@@ -1,26 +1,31 @@
 //! The packet's way. [`forward`] is the order of it, a line a stage; each stage is a file of that name.
 
 mod admit;
+mod cookie;
 mod errors;
 mod first;
 mod flow;
 mod hop;
 mod local;
 mod nat;
+mod options;
 mod parse;
 mod report;
 mod reset;
 mod rewrite;
+mod segment;
 pub mod stack;
 pub mod state;
+mod stream;
 
 use crate::frame::Frame;
 use crate::tables::{Flow, Interface, Tables};
-use crate::verdict::{DropReason, FlowEvent, Verdict};
+use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
 use crate::wire::RST;
 use first::Next;
 use hop::Passage;
 use parse::{Local, Packet, Parsed};
+use stream::Carried;
 
 /// What the path remembers of a packet of no established flow while it decides about it, in memory that the host lends it: more than a
 /// function of the kernel may have on its stack.
@@ -71,7 +76,13 @@ fn slow<F: Frame, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     let mut next = first::known(tables, packet, now, flow).next();
     if next == Next::Unknown {
-        next = first::unknown(tables, packet, now, flow).next();
+        next = first::unknown(tables, packet, now, false, flow).next();
+    }
+    if let Next::Confirm(endpoint) = next {
+        next = match cookie::check(frame, tables, packet, endpoint) {
+            0 => Next::Reset(Answer::ResetNoFlow.code()),
+            _ => first::unknown(tables, packet, now, true, flow).next(),
+        };
     }
     match next {
         Next::Pass | Next::Unknown => Ok(Verdict::PASS),
@@ -82,6 +93,8 @@ fn slow<F: Frame, T: Tables>(
             Passage::Ends(verdict) => verdict.result(),
             Passage::Onward(_) => Err(DropReason::TtlExpired),
         },
+        Next::Confirm(_) => Err(DropReason::NoFlow),
+        Next::Cookie(endpoint) => cookie::answer(frame, tables, packet, endpoint, now).result(),
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
@@ -125,10 +138,22 @@ fn send<F: Frame, T: Tables>(
         };
     }
     rewrite::rewrite(frame, packet, flow, correction)?;
+    if flow.is_shifted() {
+        match stream::carry(frame, tables, packet, flow) {
+            Carried::Done => {}
+            Carried::Ask => _ = cookie::ask_target(frame, tables, packet, flow).result()?,
+            Carried::Tell => {
+                cookie::hear_target(frame, tables, packet, flow).result()?;
+                cookie::tell_consumer(frame, tables, packet, flow).result()?;
+            }
+            Carried::Unknown => return Err(DropReason::NoFlow),
+            Carried::Malformed => return Err(DropReason::Malformed),
+        }
+    }
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }
-    Ok(Verdict::forward(flow.interface, flow.endpoint, flow::direction_of(flow), event))
+    Ok(Verdict::forward(flow.interface, flow.endpoint, flow.direction(), event))
 }
 
 #[inline(always)]

@@ -64,13 +64,15 @@ const fn pick(hash: u64) -> usize {
     (hash >> 16) as usize & 7
 }
 
-/// Opens the flow of `packet` through `door`, and puts the entry of the packet's own direction into `forward`.
+/// Opens the flow of `packet` through `door`, and puts the entry of the packet's own direction into `forward`. Both have these `marks`
+/// ([`Flow::way`]).
 #[inline(always)]
 pub(super) fn open<T: Tables>(
     tables: &T,
     packet: &Packet,
     door: &Door,
     now: u32,
+    marks: u8,
     forward: &mut Flow,
 ) -> Result<(), Refusal> {
     let hash = flow_hash(&packet.key);
@@ -91,6 +93,7 @@ pub(super) fn open<T: Tables>(
     *forward = to_provider(packet, door, &balancer, &target, &hop);
     let mut reverse = to_consumer(packet, door, &balancer, &target);
     (forward.target, reverse.target) = (id, id);
+    (forward.way, reverse.way) = (forward.way | marks, reverse.way | marks);
     (forward.opened, reverse.opened) = (now, now);
     (forward.last_seen, reverse.last_seen) = (now, now);
     if let Err(refusal) = claim_port(tables, packet, hash, preserved, forward, &mut reverse) {
@@ -202,7 +205,7 @@ fn to_provider(packet: &Packet, door: &Door, balancer: &Face, target: &Target, h
         last_seen: 0,
         idle_timeout: idle_timeout(packet, door),
         state: State::Opening as u8,
-        direction: Direction::ToProvider as u8,
+        way: Direction::ToProvider as u8,
     }
 }
 
@@ -232,7 +235,7 @@ fn to_consumer(packet: &Packet, door: &Door, balancer: &Face, target: &Target) -
         last_seen: 0,
         idle_timeout: idle_timeout(packet, door),
         state: State::Opening as u8,
-        direction: Direction::ToConsumer as u8,
+        way: Direction::ToConsumer as u8,
     }
 }
 

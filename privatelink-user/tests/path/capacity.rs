@@ -62,7 +62,7 @@ fn a_target_takes_fifty_five_thousand_flows_and_each_has_a_port_of_its_own() {
         let ports: std::collections::BTreeSet<u16> = pending
             .values()
             .map(|flow| flow.get())
-            .filter(|flow| flow.direction == Direction::ToProvider as u8)
+            .filter(|flow| flow.direction() == Direction::ToProvider)
             .map(|flow| flow.source_port.get())
             .collect();
         assert_eq!(ports.len(), AWS);
@@ -78,7 +78,7 @@ fn when_every_port_is_taken_tcp_gets_a_reset_and_udp_is_dropped_and_no_flow_is_h
         .pending
         .borrow()
         .iter()
-        .find(|(_, it)| it.get().direction == Direction::ToConsumer as u8)
+        .find(|(_, it)| it.get().direction() == Direction::ToConsumer)
         .unwrap()
         .0;
     let taken: Vec<FlowKey> =
@@ -134,7 +134,7 @@ fn each_secondary_address_of_the_load_balancer_takes_as_many_flows_again() {
     assert!(refused <= 4 * AWS / 500, "{refused} were refused");
     let pending = memory.pending.borrow();
     let mut ports = std::collections::BTreeMap::<Ipv4, u32>::new();
-    for flow in pending.values().map(|it| it.get()).filter(|it| it.direction == Direction::ToProvider as u8) {
+    for flow in pending.values().map(|it| it.get()).filter(|it| it.direction() == Direction::ToProvider) {
         *ports.entry(flow.source).or_default() += 1;
     }
     assert_eq!(ports.len(), 4, "{ports:?}");
@@ -164,7 +164,7 @@ fn entry(number: u32, direction: Direction, idle: u32, generation: u32) -> (Flow
         last_seen: flows::now() - idle,
         // What is old may be so for no time at all, and what is not for ever.
         idle_timeout: if idle == 0 { u16::MAX } else { 0 },
-        direction: direction as u8,
+        way: direction as u8,
         ..Flow::default()
     };
     if direction == Direction::ToProvider {

@@ -7,13 +7,14 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-    ListenerKey, Mtu, Neighbour, Tables, Target, TargetEvent, VpcAddress,
+    Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, Handshake, InsertError, Interface,
+    Listener, ListenerKey, Mtu, Neighbour, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ipv4, Mac};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -57,9 +58,19 @@ pub(crate) struct Memory {
     /// What the endpoint may do; its generation and whether it is open are the image's.
     pub limits: Cell<Endpoint>,
     pub bucket: Cell<Bucket>,
+    pub streams: RefCell<HashMap<FlowKey, Stream>>,
+    pub most_streams: Cell<usize>,
+    pub pressure: Cell<Pressure>,
     pub counted: RefCell<Vec<TargetEvent>>,
     /// By slot.
     pub mtus: RefCell<HashMap<u16, Mtu>>,
+}
+
+/// What stands for the kernel's cookie.
+fn cookie(of: &Handshake) -> u32 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    of.hash(&mut hasher);
+    (hasher.finish() >> 32) as u32
 }
 
 pub(crate) struct Shared(Rc<Cell<Flow>>);
@@ -148,6 +159,32 @@ impl Tables for Memory {
     }
     fn set_bucket(&self, _: u32, bucket: Bucket) {
         self.bucket.set(bucket);
+    }
+    fn stream(&self, key: &FlowKey) -> Option<Stream> {
+        self.streams.borrow().get(key).copied()
+    }
+    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError> {
+        let mut streams = self.streams.borrow_mut();
+        if streams.len() >= self.most_streams.get() && !streams.contains_key(key) {
+            return Err(InsertError::Full);
+        }
+        streams.insert(*key, *stream);
+        Ok(())
+    }
+    fn remove_stream(&self, key: &FlowKey) {
+        self.streams.borrow_mut().remove(key);
+    }
+    fn pressure(&self, _: u32) -> Option<Pressure> {
+        Some(self.pressure.get())
+    }
+    fn set_pressure(&self, _: u32, pressure: Pressure) {
+        self.pressure.set(pressure);
+    }
+    fn syn_cookie(&self, of: &Handshake) -> Option<u32> {
+        Some(cookie(of))
+    }
+    fn is_syn_cookie(&self, of: &Handshake, it: u32) -> bool {
+        cookie(of) == it
     }
     fn count(&self, _: u32, event: TargetEvent) {
         self.counted.borrow_mut().push(event);
@@ -259,6 +296,9 @@ pub(crate) fn memory(image: Image) -> Memory {
         pending: RefCell::default(),
         limits: Cell::new(Endpoint { hold: 60, ..Endpoint::default() }),
         bucket: Cell::default(),
+        streams: RefCell::default(),
+        most_streams: Cell::new(usize::MAX),
+        pressure: Cell::default(),
         counted: RefCell::default(),
         mtus: RefCell::default(),
     }
