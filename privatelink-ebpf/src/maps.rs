@@ -10,6 +10,7 @@ use privatelink_common::{
     tables::{
         Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
         ListenerKey, Name, NameKey, Neighbour, Prefix, Pressure, Stream, Target, TargetCounters, VpcAddress,
+        VpcEndpointId,
     },
 };
 
@@ -52,6 +53,8 @@ pub(crate) static TARGET_COUNTERS: PerCpuArray<TargetCounters, 16384> = PerCpuAr
 pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
 #[btf_map(name = "pressures")]
 pub(crate) static PRESSURES: Array<Pressure, 4096> = Array::new();
+#[btf_map(name = "vpc_endpoint_ids")]
+pub(crate) static VPC_ENDPOINT_IDS: Array<VpcEndpointId, 4096> = Array::new();
 #[btf_map(name = "outcomes")]
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "names")]

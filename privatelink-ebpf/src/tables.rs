@@ -2,7 +2,7 @@
 
 use crate::maps::{
     ADDRESSES, BALANCERS, BUCKETS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, NEIGHBOURS,
-    PENDING, PREFIXES, PRESSURES, STREAMS, TABLES, TARGET_COUNTERS, TARGETS,
+    PENDING, PREFIXES, PRESSURES, STREAMS, TABLES, TARGET_COUNTERS, TARGETS, VPC_ENDPOINT_IDS,
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, iphdr, tcphdr, xdp_action},
@@ -13,6 +13,7 @@ use privatelink_common::{
     tables::{
         Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, Handshake, InsertError, Interface,
         Listener, ListenerKey, Neighbour, Prefix, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress,
+        VpcEndpointId,
     },
     wire::{Ipv4Header, Mac, TCP, Tcp},
 };
@@ -228,6 +229,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn remove_stream(&self, key: &FlowKey) {
         let _ = STREAMS.remove(key);
+    }
+
+    #[inline(always)]
+    fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
+        VPC_ENDPOINT_IDS.get(endpoint).copied().unwrap_or_default()
     }
 
     #[inline(always)]

@@ -74,7 +74,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 19] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 20] {
     [
         ("interfaces", "max_ifindex", limits.max_ifindex),
         ("egress", "interfaces", limits.interfaces),
@@ -93,6 +93,7 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 19] {
         ("target_counters", "targets", limits.targets),
         ("buckets", "endpoints", limits.endpoints),
         ("pressures", "endpoints", limits.endpoints),
+        ("vpc_endpoint_ids", "endpoints", limits.endpoints),
         ("outcomes", "vpcs", limits.vpcs.saturating_mul(OUTCOMES)),
         ("names", "addresses", limits.addresses.saturating_mul(4)),
     ]

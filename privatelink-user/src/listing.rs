@@ -227,8 +227,10 @@ fn endpoint_row(
             resets: sum.resets + it.resets,
         });
     let gate = agent.image.endpoints.get(&id).copied().unwrap_or_default();
+    let called = agent.image.vpc_endpoint_ids.get(&id);
+    let vpc_endpoint_id = called.map(|it| String::from_utf8_lossy(&it.text).into_owned());
     Ok(Some(json!({
-        "endpoint": name, "vpc": vpc, "service": service, "zone": zone,
+        "endpoint": name, "vpc_endpoint_id": vpc_endpoint_id, "vpc": vpc, "service": service, "zone": zone,
         "address": address.to_string(), "state": if gate.open { "available" } else { "rejected" }, "full": gate.full,
         "active_flows": active.get(&id).unwrap_or(&0),
         "to_provider_packets": sum.to_provider_packets, "to_provider_bytes": sum.to_provider_bytes,

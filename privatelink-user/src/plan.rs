@@ -9,7 +9,7 @@ use privatelink_common::limits::{COOKIES_SHARE, TCP_CLOSED, UDP_IDLE};
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
     Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target,
-    UNCHECKED, UNHEALTHY, VpcAddress,
+    UNCHECKED, UNHEALTHY, VpcAddress, VpcEndpointId,
 };
 use privatelink_common::tables::{Listener as ListenerEntry, Name};
 use privatelink_common::wire::{Mac, UDP};
@@ -32,6 +32,7 @@ pub struct Image {
     pub listeners: BTreeMap<ListenerKey, ListenerEntry>,
     pub tables: BTreeMap<u32, Vec<u32>>,
     pub targets: BTreeMap<u32, Target>,
+    pub vpc_endpoint_ids: BTreeMap<u32, VpcEndpointId>,
     pub names: BTreeMap<NameKey, Name>,
 }
 
@@ -76,6 +77,8 @@ pub struct Check {
     pub port: u16,
     /// How.
     pub how: crate::model::HealthCheck,
+    /// Whether it begins with the Proxy Protocol's header.
+    pub proxied: bool,
 }
 
 /// A stable hash of some words.
@@ -93,6 +96,13 @@ pub fn hash(words: &[&[u8]]) -> u64 {
 pub fn mac(vpc: &str, address: Ipv4Addr) -> Mac {
     let [a, b, c, d, e, ..] = hash(&[b"mac", vpc.as_bytes(), &address.octets()]).to_be_bytes();
     [0x02, a, b, c, d, e]
+}
+
+/// What an endpoint is called, as AWS writes it: the same on every host and after every restart, since it is made of its name alone.
+pub fn vpc_endpoint_id(name: &str) -> VpcEndpointId {
+    let text = format!("vpce-0{:016x}", hash(&[b"vpce", name.as_bytes()]));
+    let text = text.as_bytes().first_chunk().copied().unwrap_or_default();
+    VpcEndpointId { text, reserved: [0; 2] }
 }
 
 /// A target's name.
@@ -332,13 +342,16 @@ impl Plan<'_> {
         let attributes = group.map(|group| &group.attributes);
         let cross_zone = attributes.and_then(|it| it.cross_zone).unwrap_or(of.cross_zone);
         let sticky = attributes.is_some_and(|it| it.sticky).into();
+        let proxied = attributes.is_some_and(|it| it.proxied).into();
         let zone = if cross_zone { "*" } else { zone };
         let (table, slots) = self.table(&listener.target_group, zone)?;
         for &protocol in listener.protocol.numbers() {
             let key = ListenerKey { balancer, port: U16::new(listener.port), protocol, reserved: 0 };
             let tcp_idle = u16::try_from(listener.tcp_idle_timeout.as_secs())?;
             let idle_timeout = if protocol == UDP { UDP_IDLE } else { tcp_idle };
-            self.image.listeners.insert(key, ListenerEntry { table, slots, idle_timeout, sticky });
+            self.image
+                .listeners
+                .insert(key, ListenerEntry { table, slots, idle_timeout, sticky, proxied, reserved: 0 });
         }
         Ok(())
     }
@@ -441,6 +454,7 @@ impl Plan<'_> {
                 }
                 let balancer =
                     self.chosen(id, &full, &candidates).context("a zone that the service does not have")?;
+                self.image.vpc_endpoint_ids.insert(id, vpc_endpoint_id(name));
                 let (mac, ping) = (mac(&endpoint.vpc, *address), endpoint.ping.into());
                 let entry =
                     Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, reserved: 0 };
@@ -516,7 +530,8 @@ pub fn checks(model: &Model, names: &Names) -> BTreeMap<u32, Check> {
             let Some(source) = source(balancer, &target.zone, id) else { continue };
             let (vpc, how) = (group.vpc.clone(), group.health_check.clone());
             let port = how.port.unwrap_or(target.port);
-            checks.insert(id, Check { vpc, source, address: target.address, port, how });
+            let proxied = group.attributes.proxied;
+            checks.insert(id, Check { vpc, source, address: target.address, port, how, proxied });
         }
     }
     checks

@@ -84,6 +84,8 @@ pub struct Attributes {
     pub unhealthy_draining: Duration,
     /// `stickiness.enabled`: whether all flows of one source address go to one target.
     pub sticky: bool,
+    /// `proxy_protocol_v2.enabled`: whether targets are told who the client is.
+    pub proxied: bool,
     /// `target_group_health.unhealthy_state_routing.minimum_healthy_targets.count`: with fewer, all targets get new flows.
     pub minimum_count: u32,
     /// `target_group_health.unhealthy_state_routing.minimum_healthy_targets.percentage`: likewise; none: off.
@@ -103,6 +105,7 @@ impl Attributes {
             cut_unhealthy: true,
             unhealthy_draining: Duration::ZERO,
             sticky: false,
+            proxied: false,
             minimum_count: 1,
             minimum_percentage: None,
             cross_zone: None,
@@ -281,6 +284,9 @@ impl Build<'_, '_> {
                 let known = |text: &str| (text == "source_ip").then_some(());
                 build.reader.parsed(value, "a kind of stickiness: source_ip", known);
             }
+        });
+        self.group(fields, "proxy_protocol_v2", |build, fields| {
+            build.switch(fields, "enabled", &mut it.proxied);
         });
         self.group(fields, "slow_start", |build, fields| {
             build.seconds(fields, "duration_seconds", 0..=900, &mut it.slow_start);
