@@ -200,7 +200,7 @@ table! {
 
 table! {
     /// Value of `listeners`. Written by the agent, read for a flow's first packet. Full: the configuration is refused.
-    Listener, 12, align 4, {
+    Listener, 16, align 4, {
         /// Index of `tables`, the Maglev table that chooses the target.
         table: u32,
         /// Size of that table, a prime; 0: there is no target.
@@ -211,6 +211,10 @@ table! {
         sticky: u8,
         /// 1: targets see the client's own address and port, where the client is in the load balancer's VPC.
         preserve: u8,
+        /// 1: targets are told who the client is by the Proxy Protocol.
+        proxied: u16,
+        /// Zero.
+        reserved: u16,
     }
 }
 
@@ -385,6 +389,21 @@ table! {
 
 /// [`Stream::marks`]: the target has not answered the path's SYN, so [`Stream::backward`] is not known.
 pub const UNANSWERED: u8 = 1;
+/// [`Stream::marks`]: the target has not acknowledged the Proxy Protocol's header, which is [`Stream::forward`] bytes long.
+pub const HEADER_DUE: u8 = 2;
+/// [`Stream::marks`]: it has been sent the header.
+pub const HEADER_SENT: u8 = 4;
+
+table! {
+    /// Value of `vpc_endpoint_ids`, an array by endpoint: what the Proxy Protocol's header calls it. Written by the agent, read where a
+    /// header is made.
+    VpcEndpointId, 24, align 1, {
+        /// `vpce-` and seventeen hexadecimal digits; zeros: it has none.
+        text: [u8; 22],
+        /// Zero.
+        reserved: [u8; 2],
+    }
+}
 
 table! {
     /// Value of `endpoint_counters`, an array by endpoint and CPU. Written by the path, read by the agent.
@@ -546,6 +565,8 @@ pub trait Tables {
     fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError>;
     /// Removes it, if it is there.
     fn remove_stream(&self, key: &FlowKey);
+    /// What an endpoint is called.
+    fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId;
     /// How hard an endpoint's listeners are pressed by SYNs.
     fn pressure(&self, endpoint: u32) -> Option<Pressure>;
     /// Replaces it.

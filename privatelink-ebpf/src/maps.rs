@@ -11,7 +11,7 @@ use privatelink_common::{
     tables::{
         Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
         ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream, Target, TargetCounters,
-        VpcAddress,
+        VpcAddress, VpcEndpointId,
     },
 };
 
@@ -58,6 +58,8 @@ pub(crate) static TARGET_COUNTERS: PerCpuArray<TargetCounters, 16384> = PerCpuAr
 pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
 #[btf_map(name = "pressures")]
 pub(crate) static PRESSURES: Array<Pressure, 4096> = Array::new();
+#[btf_map(name = "vpc_endpoint_ids")]
+pub(crate) static VPC_ENDPOINT_IDS: Array<VpcEndpointId, 4096> = Array::new();
 #[btf_map(name = "outcomes")]
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "room")]

@@ -3,6 +3,7 @@
 use crate::maps::{
     ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, MTUS,
     NEIGHBOURS, PENDING, PREFIXES, PRESSURES, ROOM, STREAMS, TABLES, TARGET_COUNTERS, TARGETS,
+    VPC_ENDPOINT_IDS,
 };
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, iphdr, tcphdr, tcx_action_base::TCX_REDIRECT, xdp_action},
@@ -16,7 +17,7 @@ use privatelink_common::{
     tables::{
         Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, Handshake, InsertError, Interface,
         Listener, ListenerKey, Mtu, Neighbour, Prefix, Pressure, Stream, Tables, Target, TargetEvent,
-        VpcAddress,
+        VpcAddress, VpcEndpointId,
     },
     wire::{Ipv4Header, Mac, TCP, Tcp},
 };
@@ -281,6 +282,11 @@ impl<E: Exit> Tables for KernelTables<E> {
     #[inline(always)]
     fn remove_stream(&self, key: &FlowKey) {
         let _ = STREAMS.remove(key);
+    }
+
+    #[inline(always)]
+    fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
+        VPC_ENDPOINT_IDS.get(endpoint).copied().unwrap_or_default()
     }
 
     #[inline(always)]

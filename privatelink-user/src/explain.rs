@@ -11,6 +11,7 @@ use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
     Address, Bucket, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, Handshake, InsertError, Interface,
     Listener, ListenerKey, Mtu, Neighbour, Prefix, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress,
+    VpcEndpointId,
 };
 use privatelink_common::verdict::{Action, Direction};
 use privatelink_common::wire::{Ipv4, Mac};
@@ -125,6 +126,11 @@ impl Tables for Narrator<'_> {
     }
 
     fn remove_stream(&self, _: &FlowKey) {}
+
+    fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
+        self.told.borrow_mut().push("puts the Proxy Protocol's header before the first data".into());
+        self.maps.vpc_endpoint_ids.get(&endpoint).ok().flatten().unwrap_or_default()
+    }
 
     fn pressure(&self, endpoint: u32) -> Option<Pressure> {
         let found = self.maps.pressures.get(&endpoint).ok().flatten();
@@ -269,7 +275,8 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
         question.to.ip().octets(),
         64,
     );
-    let mut bytes = Vec::new();
+    let mut bytes = vec![0; usize::from(path::proxy::LENGTH)];
+    let room = bytes.len();
     match question.protocol.as_str() {
         "tcp" => {
             builder.tcp(question.from.port(), question.to.port(), 1, 64240).syn().write(&mut bytes, &[])?
@@ -277,7 +284,7 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
         "udp" => builder.udp(question.from.port(), question.to.port()).write(&mut bytes, &[])?,
         other => bail!("the protocol is tcp or udp, not {other}"),
     }
-    let mut frame = SliceFrame::new(&mut bytes);
+    let mut frame = SliceFrame::with_room(&mut bytes, room);
     let result = path::forward(&mut frame, &narrator, 0, flows::now());
     let mut told = narrator.told.into_inner();
     told.push(match result {

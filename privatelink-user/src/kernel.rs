@@ -104,7 +104,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 21] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 22] {
     [
         ("interfaces", "max_ifindex", limits.max_ifindex),
         ("egress", "interfaces", limits.interfaces),
@@ -125,6 +125,7 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 21] {
         ("target_counters", "targets", limits.targets),
         ("buckets", "endpoints", limits.endpoints),
         ("pressures", "endpoints", limits.endpoints),
+        ("vpc_endpoint_ids", "endpoints", limits.endpoints),
         ("outcomes", "vpcs", limits.vpcs.saturating_mul(OUTCOMES)),
         ("names", "addresses", limits.addresses.saturating_mul(4)),
     ]

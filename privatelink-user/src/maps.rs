@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
     ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream, Target, TargetCounters, VpcAddress,
+    VpcEndpointId,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -363,6 +364,7 @@ pub struct Maps {
     pub target_counters: PerCpu<TargetCounters>,
     pub buckets: Map<u32, Bucket>,
     pub pressures: Map<u32, Pressure>,
+    pub vpc_endpoint_ids: Map<u32, VpcEndpointId>,
     pub outcomes: PerCpu<Counter>,
     pub names: Map<NameKey, Name>,
     pub layout: Map<u32, u32>,
@@ -370,7 +372,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 22] = [
+    pub const NAMES: [&str; 23] = [
         "interfaces",
         "egress",
         "mtus",
@@ -390,6 +392,7 @@ impl Maps {
         "target_counters",
         "buckets",
         "pressures",
+        "vpc_endpoint_ids",
         "outcomes",
         "names",
         "layout",
@@ -417,6 +420,7 @@ impl Maps {
             target_counters: PerCpu::open(dir, "target_counters")?,
             buckets: Map::open(dir, "buckets")?,
             pressures: Map::open(dir, "pressures")?,
+            vpc_endpoint_ids: Map::open(dir, "vpc_endpoint_ids")?,
             outcomes: PerCpu::open(dir, "outcomes")?,
             names: Map::open(dir, "names")?,
             layout: Map::open(dir, "layout")?,

@@ -10,7 +10,7 @@ use privatelink_common::limits::{COOKIES_SHARE, ENDPOINT_MTU, TCP_CLOSED, UDP_ID
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
     Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target,
-    UNCHECKED, UNHEALTHY, VpcAddress,
+    UNCHECKED, UNHEALTHY, VpcAddress, VpcEndpointId,
 };
 use privatelink_common::tables::{Listener as ListenerEntry, Name};
 use privatelink_common::wire::{Mac, UDP};
@@ -37,6 +37,7 @@ pub struct Image {
     pub listeners: BTreeMap<ListenerKey, ListenerEntry>,
     pub tables: BTreeMap<u32, Vec<u32>>,
     pub targets: BTreeMap<u32, Target>,
+    pub vpc_endpoint_ids: BTreeMap<u32, VpcEndpointId>,
     pub names: BTreeMap<NameKey, Name>,
 }
 
@@ -87,6 +88,8 @@ pub struct Check {
     pub port: u16,
     /// How.
     pub how: crate::model::HealthCheck,
+    /// Whether it begins with the Proxy Protocol's header.
+    pub proxied: bool,
 }
 
 /// A stable hash of some words.
@@ -132,8 +135,8 @@ pub struct Known<'a> {
     pub addresses: BTreeMap<VpcAddress, Address>,
     /// Measured states.
     pub health: BTreeMap<u32, u16>,
-    /// How endpoints stand with their services. One that is not here has no address.
-    pub connections: BTreeMap<String, State>,
+    /// How endpoints stand with their services, and their ids. One that is not here has no address.
+    pub connections: BTreeMap<String, (State, String)>,
     /// The configuration before, which says how long targets that are in it no more may drain.
     pub before: Option<&'a Model>,
     /// How many flows targets have.
@@ -145,7 +148,8 @@ pub struct Known<'a> {
 impl Known<'_> {
     /// Nothing, but that every endpoint's connection is available.
     pub fn connected(model: &Model) -> Self {
-        let connections = model.endpoints.keys().map(|name| (name.clone(), State::Available)).collect();
+        let standing = |name: &String| (State::Available, format!("vpce-0{:016x}", hash(&[name.as_bytes()])));
+        let connections = model.endpoints.keys().map(|name| (name.clone(), standing(name))).collect();
         Self { connections, ..Self::default() }
     }
 }
@@ -363,13 +367,15 @@ impl Plan<'_> {
         let cross_zone = attributes.and_then(|it| it.cross_zone).unwrap_or(of.cross_zone);
         let sticky = attributes.is_some_and(|it| it.sticky).into();
         let preserve = attributes.is_some_and(|it| it.preserve_client_ip).into();
+        let proxied = attributes.is_some_and(|it| it.proxied).into();
         let zone = if cross_zone { "*" } else { zone };
         let (table, slots) = self.table(&listener.target_group, zone)?;
         for &protocol in listener.protocol.numbers() {
             let key = ListenerKey { balancer, port: U16::new(listener.port), protocol, reserved: 0 };
             let tcp_idle = u16::try_from(listener.tcp_idle_timeout.as_secs())?;
             let idle_timeout = if protocol == UDP { UDP_IDLE } else { tcp_idle };
-            self.image.listeners.insert(key, ListenerEntry { table, slots, idle_timeout, sticky, preserve });
+            let entry = ListenerEntry { table, slots, idle_timeout, sticky, preserve, proxied, reserved: 0 };
+            self.image.listeners.insert(key, entry);
         }
         Ok(())
     }
@@ -453,7 +459,8 @@ impl Plan<'_> {
                 .services
                 .get(&endpoint.service)
                 .context("a service that the model does not have")?;
-            let Some(state) = self.known.connections.get(name).filter(|state| state.exists()) else {
+            let Some((state, called)) = self.known.connections.get(name).filter(|(state, _)| state.exists())
+            else {
                 continue;
             };
             for (zone, address) in &endpoint.addresses {
@@ -473,6 +480,8 @@ impl Plan<'_> {
                 }
                 let balancer =
                     self.chosen(id, &full, &candidates).context("a zone that the service does not have")?;
+                let text = called.as_bytes().first_chunk().copied().unwrap_or_default();
+                self.image.vpc_endpoint_ids.insert(id, VpcEndpointId { text, reserved: [0; 2] });
                 let (mac, ping) = (mac(&endpoint.vpc, *address), endpoint.ping.into());
                 let entry =
                     Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, reserved: 0 };
@@ -549,7 +558,8 @@ pub fn checks(model: &Model, names: &Names) -> BTreeMap<u32, Check> {
             let Some(source) = source(balancer, &target.zone, id) else { continue };
             let (vpc, how) = (group.vpc.clone(), group.health_check.clone());
             let port = how.port.unwrap_or(target.port);
-            checks.insert(id, Check { vpc, source, address: target.address, port, how });
+            let proxied = group.attributes.proxied;
+            checks.insert(id, Check { vpc, source, address: target.address, port, how, proxied });
         }
     }
     checks

@@ -23,6 +23,7 @@ pub fn actual(maps: &Maps) -> Result<Image> {
         listeners: maps.listeners.entries()?.into_iter().collect(),
         tables: BTreeMap::new(),
         targets: maps.targets.filled()?,
+        vpc_endpoint_ids: maps.vpc_endpoint_ids.filled()?,
         names: maps.names.entries()?.into_iter().collect(),
     };
     for index in 0..maps.tables.info()?.max_entries {
@@ -50,6 +51,7 @@ pub fn apply(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
     maps.tables.set(&swapped)?;
     changes += swapped.len();
     changes += put(&maps.balancers, &from.balancers, &to.balancers)?;
+    changes += put(&maps.vpc_endpoint_ids, &from.vpc_endpoint_ids, &to.vpc_endpoint_ids)?;
     changes += put(&maps.listeners, &from.listeners, &to.listeners)?;
     changes += endpoints(maps, from, to)?;
     changes += put(&maps.addresses, &from.addresses, &to.addresses)?;
@@ -58,6 +60,9 @@ pub fn apply(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
     changes += drop_old(&from.listeners, &to.listeners, |key| maps.listeners.delete(key))?;
     changes += drop_old(&from.balancers, &to.balancers, |key| maps.balancers.set(key, &Default::default()))?;
     changes += drop_old(&from.tables, &to.tables, |key| maps.tables.delete(*key))?;
+    changes += drop_old(&from.vpc_endpoint_ids, &to.vpc_endpoint_ids, |key| {
+        maps.vpc_endpoint_ids.set(key, &Default::default())
+    })?;
     changes += drop_old(&from.targets, &to.targets, |key| maps.targets.set(key, &Default::default()))?;
     changes += drop_old(&from.prefixes, &to.prefixes, |key| maps.prefixes.delete(key))?;
     changes += drop_old(&from.names, &to.names, |key| maps.names.delete(key))?;

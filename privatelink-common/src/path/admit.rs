@@ -57,13 +57,13 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32, confirmed:
         return Err(if late { from_provider(packet, &address) } else { Step::drop(DropReason::NoListener) });
     };
     if packet.is_tcp && !is_syn(packet) && !confirmed {
-        return Err(late(tables, packet, address.endpoint, &endpoint, now));
+        return Err(late(tables, packet, &listener, address.endpoint, &endpoint, now));
     }
     if endpoint.full != 0 {
         return Err(over(DropReason::EndpointFull, confirmed));
     }
     if is_syn(packet) && cookie::concerns(tables, address.endpoint, &endpoint, now, Happened::Syn) {
-        return Err(Step::cookie(address.endpoint));
+        return Err(Step::cookie(cookie::of(address.endpoint, &listener)));
     }
     if endpoint.rate != 0 && !take_token(tables, address.endpoint, &endpoint, now) {
         return Err(over(DropReason::EndpointRate, confirmed));
@@ -83,9 +83,16 @@ fn closed(packet: &Packet) -> Step {
 
 /// What becomes of a segment of no flow that is not a SYN: an ACK may bear a SYN cookie.
 #[inline(always)]
-fn late<T: Tables>(tables: &T, packet: &Packet, id: u32, endpoint: &Endpoint, now: u32) -> Step {
+fn late<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    listener: &Listener,
+    id: u32,
+    endpoint: &Endpoint,
+    now: u32,
+) -> Step {
     if is_ack(packet) && cookie::concerns(tables, id, endpoint, now, Happened::Ack) {
-        return Step::confirm(id);
+        return Step::confirm(cookie::of(id, listener));
     }
     Step::reset_segment(packet, Answer::ResetNoFlow)
 }

@@ -21,12 +21,15 @@
 
 use super::options::{self, Offer, SCALE, STAMPED};
 use super::parse::Packet;
+use super::proxy;
 use super::segment::{self, Segment};
 use super::state::State;
 use super::stream::{consumers, scaled};
 use crate::frame::Frame;
 use crate::limits::{COOKIE_LIFE, COOKIE_MSS, COOKIES_HOLD};
-use crate::tables::{Endpoint, Flow, Handshake, InsertError, Stream, Tables, UNANSWERED};
+use crate::tables::{
+    Endpoint, Flow, HEADER_DUE, Handshake, InsertError, Listener, Stream, Tables, UNANSWERED,
+};
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{ACK, SYN, TRANSPORT, Tcp};
 
@@ -49,6 +52,15 @@ pub(super) enum Happened {
     Confirmed = 1,
     /// An ACK of no flow came.
     Ack = 2,
+}
+
+/// [`of`]: its targets are sent the Proxy Protocol's header.
+const PROXIED: u32 = 1 << 31;
+
+/// An endpoint's number, which is far below 2^30, and whether the listener's targets are sent a header.
+#[inline(always)]
+pub(super) const fn of(endpoint: u32, listener: &Listener) -> u32 {
+    if listener.proxied != 0 { endpoint | PROXIED } else { endpoint }
 }
 
 /// Counts what happened, and says whether cookies concern it: a SYN is to be answered with one, an ACK may bear one.
@@ -113,8 +125,9 @@ fn answered<F: Frame, T: Tables>(
     let bits = offered(&offer);
     let of = handshake(packet, endpoint, initial, nearest(offer.mss));
     let sequence = tables.syn_cookie(&of).ok_or(DropReason::FlowTableFull)?;
+    let mss = if endpoint & PROXIED == 0 { COOKIE_MSS } else { COOKIE_MSS - proxy::LENGTH };
     let stamp = now.wrapping_mul(TICKS) | u32::from(bits);
-    let (options, words) = segment::offer(COOKIE_MSS, bits, WINDOW_SCALE, stamp, offer.stamp);
+    let (options, words) = segment::offer(mss, bits, WINDOW_SCALE, stamp, offer.stamp);
     let acknowledgement = initial.wrapping_add(1);
     let flags = SYN | ACK;
     put(
@@ -158,7 +171,8 @@ pub(super) fn check<F: Frame, T: Tables>(frame: &F, tables: &T, packet: &Packet,
     // The likeliest first.
     for index in [3, 2, 1, 0] {
         if tables.is_syn_cookie(&handshake(packet, endpoint, initial, index), cookie) {
-            return begin(frame, tables, packet, &tcp, MSS[index as usize]).map_or(0, |()| 1);
+            let due = if endpoint & PROXIED == 0 { 0 } else { HEADER_DUE };
+            return begin(frame, tables, packet, &tcp, MSS[index as usize], due).map_or(0, |()| 1);
         }
     }
     0
@@ -171,6 +185,7 @@ fn begin<F: Frame, T: Tables>(
     packet: &Packet,
     tcp: &Tcp,
     mss: u16,
+    due: u8,
 ) -> Result<(), InsertError> {
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
     options::read(frame, tcp, &mut offer);
@@ -182,7 +197,8 @@ fn begin<F: Frame, T: Tables>(
         stamp: offer.echo,
         mss,
         offer: bits,
-        marks: UNANSWERED,
+        marks: UNANSWERED | due,
+        forward: if due == 0 { 0 } else { proxy::LENGTH.into() },
         ..Stream::default()
     };
     tables.set_stream(&packet.key, &stream)

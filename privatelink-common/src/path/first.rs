@@ -141,9 +141,18 @@ pub(super) fn unknown<T: Tables>(
         Ok(door) => door,
         Err(step) => return step,
     };
-    let marks = if confirmed { SHIFTED | COOKIE } else { 0 };
+    let proxied = door.listener.proxied != 0;
+    let marks = match (packet.is_tcp, confirmed, proxied) {
+        (true, true, _) => SHIFTED | COOKIE,
+        (true, false, true) => SHIFTED,
+        _ => 0,
+    };
     match nat::open(tables, packet, &door, now, marks, flow) {
-        Ok(()) => Step::send(FlowEvent::Opened),
+        Ok(()) => {
+            // Of datagrams, the first alone takes the header.
+            flow.way |= if proxied { SHIFTED } else { 0 };
+            Step::send(FlowEvent::Opened)
+        }
         Err(refusal) => refuse(packet, refusal, confirmed),
     }
 }

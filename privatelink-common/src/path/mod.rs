@@ -10,6 +10,7 @@ mod local;
 mod nat;
 mod options;
 mod parse;
+pub mod proxy;
 mod report;
 mod reset;
 mod rewrite;
@@ -139,13 +140,24 @@ fn send<F: Frame, T: Tables>(
     }
     rewrite::rewrite(frame, packet, flow, correction)?;
     if flow.is_shifted() {
-        match stream::carry(frame, tables, packet, flow) {
+        let carried =
+            if packet.is_tcp { stream::carry(frame, tables, packet, flow) } else { Carried::Insert };
+        match carried {
             Carried::Done => {}
             Carried::Ask => _ = cookie::ask_target(frame, tables, packet, flow).result()?,
             Carried::Tell => {
                 cookie::hear_target(frame, tables, packet, flow).result()?;
                 cookie::tell_consumer(frame, tables, packet, flow).result()?;
             }
+            Carried::Greet if stream::greet(frame) == 0 => return Err(DropReason::Malformed),
+            Carried::Greet => {}
+            Carried::Insert
+                if proxy::make_room(frame, packet) == 0 || proxy::fill(frame, tables, packet, flow) == 0 =>
+            {
+                return Err(DropReason::Malformed);
+            }
+            Carried::Insert => proxy::sent(tables, packet, flow),
+            Carried::Full => return Err(DropReason::FlowTableFull),
             Carried::Unknown => return Err(DropReason::NoFlow),
             Carried::Malformed => return Err(DropReason::Malformed),
         }

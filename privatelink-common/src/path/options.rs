@@ -2,7 +2,7 @@
 //!
 //! As many options as Linux ever sends are looked at, padding included; what is behind them is left as it is.
 
-use crate::checksum::{address, delta};
+use crate::checksum::{address, delta, word};
 use crate::frame::Frame;
 use crate::wire::{TRANSPORT, Tcp};
 use zerocopy::big_endian::{U16, U32};
@@ -167,6 +167,26 @@ pub(super) fn shift<F: Frame>(frame: &mut F, tcp: &Tcp, numbers: &Numbers) -> u6
         }
     }
     change.into()
+}
+
+/// Lowers the MSS of a SYN to what `most` says, if it is above it; returns what that does to the checksum. Not inlined, since it is long.
+#[inline(never)]
+pub(super) fn clamp<F: Frame>(frame: &mut F, tcp: &Tcp, most: u16) -> u64 {
+    let Some((at, 4)) = option(frame, find(frame, tcp), MSS) else { return 0 };
+    let Some(old) = frame.read::<U16>(at).filter(|old| old.get() > most) else { return 0 };
+    let new = U16::new(most);
+    if frame.write(at, &new).is_none() {
+        return 0;
+    }
+    let change = delta(word(old.to_bytes()), word(new.to_bytes()));
+    u64::from(if at & 1 == 0 { change } else { change.swap_bytes() })
+}
+
+/// The MSS of a SYN; 0 where it does not say. Not inlined, since it is long.
+#[inline(never)]
+pub(super) fn mss<F: Frame>(frame: &F, tcp: &Tcp) -> u64 {
+    let Some((at, 4)) = option(frame, find(frame, tcp), MSS) else { return 0 };
+    frame.read::<U16>(at).map_or(0, |it| it.get().into())
 }
 
 /// Adds to two numbers that follow each other.

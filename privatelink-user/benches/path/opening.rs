@@ -45,7 +45,7 @@ pub(crate) fn configure(world: &World) {
     for (port, table) in [(80, 1), (81, 2)] {
         let listener = ListenerKey { balancer: 1, port: U16::new(port), protocol: 6, reserved: 0 };
         maps.listeners
-            .set(&listener, &Listener { table, slots: SLOTS, idle_timeout: 350, sticky: 0, preserve: 0 })
+            .set(&listener, &Listener { table, slots: SLOTS, idle_timeout: 350, ..Listener::default() })
             .unwrap();
     }
     maps.neighbours

@@ -9,6 +9,7 @@ use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, Handshake, InsertError, Interface,
     Listener, ListenerKey, Mtu, Neighbour, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress,
+    VpcEndpointId,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ipv4, Mac};
@@ -173,6 +174,9 @@ impl Tables for Memory {
     }
     fn remove_stream(&self, key: &FlowKey) {
         self.streams.borrow_mut().remove(key);
+    }
+    fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
+        self.image.vpc_endpoint_ids.get(&endpoint).copied().unwrap_or_default()
     }
     fn pressure(&self, _: u32) -> Option<Pressure> {
         Some(self.pressure.get())

@@ -48,6 +48,12 @@ impl Says {
         self
     }
 
+    /// As [`read`] sees it.
+    fn bare(mut self) -> Self {
+        self.options.retain(|it| *it != Noop);
+        self
+    }
+
     fn data(mut self, data: &[u8]) -> Self {
         self.data = data.to_vec();
         self
@@ -102,7 +108,16 @@ fn read(frame: &[u8]) -> (Says, (Ipv4, u16), (Ipv4, u16)) {
 
 impl Cookies {
     fn new(cookies: u32) -> Self {
-        let two = CONFIG.replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
+        Self::of(cookies, CONFIG)
+    }
+
+    /// The same, with targets that are told who the client is.
+    fn proxied(cookies: u32) -> Self {
+        Self::of(cookies, &CONFIG.replace("port = 8080", "port = 8080\nproxy_protocol_v2.enabled = true"))
+    }
+
+    fn of(cookies: u32, config: &str) -> Self {
+        let two = config.replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
         let model = model::parse(&two, "streams.toml").unwrap();
         let image = plan::compile(&model, &mut Names::default(), &plan::Known::default(), |_| "stack".into())
             .unwrap();
@@ -376,4 +391,114 @@ fn cookies_begin_with_more_unconfirmed_syns_than_are_allowed_and_end_some_time_a
     for client in 0..100 {
         assert_eq!(syn(client, NOW + 50), 4, "nothing where cookies are off");
     }
+}
+
+/// A header as it begins, and what is behind it.
+fn split(data: &[u8]) -> (&[u8], &[u8]) {
+    let (header, rest) = data.split_at(100);
+    assert_eq!(header[..16], *b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x54");
+    (header, rest)
+}
+
+#[test]
+fn the_proxy_protocols_header_is_at_the_head_of_the_stream_until_the_target_has_acknowledged_it() {
+    let there = |offset: u32| THERE.wrapping_add(offset);
+    let back = |offset: u32| BACK.wrapping_add(offset);
+    let world = Cookies::proxied(0);
+    let syn = says("S", THERE, 0, 64240).with(&usual(1460));
+    let (verdict, at_target) = world.forth(NOW, &syn);
+    assert_eq!((verdict, read(&at_target).0), (4, syn.bare()), "a SYN goes as it is");
+    let greeting = says("SA", BACK, there(1), 65160).with(&usual(8960));
+    let (_, out) = world.back(&at_target, &greeting);
+    assert_eq!(
+        read(&out).0,
+        says("SA", BACK, there(1), 65060).with(&usual(8860)).bare(),
+        "room for the header"
+    );
+
+    // The handshake's ACK, and the first data, each as often as it comes; also a probe, which has the number before.
+    for (sequence, data) in [(1, &b""[..]), (1, b"odd"), (1, b"first"), (0, b"")] {
+        let said = says("A", there(sequence), back(1), 400).with(&[Noop, Noop, Timestamp(1, 2)]).data(data);
+        let (verdict, out) = world.forth(NOW, &said);
+        assert_eq!(verdict, 4);
+        let got = read(&out).0;
+        let (header, rest) = split(&got.data);
+        assert_eq!(rest, data);
+        assert_eq!(
+            (header[16..20].to_vec(), header[20..24].to_vec()),
+            (CLIENT.0.to_vec(), ENDPOINT.0.to_vec())
+        );
+        let expected = says("A", there(1), back(1), 400).with(&[Timestamp(1, 2)]).data(&got.data);
+        assert_eq!(got, expected);
+    }
+    let (_, out) = world.forth(NOW, &says("A", there(4), back(1), 400).data(b"second"));
+    assert_eq!(read(&out).0, says("A", there(104), back(1), 400).data(b"second"));
+    for (acknowledged, heard) in [(1, 1), (50, 1), (100, 1)] {
+        let (_, out) = world.back(&at_target, &says("A", back(1), there(acknowledged), 500));
+        assert_eq!(
+            read(&out).0,
+            says("A", back(1), there(heard), 500),
+            "a part of it is nothing of the consumer's"
+        );
+    }
+    let blocks = |by: u32| SelectiveAcknowledgement((there(4 + by), there(10 + by)), [None; 3]);
+    let (_, out) =
+        world.back(&at_target, &says("A", back(1), there(1), 500).with(&[Noop, Noop, blocks(100)]));
+    assert_eq!(read(&out).0, says("A", back(1), there(1), 500).with(&[blocks(0)]));
+    let (_, out) = world.back(&at_target, &says("A", back(1), there(104), 500).data(b"answer"));
+    assert_eq!(read(&out).0, says("A", back(1), there(4), 500).data(b"answer"));
+
+    // It has been acknowledged, and is not sent again.
+    for (sequence, data) in [(1, &b"odd"[..]), (0, b""), (10, b"third")] {
+        let (_, out) = world.forth(NOW, &says("A", there(sequence), back(7), 400).data(data));
+        assert_eq!(read(&out).0, says("A", there(sequence + 100), back(7), 400).data(data));
+    }
+    let (_, out) = world.forth(NOW, &says("FA", there(15), back(7), 400));
+    assert_eq!(read(&out).0, says("FA", there(115), back(7), 400));
+    let (_, out) = world.back(&at_target, &says("FA", back(7), there(116), 500));
+    assert_eq!(read(&out).0, says("FA", back(7), there(16), 500));
+    assert_eq!(world.memory.streams.borrow().len(), 1);
+}
+
+#[test]
+fn a_connection_that_ends_before_its_first_byte_is_ended_by_the_number_that_the_target_expects() {
+    let there = |offset: u32| THERE.wrapping_add(offset);
+    for (said, expected) in [(false, 1), (true, 101)] {
+        let world = Cookies::proxied(0);
+        let (_, at_target) = world.forth(NOW, &says("S", THERE, 0, 64240));
+        world.back(&at_target, &says("SA", BACK, there(1), 65160));
+        if said {
+            world.forth(NOW, &says("A", there(1), BACK.wrapping_add(1), 400));
+        }
+        let (_, out) = world.forth(NOW, &says("R", there(1), 0, 0));
+        assert_eq!(read(&out).0, says("R", there(expected), 0, 0));
+    }
+    // One that only closes says the header first.
+    let world = Cookies::proxied(0);
+    let (_, at_target) = world.forth(NOW, &says("S", THERE, 0, 64240));
+    world.back(&at_target, &says("SA", BACK, there(1), 65160));
+    let (_, out) = world.forth(NOW, &says("FA", there(1), BACK.wrapping_add(1), 400));
+    let got = read(&out).0;
+    assert_eq!((got.flags, got.sequence, split(&got.data).1), ("FA", there(1), &b""[..]));
+    let (_, out) = world.back(&at_target, &says("A", BACK.wrapping_add(1), there(102), 500));
+    assert_eq!(read(&out).0.acknowledgement, there(2));
+}
+
+#[test]
+fn a_cookies_connection_begins_with_the_header_too() {
+    let world = Cookies::proxied(1);
+    let (_, answer) = world.cookie(&[]);
+    assert_eq!(answer.options, [MaximumSegmentSize(1360)], "room for the header");
+    let (at_target, _, cookie) = world.open(&[], &[]);
+    let there = |offset: u32| THERE.wrapping_add(offset);
+    let (_, out) = world.forth(NOW, &says("A", there(1), cookie.wrapping_add(1), 400).data(b"hello"));
+    let got = read(&out).0;
+    assert_eq!((got.sequence, got.acknowledgement), (there(1), BACK.wrapping_add(1)));
+    assert_eq!(split(&got.data).1, b"hello");
+    let (_, out) = world.back(&at_target, &says("A", BACK.wrapping_add(1), there(106), 400).data(b"yes"));
+    let got = read(&out).0;
+    assert_eq!((got.sequence, got.acknowledgement), (cookie.wrapping_add(1), there(6)));
+    let (_, out) = world.forth(NOW, &says("A", there(6), cookie.wrapping_add(4), 400).data(b"more"));
+    let got = read(&out).0;
+    assert_eq!((got.sequence, got.acknowledgement), (there(106), BACK.wrapping_add(4)));
 }
