@@ -284,7 +284,7 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
         "udp" => builder.udp(question.from.port(), question.to.port()).write(&mut bytes, &[])?,
         other => bail!("the protocol is tcp or udp, not {other}"),
     }
-    let mut frame = SliceFrame::with_room(&mut bytes, room);
+    let mut frame = SliceFrame::with_headroom(&mut bytes, room);
     let result = path::forward(&mut frame, &narrator, 0, flows::now());
     let mut told = narrator.told.into_inner();
     told.push(match result {
