@@ -31,6 +31,13 @@ pub trait Frame {
     /// Puts `value` at `offset`; nothing is written where the frame is too short for it.
     fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()>;
 
+    /// The length of the IPv4 packet in it, whose header says `stored`: zero stands for a length beyond 65535 bytes in a frame that a
+    /// device has yet to cut into segments (Linux's BIG TCP), and for what it says in any other.
+    #[inline(always)]
+    fn ip_length(&self, stored: u16) -> usize {
+        stored.into()
+    }
+
     /// Applies a rewrite to the transport checksum at `offset`, which was read as `stored` (RFC 1624).
     #[inline(always)]
     fn change_checksum(

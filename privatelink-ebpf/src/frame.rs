@@ -254,6 +254,14 @@ impl Frame for SkbFrame {
         write(self.bounds(), offset, value)
     }
 
+    #[inline(always)]
+    fn ip_length(&self, stored: u16) -> usize {
+        if stored == 0 && self.word(offset_of!(__sk_buff, gso_size)) != 0 {
+            return self.len() - NETWORK;
+        }
+        stored.into()
+    }
+
     /// By the helper, which alone knows whether the checksum is complete.
     #[inline(always)]
     fn change_checksum(&mut self, offset: usize, _: [u8; 2], is_tcp: bool, change: Change) -> Option<()> {

@@ -206,7 +206,7 @@ fn report<H: Host>(frame: &H, ifindex: u32, reason: u32) {
 fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, event: FlowEvent) {
     // The packet's own word for its length was checked, and is nearer than the frame's.
     let length = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
-    let (packets, bytes) = frame.on_the_wire(NETWORK as u64 + u64::from(length.get()));
+    let (packets, bytes) = frame.on_the_wire((NETWORK + frame.ip_length(length.get())) as u64);
     let Some(counters) = maps::COUNTERS.get_ptr_mut(endpoint) else { return };
     // SAFETY: as in `count`.
     let counters = unsafe { &mut *counters };

@@ -438,6 +438,16 @@ fn a_frame_that_is_yet_to_be_cut_into_segments_counts_as_what_it_will_be_on_the_
             assert_eq!(counted("to_provider_packets") - packets, 3 * round);
             assert_eq!(counted("to_provider_bytes") - bytes, (3 * 54 + 2500) * round);
         }
+        let mut big = data.clone();
+        big[16..18].fill(0);
+        assert_eq!(bench.run("ca", &big).0, DROP, "no length");
+        assert_eq!(bench.run_segments("ca", &big, Segments(3, 1000)).0, REDIRECT, "one beyond 65535 bytes");
+        assert_eq!(counted("to_provider_bytes") - bytes, (3 * 54 + 2500) * 3);
+        let bytes = counted("to_provider_bytes");
+        let datagrams = Packet { payload: vec![7; 2500], ..Packet::udp() }.build();
+        assert_eq!(bench.run_segments("ca", &datagrams, Segments(3, 1000)).0, REDIRECT);
+        assert_eq!(counted("to_provider_packets") - packets, 12);
+        assert_eq!(counted("to_provider_bytes") - bytes, 3 * 42 + 2500);
         let unlisted = Packet { payload: vec![7; 2500], to_port: 81, ..Packet::udp() }.build();
         let before = bench.world.state();
         assert_eq!(bench.run_segments("ca", &unlisted, Segments(3, 1000)).0, DROP);

@@ -109,7 +109,7 @@ fn transport<F: Frame>(
     if ip.fragment.get() & FRAGMENT != 0 {
         return Err(DropReason::Fragment);
     }
-    let total = usize::from(ip.total_length.get());
+    let total = frame.ip_length(ip.total_length.get());
     if total < TRANSPORT - NETWORK || !frame.holds(NETWORK + total) {
         return Err(DropReason::Malformed);
     }
