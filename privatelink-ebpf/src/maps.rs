@@ -6,10 +6,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use privatelink_common::{
-    limits::OUTCOMES,
+    limits::{FRAGMENTED_DATAGRAMS, OUTCOMES},
     tables::{
-        Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-        ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
+        Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, FlowKey, FragmentKey,
+        Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters,
+        VpcAddress,
     },
 };
 
@@ -50,6 +51,11 @@ pub(crate) static COUNTERS: PerCpuArray<EndpointCounters, 4096> = PerCpuArray::n
 pub(crate) static TARGET_COUNTERS: PerCpuArray<TargetCounters, 16384> = PerCpuArray::new();
 #[btf_map(name = "buckets")]
 pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
+#[btf_map(name = "fragments")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Datagram, FRAGMENTED_DATAGRAMS> = LruHashMap::new();
+/// One number, which the identifications of fragmented datagrams are counted by.
+#[btf_map(name = "identification")]
+pub(crate) static IDENTIFICATION: Array<u32, 1> = Array::new();
 #[btf_map(name = "outcomes")]
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "names")]

@@ -1,8 +1,8 @@
 //! [`Tables`] over the kernel's maps.
 
 use crate::maps::{
-    ADDRESSES, BALANCERS, BUCKETS, EGRESS, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, MTUS, NEIGHBOURS,
-    PENDING, PREFIXES, TABLES, TARGET_COUNTERS, TARGETS,
+    ADDRESSES, BALANCERS, BUCKETS, EGRESS, ENDPOINTS, ESTABLISHED, FRAGMENTS, IDENTIFICATION, INTERFACES,
+    LISTENERS, MTUS, NEIGHBOURS, PENDING, PREFIXES, TABLES, TARGET_COUNTERS, TARGETS,
 };
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, xdp_action},
@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use privatelink_common::{
     tables::{
-        Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-        ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
+        Address, Balancer, Bucket, Datagram, Endpoint, Entry, Face, Flow, FlowKey, FragmentKey, InsertError,
+        Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
     },
     wire::Mac,
 };
@@ -179,6 +179,30 @@ impl Tables for KernelTables {
         // SAFETY: the map returned a pointer to its own memory, which outlives the run; other CPUs may write there too, and a mixture
         // of two buckets is a bucket.
         unsafe { *place = bucket };
+    }
+
+    #[inline(always)]
+    fn datagram(&self, key: &FragmentKey) -> Option<Datagram> {
+        // SAFETY: copied at once. It may be evicted, and its memory another's, meanwhile: then it is that one's ports that a fragment
+        // gets, which nobody at the other side waits for.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_datagram(&self, key: &FragmentKey, datagram: &Datagram) -> Result<(), InsertError> {
+        inserted(FRAGMENTS.insert(key, datagram, 0))
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "it counts on from the beginning")]
+    fn next_identification(&self) -> u16 {
+        let Some(count) = IDENTIFICATION.get_ptr_mut(0) else { return 0 };
+        // SAFETY: the map returned an aligned pointer to its own memory, which outlives the run; other CPUs may write there too.
+        unsafe {
+            let next = count.read_volatile();
+            count.write_volatile(next.wrapping_add(1));
+            next as u16
+        }
     }
 
     #[inline(always)]

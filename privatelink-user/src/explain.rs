@@ -8,8 +8,8 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path;
 use privatelink_common::tables::{
-    Address, Bucket, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-    ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
+    Address, Bucket, Datagram, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, FragmentKey, InsertError,
+    Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::Action;
 use privatelink_common::wire::{Ipv4, Mac};
@@ -110,6 +110,18 @@ impl Tables for Narrator<'_> {
     }
 
     fn set_bucket(&self, _: u32, _: Bucket) {}
+
+    fn datagram(&self, _: &FragmentKey) -> Option<Datagram> {
+        None
+    }
+
+    fn set_datagram(&self, _: &FragmentKey, _: &Datagram) -> Result<(), InsertError> {
+        Ok(())
+    }
+
+    fn next_identification(&self) -> u16 {
+        0
+    }
 
     fn count(&self, _: u32, _: TargetEvent) {}
 

@@ -6,8 +6,9 @@
 use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-    ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters, VpcAddress,
+    Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, FlowKey, FragmentKey,
+    Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters,
+    VpcAddress,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -360,6 +361,8 @@ pub struct Maps {
     pub counters: PerCpu<EndpointCounters>,
     pub target_counters: PerCpu<TargetCounters>,
     pub buckets: Map<u32, Bucket>,
+    pub fragments: Map<FragmentKey, Datagram>,
+    pub identification: Map<u32, u32>,
     pub outcomes: PerCpu<Counter>,
     pub names: Map<NameKey, Name>,
     pub layout: Map<u32, u32>,
@@ -367,7 +370,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 19] = [
+    pub const NAMES: [&str; 21] = [
         "interfaces",
         "egress",
         "mtus",
@@ -384,6 +387,8 @@ impl Maps {
         "counters",
         "target_counters",
         "buckets",
+        "fragments",
+        "identification",
         "outcomes",
         "names",
         "layout",
@@ -408,6 +413,8 @@ impl Maps {
             counters: PerCpu::open(dir, "counters")?,
             target_counters: PerCpu::open(dir, "target_counters")?,
             buckets: Map::open(dir, "buckets")?,
+            fragments: Map::open(dir, "fragments")?,
+            identification: Map::open(dir, "identification")?,
             outcomes: PerCpu::open(dir, "outcomes")?,
             names: Map::open(dir, "names")?,
             layout: Map::open(dir, "layout")?,

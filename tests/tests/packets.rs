@@ -386,3 +386,121 @@ fn an_icmp_error_that_is_forged_unrelated_or_cut_off_is_dropped_by_its_own_name_
     out[36..38].copy_from_slice(&right[36..38]);
     assert_eq!(out, right);
 }
+
+/// The fragments of a packet, each with `size` bytes of its payload.
+fn fragments(whole: &Packet, size: usize) -> Vec<Vec<u8>> {
+    let bytes = whole.build()[34..].to_vec();
+    let count = bytes.chunks(size).count();
+    let fragment = |(number, part): (usize, &[u8])| {
+        let more = if number + 1 < count { 0x2000 } else { 0 };
+        let fragment = more | u16::try_from(number * size / 8).unwrap();
+        Packet { fragment, ..whole.clone() }.ipv4(part)
+    };
+    bytes.chunks(size).enumerate().map(fragment).collect()
+}
+
+fn identification(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[18], frame[19]])
+}
+
+fn datagram(id: u16, length: usize) -> Packet {
+    let payload = (0..=250).cycle().take(length).collect();
+    Packet { payload, id, fragment: 0, ..Packet::udp() }
+}
+
+#[test]
+fn a_datagram_in_fragments_opens_a_flow_and_arrives_as_it_was_sent_in_any_order_but_with_its_first_fragment_first()
+ {
+    let bench = Bench::new("");
+    let mut ids = std::collections::BTreeSet::new();
+    for (round, (consumer, interface)) in [("shop", "ca"), ("bank", "cb")].into_iter().enumerate() {
+        // Both tenants send the same: addresses, ports and identification.
+        let query = datagram(7, 4000);
+        let pieces = fragments(&query, 1480);
+        let first = bench.expect("first", interface, &pieces[0], REDIRECT, &as_slice(&opened(consumer)));
+        let (_, nat, target, _) = addresses(&first);
+        let id = identification(&first);
+        assert!(ids.insert((target, id)), "datagrams of two tenants are never mistaken for one");
+        let expected = Packet { id, ..query.clone() };
+        let expected =
+            Packet { from: BALANCER, from_port: nat, to: target, to_port: 8080, ttl: 63, ..expected };
+        let expected = fragments(&expected, 1480);
+        assert_eq!(first[12..], expected[0][12..], "{consumer}");
+        let forth = format!("{consumer} to_provider_packets");
+        for number in [[1, 2], [2, 1]][round] {
+            let out = bench.expect("later", interface, &pieces[number], REDIRECT, &[(&forth, 1)]);
+            assert_eq!(out[..12], first[..12], "it goes the same way");
+            assert_eq!(out[12..], expected[number][12..], "{consumer} {number}");
+        }
+        // And the answer, which establishes the flow.
+        let answer = Packet { payload: vec![9; 3000], id: 77, fragment: 0, ..reply(&first, 0, b"") };
+        let back = format!("{consumer} to_consumer_packets");
+        let established = [(back.as_str(), 1), ("map pending", -2), ("map established", 2)];
+        let pieces = fragments(&answer, 1480);
+        let out = bench.expect("answer", side(target), &pieces[0], REDIRECT, &established);
+        let at_client =
+            Packet { from: ENDPOINT, from_port: 53, to: CLIENT, to_port: 40000, ttl: 63, ..answer.clone() };
+        let expected = fragments(&Packet { id: identification(&out), ..at_client }, 1480);
+        assert_eq!(out[12..], expected[0][12..]);
+        for number in [2, 1] {
+            let out = bench.expect("its rest", side(target), &pieces[number], REDIRECT, &[(&back, 1)]);
+            assert_eq!(out[12..], expected[number][12..], "{consumer} {number}");
+        }
+    }
+}
+
+#[test]
+fn fragments_that_overlap_come_too_early_twice_or_too_small_are_dropped_by_name() {
+    let bench = Bench::new("");
+    let whole = datagram(9, 4000);
+    let pieces = fragments(&whole, 1480);
+    bench.refused("before its first", "ca", &pieces[1], "shop fragment_unknown");
+    assert_eq!(bench.run("ca", &pieces[0]).0, REDIRECT);
+    bench.refused(
+        "of another datagram",
+        "ca",
+        &fragments(&datagram(10, 4000), 1480)[1],
+        "shop fragment_unknown",
+    );
+    bench.refused("of another tenant's", "cb", &pieces[1], "bank fragment_unknown");
+    let at = |fragment: u16, length: usize| Packet { fragment, ..whole.clone() }.ipv4(&vec![3; length]);
+    for (name, frame) in [
+        ("into the first one's bytes", at(0x2000 | 1, 1480)),
+        ("into the first one's end", at(0x2000 | 184, 1480)),
+        ("behind a gap that is no fragment's", at(0x2000 | 186, 1480)),
+        ("longer than the first", at(0x2000 | 185, 1488)),
+        ("shorter, and not the last", at(0x2000 | 185, 1472)),
+        ("further than any", at(185 * 44, 500)),
+    ] {
+        let reason = if name == "further than any" { "shop malformed" } else { "shop fragment_overlap" };
+        bench.refused(name, "ca", &frame, reason);
+    }
+    assert_eq!(bench.run("ca", &pieces[1]).0, REDIRECT);
+    bench.refused("twice", "ca", &pieces[1], "shop fragment_overlap");
+    assert_eq!(bench.run("ca", &pieces[2]).0, REDIRECT);
+    bench.refused("tiny", "ca", &fragments(&datagram(11, 400), 40)[0], "shop fragment_tiny");
+    bench.refused("its rest", "ca", &fragments(&datagram(11, 400), 40)[1], "shop fragment_unknown");
+    bench.refused("not in units of eight", "ca", &at(0x2000, 1481), "shop malformed");
+    bench.refused("empty", "ca", &at(0x2000 | 185, 0), "shop malformed");
+    let mut short = fragments(&datagram(12, 4000), 1480)[0].clone();
+    short[38..40].copy_from_slice(&1480_u16.to_be_bytes());
+    bench.refused("a UDP length that ends in the first", "ca", &short, "shop malformed");
+    let refused = Packet { to_port: 54, ..datagram(13, 4000) };
+    bench.refused("to no listener", "ca", &fragments(&refused, 1480)[0], "shop no_listener");
+    bench.refused("its rest", "ca", &fragments(&refused, 1480)[1], "shop fragment_unknown");
+    bench.refused(
+        "to another",
+        "ca",
+        &Packet { fragment: 185, to: [10, 0, 9, 8], ..whole.clone() }.ipv4(&[0; 100]),
+        "shop passed",
+    );
+    let expiring = Packet { ttl: 1, ..datagram(9, 4000) };
+    bench.refused("at its last hop", "ca", &fragments(&expiring, 1480)[2], "shop fragment_overlap");
+    let again = fragments(&datagram(9, 4000), 1480);
+    assert_eq!(bench.run("ca", &again[0]).0, REDIRECT, "an identification comes again");
+    bench.refused("at its last hop", "ca", &fragments(&expiring, 1480)[1], "shop ttl_expired");
+    for protocol in [6, 1, 47] {
+        let frame = Packet { protocol, fragment: 0x2000, ..whole.clone() }.ipv4(&[0; 1480]);
+        bench.refused("not UDP", "ca", &frame, "shop fragment");
+    }
+}

@@ -52,10 +52,10 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32) -> Result<
         reserved: 0,
     };
     let Some(listener) = tables.listener(&wanted) else {
-        let late = address.kind == BALANCER && !packet.is_tcp;
+        let late = address.kind == BALANCER && !packet.is_tcp();
         return Err(Step::drop(if late { DropReason::NoFlow } else { DropReason::NoListener }));
     };
-    if packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) != SYN {
+    if packet.is_tcp() && packet.flags & (SYN | ACK | FIN | RST) != SYN {
         return Err(Step::reset_segment(packet, Answer::ResetNoFlow));
     }
     if endpoint.full != 0 {
@@ -87,7 +87,7 @@ fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> 
 /// connection.
 #[inline(always)]
 fn is_first(packet: &Packet, address: &Address) -> bool {
-    !is_for_stack(packet, address) && (!packet.is_tcp || packet.flags & (SYN | ACK | FIN | RST) == SYN)
+    !is_for_stack(packet, address) && (!packet.is_tcp() || packet.flags & (SYN | ACK | FIN | RST) == SYN)
 }
 
 /// Whether a packet to a load balancer's address is for a socket of the VPC's own stack.
@@ -103,7 +103,7 @@ fn from_provider(packet: &Packet, address: &Address) -> Step {
     if is_for_stack(packet, address) {
         return Step::stack(address.stack);
     }
-    if !packet.is_tcp {
+    if !packet.is_tcp() {
         return Step::drop(DropReason::NoFlow);
     }
     if packet.flags & (SYN | ACK | RST) == SYN {

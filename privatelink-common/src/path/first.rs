@@ -102,6 +102,9 @@ pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
         }
         return Step::send(super::event(packet));
     }
+    if packet.later {
+        return Step::drop(DropReason::FragmentUnknown);
+    }
     let door = match admit(tables, packet, now) {
         Ok(door) => door,
         Err(step) => return step,
@@ -115,7 +118,7 @@ pub(super) fn first<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
 /// What a flow that could not be opened gets: TCP is told at once, UDP has no word for it.
 #[inline(always)]
 fn refuse(packet: &Packet, refusal: Refusal) -> Step {
-    match (refusal, packet.is_tcp) {
+    match (refusal, packet.is_tcp()) {
         (Refusal::NoTarget, true) => Step::reset(Answer::ResetNoTarget),
         (Refusal::NoTarget, false) => Step::drop(DropReason::NoTarget),
         (Refusal::NoNatPort, true) => Step::reset(Answer::ResetNoPort),
@@ -127,5 +130,5 @@ fn refuse(packet: &Packet, refusal: Refusal) -> Step {
 
 #[inline(always)]
 fn table_full(packet: &Packet) -> Step {
-    if packet.is_tcp { Step::reset(Answer::ResetTableFull) } else { Step::drop(DropReason::FlowTableFull) }
+    if packet.is_tcp() { Step::reset(Answer::ResetTableFull) } else { Step::drop(DropReason::FlowTableFull) }
 }

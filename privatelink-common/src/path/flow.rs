@@ -99,7 +99,7 @@ fn is_cut<T: Tables>(tables: &T, flow: &Flow) -> bool {
 /// the next packet, too, comes to [`maintain`]. UDP has no way to be told, and its next datagram may as well open another flow.
 #[inline(always)]
 fn terminate<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow, now: u32) -> Upkeep {
-    if !packet.is_tcp {
+    if !packet.is_tcp() {
         return Upkeep::Over;
     }
     let (state, before) = (State::Terminated as u8, now.wrapping_sub(1));
@@ -204,7 +204,7 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
         return discard(tables, &packet.key);
     }
     let current = tables.endpoint(flow.endpoint).generation == flow.generation;
-    let patience = if packet.is_tcp { TCP_OPENING } else { flow.idle_timeout };
+    let patience = if packet.is_tcp() { TCP_OPENING } else { flow.idle_timeout };
     let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.last_seen));
     if !current || silent > u32::from(patience) {
         tables.remove_pending(&peer_key);
@@ -234,7 +234,7 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
 /// Whether this packet makes the flow established: TCP's by the consumer's word after the target's, UDP's by the target's.
 #[inline(always)]
 fn confirms(packet: &Packet, flow: &Flow) -> bool {
-    match (packet.is_tcp, flow.direction == TO_PROVIDER) {
+    match (packet.is_tcp(), flow.direction == TO_PROVIDER) {
         (true, true) => packet.flags & (SYN | ACK) == ACK && flow.state == State::Answered as u8,
         (false, false) => true,
         (true, false) | (false, true) => false,

@@ -1,5 +1,6 @@
 //! Applies one direction's rewrite to the frame: addresses, ports, the TTL, and both checksums by what they change (RFC 1624).
 
+use super::hop::Correction;
 use super::parse::Packet;
 use crate::checksum::{delta, update, update_udp, word};
 use crate::frame::Frame;
@@ -27,37 +28,44 @@ pub(super) const ONE_HOP: u32 = delta(word([1, 0]), word([0, 0])) as u32;
 #[repr(C)]
 pub(super) struct Ports(pub U16, pub U16);
 
-/// Rewrites `frame`, whose headers are those in `packet`, but for a change that `correction` makes of the transport checksum.
+/// Rewrites `frame`, whose headers are those in `packet`, but for what `correction` says of them. Of a fragment, only the first has ports
+/// and a checksum.
 #[inline(always)]
 pub(super) fn rewrite<F: Frame>(
     frame: &mut F,
     packet: &Packet,
     flow: &Flow,
-    correction: u16,
+    correction: Correction,
 ) -> Result<(), DropReason> {
     let address_delta = u32::from(flow.address_delta);
-    let delta = address_delta + u32::from(flow.port_delta) + u32::from(correction);
-    let (at, checksum) = if packet.is_tcp {
+    let tail = IpTail(
+        packet.ttl.wrapping_sub(1),
+        packet.key.protocol,
+        update(packet.ip_checksum, address_delta + ONE_HOP + u32::from(correction.network)),
+        flow.source,
+        flow.destination,
+    );
+    write_network(frame, flow, &tail).ok_or(DropReason::Malformed)?;
+    if packet.later {
+        return Ok(());
+    }
+    let delta = address_delta + u32::from(flow.port_delta) + u32::from(correction.transport);
+    let (at, checksum) = if packet.is_tcp() {
         (TRANSPORT + offset_of!(Tcp, checksum), update(packet.checksum, delta))
     } else {
         (TRANSPORT + offset_of!(Udp, checksum), update_udp(packet.checksum, delta))
     };
-    let ip_checksum = update(packet.ip_checksum, address_delta + ONE_HOP);
-    let tail =
-        IpTail(packet.ttl.wrapping_sub(1), packet.key.protocol, ip_checksum, flow.source, flow.destination);
-    write(frame, flow, at, &tail, checksum).ok_or(DropReason::Malformed)
+    write_transport(frame, flow, at, checksum).ok_or(DropReason::Malformed)
 }
 
 #[inline(always)]
-fn write<F: Frame>(
-    frame: &mut F,
-    flow: &Flow,
-    checksum_at: usize,
-    tail: &IpTail,
-    checksum: [u8; 2],
-) -> Option<()> {
+fn write_network<F: Frame>(frame: &mut F, flow: &Flow, tail: &IpTail) -> Option<()> {
     frame.write(0, &Macs(flow.destination_mac, flow.source_mac))?;
-    frame.write(NETWORK + offset_of!(Ipv4Header, ttl), tail)?;
+    frame.write(NETWORK + offset_of!(Ipv4Header, ttl), tail)
+}
+
+#[inline(always)]
+fn write_transport<F: Frame>(frame: &mut F, flow: &Flow, at: usize, checksum: [u8; 2]) -> Option<()> {
     frame.write(TRANSPORT, &Ports(flow.source_port, flow.destination_port))?;
-    frame.write(checksum_at, &checksum)
+    frame.write(at, &checksum)
 }

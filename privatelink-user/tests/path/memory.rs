@@ -7,8 +7,8 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path;
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, InsertError, Interface, Listener,
-    ListenerKey, Mtu, Neighbour, Tables, Target, TargetEvent, VpcAddress,
+    Address, Balancer, Bucket, Datagram, Endpoint, Entry, Face, Flow, FlowKey, FragmentKey, InsertError,
+    Interface, Listener, ListenerKey, Mtu, Neighbour, Tables, Target, TargetEvent, VpcAddress,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ipv4, Mac};
@@ -58,6 +58,8 @@ pub(crate) struct Memory {
     pub limits: Cell<Endpoint>,
     pub bucket: Cell<Bucket>,
     pub counted: RefCell<Vec<TargetEvent>>,
+    pub datagrams: RefCell<HashMap<FragmentKey, Datagram>>,
+    identification: Cell<u16>,
     /// By slot.
     pub mtus: RefCell<HashMap<u16, Mtu>>,
 }
@@ -145,6 +147,18 @@ impl Tables for Memory {
     }
     fn set_bucket(&self, _: u32, bucket: Bucket) {
         self.bucket.set(bucket);
+    }
+    fn datagram(&self, key: &FragmentKey) -> Option<Datagram> {
+        self.datagrams.borrow().get(key).copied()
+    }
+    fn set_datagram(&self, key: &FragmentKey, datagram: &Datagram) -> Result<(), InsertError> {
+        self.datagrams.borrow_mut().insert(*key, *datagram);
+        Ok(())
+    }
+    fn next_identification(&self) -> u16 {
+        let next = self.identification.get();
+        self.identification.set(next.wrapping_add(1));
+        next
     }
     fn count(&self, _: u32, event: TargetEvent) {
         self.counted.borrow_mut().push(event);
@@ -253,6 +267,8 @@ pub(crate) fn memory(image: Image) -> Memory {
         limits: Cell::new(Endpoint { hold: 60, ..Endpoint::default() }),
         bucket: Cell::default(),
         counted: RefCell::default(),
+        datagrams: RefCell::default(),
+        identification: Cell::default(),
         mtus: RefCell::default(),
     }
 }
