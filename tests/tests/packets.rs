@@ -504,3 +504,110 @@ fn fragments_that_overlap_come_too_early_twice_or_too_small_are_dropped_by_name(
         bench.refused("not UDP", "ca", &frame, "shop fragment");
     }
 }
+
+#[test]
+fn every_row_of_the_page_about_packets_is_so() {
+    let bench = Bench::new("");
+    let (tcp, elsewhere) = (Packet::tcp(SYN), [10, 0, 9, 8]);
+    for (name, protocol) in
+        [("IGMP", 2), ("GRE", 47), ("ESP", 50), ("AH", 51), ("SCTP", 132), ("the last", 255)]
+    {
+        let packet = |to| Packet { protocol, to, ..tcp.clone() }.ipv4(&[0x55; 40]);
+        bench.refused(name, "ca", &packet(ENDPOINT), "shop protocol_unsupported");
+        bench.refused(
+            name,
+            "t1",
+            &Packet { from: [10, 0, 1, 21], protocol, to: BALANCER, ..tcp.clone() }.ipv4(&[0; 40]),
+            "payments protocol_unsupported",
+        );
+        bench.refused(name, "ca", &packet(elsewhere), "shop passed");
+    }
+    for (name, to) in [
+        ("multicast", [224, 0, 0, 251]),
+        ("broadcast", [255; 4]),
+        ("the network's broadcast", [10, 0, 255, 255]),
+    ] {
+        bench.refused(name, "ca", &Packet { to, ..Packet::udp() }.build(), "shop passed");
+    }
+    let dhcp = Packet { from: [0; 4], to: [255; 4], from_port: 68, to_port: 67, ..Packet::udp() };
+    bench.refused("DHCP", "ca", &dhcp.build(), "shop passed");
+    for (name, options) in [
+        ("strict source route", vec![137, 7, 4, 10, 0, 9, 9, 0]),
+        ("loose source route", vec![131, 7, 4, 10, 0, 9, 9, 0]),
+        ("router alert", vec![148, 4, 0, 0]),
+    ] {
+        bench.refused(name, "ca", &Packet { options, ..tcp.clone() }.build(), "shop ip_options");
+    }
+    for from in
+        [[0, 0, 0, 0], [0, 1, 2, 3], [127, 0, 0, 1], [224, 0, 0, 1], [239, 1, 1, 1], [240, 0, 0, 1], [255; 4]]
+    {
+        bench.refused("a martian", "ca", &Packet { from, ..tcp.clone() }.build(), "shop source_outside_vpc");
+        bench.refused(
+            "a martian's datagram",
+            "ca",
+            &Packet { from, ..Packet::udp() }.build(),
+            "shop source_outside_vpc",
+        );
+        bench.refused(
+            "a martian's ping",
+            "ca",
+            &Packet { from, ..tcp.clone() }.icmp(8, &[0; 8]),
+            "shop source_outside_vpc",
+        );
+        bench.refused(
+            "a martian at the provider's",
+            "t1",
+            &Packet { from, to: BALANCER, ..tcp.clone() }.build(),
+            "payments provider_initiated",
+        );
+    }
+    bench.refused(
+        "land",
+        "ca",
+        &Packet { from: ENDPOINT, from_port: 80, ..tcp.clone() }.build(),
+        "shop spoofed_source",
+    );
+    bench.refused("port 0", "ca", &Packet { to_port: 0, ..tcp.clone() }.build(), "shop no_listener");
+    bench.refused("port 0", "ca", &Packet { to_port: 0, ..Packet::udp() }.build(), "shop no_listener");
+    let out = bench.expect(
+        "from port 0",
+        "cb",
+        &Packet { from_port: 0, ..Packet::udp() }.build(),
+        REDIRECT,
+        &as_slice(&opened("bank")),
+    );
+    let (_, nat, target, _) = addresses(&out);
+    assert_eq!(out, translated(&Packet { from_port: 0, ..Packet::udp() }, nat, target, &out));
+    for (kind, name) in [
+        (0, "echo reply"),
+        (4, "source quench"),
+        (5, "redirect"),
+        (9, "router advertisement"),
+        (13, "timestamp"),
+    ] {
+        bench.refused(name, "ca", &tcp.icmp(kind, &[0; 32]), "shop icmp_unsupported");
+    }
+}
+
+#[test]
+fn a_wrong_checksum_stays_as_wrong_as_it_was() {
+    let bench = Bench::new("");
+    connect(&bench);
+    for (name, sent) in
+        [("TCP", Packet { payload: b"odd".to_vec(), ..Packet::tcp(ACK) }), ("UDP", Packet::udp())]
+    {
+        let right = bench.run("ca", &sent.build()).1;
+        let transport = if name == "TCP" { 50 } else { 40 };
+        for at in [24, 25, transport, transport + 1] {
+            let mut frame = sent.build();
+            frame[at] ^= 0x11;
+            let (verdict, out) = bench.run("ca", &frame);
+            let differs: Vec<usize> = (0..out.len()).filter(|it| out[*it] != right[*it]).collect();
+            assert_eq!(verdict, REDIRECT, "{name} {at}");
+            assert!(
+                !differs.is_empty() && differs.iter().all(|it| it / 2 == at / 2),
+                "{name} {at}: {differs:?}"
+            );
+        }
+    }
+}
