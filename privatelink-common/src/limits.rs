@@ -43,6 +43,15 @@ pub const TCP_RESET_ECHO: u32 = 2;
 /// The largest IP packet that an endpoint carries unless it sets its own, in bytes (AWS: vpc-limits-endpoints).
 pub const ENDPOINT_MTU: u16 = 8500;
 
+/// For how many seconds later fragments may follow their first (RFC 791 suggests 15; Linux waits 30).
+pub const FRAGMENT_TIMEOUT: u32 = 30;
+
+/// Datagrams in fragments that are remembered at a time.
+pub const FRAGMENTED_DATAGRAMS: usize = 8192;
+
+/// The least that a first fragment carries: what fits into the 68 bytes that every link can carry (RFC 791, 3.2) with the shortest header.
+pub const SMALLEST_FRAGMENT: u16 = 48;
+
 /// How many ICMP errors an endpoint sends in a second, to both sides together: many enough for every host behind it to learn an MTU soon,
 /// few enough to be of no use to somebody who wants them sent to another.
 pub const ICMP_ERRORS: u32 = 100;

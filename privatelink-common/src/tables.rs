@@ -474,6 +474,45 @@ table! {
 /// Value of `names`: UTF-8, filled up with zeros.
 pub type Name = [u8; 160];
 
+table! {
+    /// Key of `fragments`, an LRU hash: a datagram that comes in fragments, as it arrives (RFC 791, 3.2).
+    FragmentKey, 16, align 4, {
+        /// Source address.
+        source: Ipv4,
+        /// Destination address.
+        destination: Ipv4,
+        /// Identification.
+        id: U16,
+        /// The VPC that it comes from.
+        vpc: u16,
+        /// [`crate::wire::UDP`].
+        protocol: u8,
+        /// Zero.
+        reserved: [u8; 3],
+    }
+}
+
+table! {
+    /// Value of `fragments`. Written and read by the path. Full: the datagram least recently seen goes, and what is left of it is
+    /// dropped.
+    Datagram, 24, align 8, {
+        /// Source port, which only the first fragment has.
+        source_port: U16,
+        /// Destination port, likewise.
+        destination_port: U16,
+        /// The identification that it leaves with.
+        id: U16,
+        /// Bytes that each fragment but the last has.
+        size: u16,
+        /// Which fragments have come, the lowest bit for the first. Two CPUs at once may forget one.
+        seen: u64,
+        /// When the first fragment came, in seconds since boot.
+        at: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+
 /// Why an entry could not be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
@@ -575,6 +614,12 @@ pub trait Tables {
     fn syn_cookie(&self, of: &Handshake) -> Option<u32>;
     /// Whether [`Tables::syn_cookie`] made this cookie of this handshake within the last minutes.
     fn is_syn_cookie(&self, of: &Handshake, cookie: u32) -> bool;
+    /// A datagram whose first fragment has come.
+    fn datagram(&self, key: &FragmentKey) -> Option<Datagram>;
+    /// Remembers it, instead of what was known of one with this key.
+    fn set_datagram(&self, key: &FragmentKey, datagram: &Datagram) -> Result<(), InsertError>;
+    /// An identification that no other datagram of the last 65536 has; two CPUs at once may get the same.
+    fn next_identification(&self) -> u16;
     /// Counts what a new flow met at its target.
     fn count(&self, target: u32, event: TargetEvent);
     /// The largest IP packet that can leave by this slot, in bytes; 0: not known.

@@ -64,7 +64,7 @@ words! {
     DropReason {
         /// Headers that contradict themselves or the packet's length.
         Malformed = 16 => "malformed",
-        /// An IP fragment to or from one of our addresses.
+        /// A fragment of a packet that is not UDP, to or from one of our addresses.
         Fragment = 17 => "fragment",
         /// IP options, to or from one of our addresses.
         IpOptions = 18 => "ip_options",
@@ -108,6 +108,14 @@ words! {
         IcmpForged = 51 => "icmp_forged",
         /// An ICMP error about a packet of no flow.
         IcmpNoFlow = 52 => "icmp_no_flow",
+        /// A later fragment whose first one has not come, was refused, or is forgotten.
+        FragmentUnknown = 53 => "fragment_unknown",
+        /// A later fragment that overlaps another, came twice, or is not of its datagram's size.
+        FragmentOverlap = 54 => "fragment_overlap",
+        /// A first fragment smaller than what every link can carry.
+        FragmentTiny = 55 => "fragment_tiny",
+        /// A fragment for which the table of fragmented datagrams has no room.
+        FragmentTableFull = 56 => "fragment_table_full",
     }
 }
 

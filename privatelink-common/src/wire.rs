@@ -173,6 +173,10 @@ pub const PARAMETER_PROBLEM: u8 = 12;
 /// Code of [`DESTINATION_UNREACHABLE`].
 pub const FRAGMENTATION_NEEDED: u8 = 4;
 
+/// In [`Ipv4Header::fragment`]: this is not the last fragment.
+pub const MORE_FRAGMENTS: u16 = 0x2000;
+/// In [`Ipv4Header::fragment`]: where in the whole it belongs, in units of eight bytes.
+pub const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// In [`Ipv4Header::fragment`]: the packet must not be fragmented.
 pub const DONT_FRAGMENT: u16 = 0x4000;
 

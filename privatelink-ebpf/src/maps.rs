@@ -6,12 +6,12 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use privatelink_common::{
-    limits::OUTCOMES,
+    limits::{FRAGMENTED_DATAGRAMS, OUTCOMES},
     path::Room,
     tables::{
-        Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-        ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream, Target, TargetCounters,
-        VpcAddress, VpcEndpointId,
+        Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, FlowKey, FragmentKey,
+        Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream, Target,
+        TargetCounters, VpcAddress, VpcEndpointId,
     },
 };
 
@@ -60,6 +60,11 @@ pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
 pub(crate) static PRESSURES: Array<Pressure, 4096> = Array::new();
 #[btf_map(name = "vpc_endpoint_ids")]
 pub(crate) static VPC_ENDPOINT_IDS: Array<VpcEndpointId, 4096> = Array::new();
+#[btf_map(name = "fragments")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Datagram, FRAGMENTED_DATAGRAMS> = LruHashMap::new();
+/// One number, which the identifications of fragmented datagrams are counted by.
+#[btf_map(name = "identification")]
+pub(crate) static IDENTIFICATION: Array<u32, 1> = Array::new();
 #[btf_map(name = "outcomes")]
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "room")]

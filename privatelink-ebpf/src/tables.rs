@@ -1,9 +1,9 @@
 //! [`Tables`] over the kernel's maps.
 
 use crate::maps::{
-    ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, INTERFACES, LISTENERS, MTUS,
-    NEIGHBOURS, PENDING, PREFIXES, PRESSURES, ROOM, STREAMS, TABLES, TARGET_COUNTERS, TARGETS,
-    VPC_ENDPOINT_IDS,
+    ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, FRAGMENTS, IDENTIFICATION,
+    INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING, PREFIXES, PRESSURES, ROOM, STREAMS, TABLES,
+    TARGET_COUNTERS, TARGETS, VPC_ENDPOINT_IDS,
 };
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, iphdr, tcphdr, tcx_action_base::TCX_REDIRECT, xdp_action},
@@ -15,9 +15,9 @@ use aya_ebpf::{
 use privatelink_common::{
     path::Room,
     tables::{
-        Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, Handshake, InsertError, Interface,
-        Listener, ListenerKey, Mtu, Neighbour, Prefix, Pressure, Stream, Tables, Target, TargetEvent,
-        VpcAddress, VpcEndpointId,
+        Address, Balancer, Bucket, Datagram, Endpoint, Entry, Face, Flow, FlowKey, FragmentKey, Handshake,
+        InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix, Pressure, Stream, Tables,
+        Target, TargetEvent, VpcAddress, VpcEndpointId,
     },
     wire::{Ipv4Header, Mac, TCP, Tcp},
 };
@@ -318,6 +318,30 @@ impl<E: Exit> Tables for KernelTables<E> {
         let (ip, tcp) = ((&raw mut ip).cast::<iphdr>(), (&raw mut tcp).cast::<tcphdr>());
         // SAFETY: as above.
         unsafe { bpf_tcp_raw_check_syncookie_ipv4(ip, tcp) == 0 }
+    }
+
+    #[inline(always)]
+    fn datagram(&self, key: &FragmentKey) -> Option<Datagram> {
+        // SAFETY: copied at once. It may be evicted, and its memory another's, meanwhile: then it is that one's ports that a fragment
+        // gets, which nobody at the other side waits for.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_datagram(&self, key: &FragmentKey, datagram: &Datagram) -> Result<(), InsertError> {
+        inserted(FRAGMENTS.insert(key, datagram, 0))
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "it counts on from the beginning")]
+    fn next_identification(&self) -> u16 {
+        let Some(count) = IDENTIFICATION.get_ptr_mut(0) else { return 0 };
+        // SAFETY: the map returned an aligned pointer to its own memory, which outlives the run; other CPUs may write there too.
+        unsafe {
+            let next = count.read_volatile();
+            count.write_volatile(next.wrapping_add(1));
+            next as u16
+        }
     }
 
     #[inline(always)]

@@ -9,9 +9,9 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Bucket, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, Handshake, InsertError, Interface,
-    Listener, ListenerKey, Mtu, Neighbour, Prefix, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress,
-    VpcEndpointId,
+    Address, Bucket, Datagram, ENDPOINT, Endpoint, Entry, Face, Flow, FlowKey, FragmentKey, Handshake,
+    InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix, Pressure, Stream, Tables, Target,
+    TargetEvent, VpcAddress, VpcEndpointId,
 };
 use privatelink_common::verdict::{Action, Direction};
 use privatelink_common::wire::{Ipv4, Mac};
@@ -149,6 +149,18 @@ impl Tables for Narrator<'_> {
 
     fn is_syn_cookie(&self, _: &Handshake, _: u32) -> bool {
         false
+    }
+
+    fn datagram(&self, _: &FragmentKey) -> Option<Datagram> {
+        None
+    }
+
+    fn set_datagram(&self, _: &FragmentKey, _: &Datagram) -> Result<(), InsertError> {
+        Ok(())
+    }
+
+    fn next_identification(&self) -> u16 {
+        0
     }
 
     fn count(&self, _: u32, _: TargetEvent) {}

@@ -6,9 +6,9 @@
 use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, FlowKey, Interface, Listener,
-    ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream, Target, TargetCounters, VpcAddress,
-    VpcEndpointId,
+    Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, FlowKey, FragmentKey,
+    Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream, Target,
+    TargetCounters, VpcAddress, VpcEndpointId,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -365,6 +365,8 @@ pub struct Maps {
     pub buckets: Map<u32, Bucket>,
     pub pressures: Map<u32, Pressure>,
     pub vpc_endpoint_ids: Map<u32, VpcEndpointId>,
+    pub fragments: Map<FragmentKey, Datagram>,
+    pub identification: Map<u32, u32>,
     pub outcomes: PerCpu<Counter>,
     pub names: Map<NameKey, Name>,
     pub layout: Map<u32, u32>,
@@ -372,7 +374,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 23] = [
+    pub const NAMES: [&str; 25] = [
         "interfaces",
         "egress",
         "mtus",
@@ -393,6 +395,8 @@ impl Maps {
         "buckets",
         "pressures",
         "vpc_endpoint_ids",
+        "fragments",
+        "identification",
         "outcomes",
         "names",
         "layout",
@@ -421,6 +425,8 @@ impl Maps {
             buckets: Map::open(dir, "buckets")?,
             pressures: Map::open(dir, "pressures")?,
             vpc_endpoint_ids: Map::open(dir, "vpc_endpoint_ids")?,
+            fragments: Map::open(dir, "fragments")?,
+            identification: Map::open(dir, "identification")?,
             outcomes: PerCpu::open(dir, "outcomes")?,
             names: Map::open(dir, "names")?,
             layout: Map::open(dir, "layout")?,

@@ -56,7 +56,7 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32, confirmed:
         let late = address.kind == BALANCER && !is_syn(packet);
         return Err(if late { from_provider(packet, &address) } else { Step::drop(DropReason::NoListener) });
     };
-    if packet.is_tcp && !is_syn(packet) && !confirmed {
+    if packet.is_tcp() && !is_syn(packet) && !confirmed {
         return Err(late(tables, packet, &listener, address.endpoint, &endpoint, now));
     }
     if endpoint.full != 0 {
@@ -75,7 +75,7 @@ pub(super) fn admit<T: Tables>(tables: &T, packet: &Packet, now: u32, confirmed:
 /// was open is told.
 #[inline(always)]
 fn closed(packet: &Packet) -> Step {
-    if packet.is_tcp && packet.flags & SYN == 0 {
+    if packet.is_tcp() && packet.flags & SYN == 0 {
         return Step::reset_segment(packet, Answer::ResetTerminated);
     }
     Step::drop(DropReason::EndpointClosed)
@@ -105,12 +105,12 @@ fn over(reason: DropReason, confirmed: bool) -> Step {
 
 #[inline(always)]
 fn is_syn(packet: &Packet) -> bool {
-    packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) == SYN
+    packet.is_tcp() && packet.flags & (SYN | ACK | FIN | RST) == SYN
 }
 
 #[inline(always)]
 fn is_ack(packet: &Packet) -> bool {
-    packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) == ACK
+    packet.is_tcp() && packet.flags & (SYN | ACK | FIN | RST) == ACK
 }
 
 /// Takes a token for one new flow. The bucket is filled once a second, since that is the path's clock.
@@ -133,7 +133,7 @@ fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> 
 /// connection, but for an ACK, which may bear a SYN cookie.
 #[inline(always)]
 fn is_first(packet: &Packet, address: &Address) -> bool {
-    !is_for_stack(packet, address) && (!packet.is_tcp || is_syn(packet) || is_ack(packet))
+    !is_for_stack(packet, address) && (!packet.is_tcp() || is_syn(packet) || is_ack(packet))
 }
 
 /// Whether a packet to a load balancer's address is for a socket of the VPC's own stack.
@@ -149,7 +149,7 @@ fn from_provider(packet: &Packet, address: &Address) -> Step {
     if is_for_stack(packet, address) {
         return Step::stack(address.stack);
     }
-    if !packet.is_tcp {
+    if !packet.is_tcp() {
         return Step::drop(DropReason::NoFlow);
     }
     if packet.flags & (SYN | ACK | RST) == SYN {

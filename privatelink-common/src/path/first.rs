@@ -137,12 +137,15 @@ pub(super) fn unknown<T: Tables>(
     confirmed: bool,
     flow: &mut Flow,
 ) -> Step {
+    if packet.later {
+        return Step::drop(DropReason::FragmentUnknown);
+    }
     let door = match admit(tables, packet, now, confirmed) {
         Ok(door) => door,
         Err(step) => return step,
     };
     let proxied = door.listener.proxied != 0;
-    let marks = match (packet.is_tcp, confirmed, proxied) {
+    let marks = match (packet.is_tcp(), confirmed, proxied) {
         (true, true, _) => SHIFTED | COOKIE,
         (true, false, true) => SHIFTED,
         _ => 0,
@@ -161,7 +164,7 @@ pub(super) fn unknown<T: Tables>(
 /// send it again, and so is told of everything.
 #[inline(always)]
 fn refuse(packet: &Packet, refusal: Refusal, confirmed: bool) -> Step {
-    match (refusal, packet.is_tcp) {
+    match (refusal, packet.is_tcp()) {
         (Refusal::NoNextHop, _) if confirmed => Step::reset(Answer::ResetNoTarget),
         (Refusal::Full, _) if confirmed => Step::reset(Answer::ResetTableFull),
         (Refusal::NoTarget, true) => Step::reset(Answer::ResetNoTarget),
@@ -175,5 +178,5 @@ fn refuse(packet: &Packet, refusal: Refusal, confirmed: bool) -> Step {
 
 #[inline(always)]
 fn table_full(packet: &Packet) -> Step {
-    if packet.is_tcp { Step::reset(Answer::ResetTableFull) } else { Step::drop(DropReason::FlowTableFull) }
+    if packet.is_tcp() { Step::reset(Answer::ResetTableFull) } else { Step::drop(DropReason::FlowTableFull) }
 }

@@ -102,7 +102,7 @@ fn is_cut<T: Tables>(tables: &T, flow: &Flow) -> bool {
 /// the next packet, too, comes to [`maintain`]. UDP has no way to be told, and its next datagram may as well open another flow.
 #[inline(always)]
 fn terminate<T: Tables>(tables: &T, packet: &Packet, entry: &T::Entry, flow: &Flow, now: u32) -> Upkeep {
-    if !packet.is_tcp {
+    if !packet.is_tcp() {
         return Upkeep::Over;
     }
     let (state, before) = (State::Terminated as u8, now.wrapping_sub(1));
@@ -218,7 +218,7 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
     }
     let endpoint = tables.endpoint(flow.endpoint);
     let current = endpoint.generation == flow.generation && !begins_anew(packet, flow);
-    let patience = if packet.is_tcp { TCP_OPENING } else { flow.idle_timeout };
+    let patience = if packet.is_tcp() { TCP_OPENING } else { flow.idle_timeout };
     let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.last_seen));
     if !current || silent > u32::from(patience) {
         tables.remove_pending(&peer_key);
@@ -234,7 +234,7 @@ pub(super) fn pending<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &m
         return Pending::Hit;
     }
     if confirms(packet, flow) {
-        if packet.is_tcp {
+        if packet.is_tcp() {
             cookie::concerns(tables, flow.endpoint, &endpoint, now, Happened::Confirmed);
         }
         return establish(tables, packet, &peer_key, flow, &mut peer, now);
@@ -257,7 +257,7 @@ fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
 /// Whether this packet makes the flow established: TCP's by the consumer's word after the target's, UDP's by the target's.
 #[inline(always)]
 fn confirms(packet: &Packet, flow: &Flow) -> bool {
-    match (packet.is_tcp, flow.direction() == ToProvider) {
+    match (packet.is_tcp(), flow.direction() == ToProvider) {
         (true, true) => packet.flags & (SYN | ACK) == ACK && flow.state == State::Answered as u8,
         (false, false) => true,
         (true, false) | (false, true) => false,

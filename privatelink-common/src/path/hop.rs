@@ -1,6 +1,7 @@
 //! What the path does to a packet as a router on its way: it counts the hop, refuses what is too large, and lowers the MSS.
 
-use super::parse::Packet;
+use super::fragment;
+use super::parse::{FRAGMENT, Packet};
 use super::report::{Report, report};
 use crate::checksum::{Delta, delta, word};
 use crate::frame::Frame;
@@ -9,7 +10,6 @@ use crate::tables::{Bucket, Endpoint, Tables};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{DONT_FRAGMENT, Ipv4Header, NETWORK, SYN, TRANSPORT, Tcp};
 use core::mem::offset_of;
-use zerocopy::big_endian::U16;
 
 /// TCP options (RFC 9293, 3.1).
 const END: u8 = 0;
@@ -19,16 +19,25 @@ const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 /// Bytes of IPv4 and TCP headers, which an MSS does not count (RFC 6691).
 const HEADERS: u32 = 40;
 
+/// What changes of a packet's checksums beside what its flow says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Correction {
+    /// Of the transport header's.
+    pub transport: Delta,
+    /// Of the IPv4 header's.
+    pub network: Delta,
+}
+
 /// Whether a packet goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Passage {
-    /// It does, and what was changed of it changes the transport checksum by this.
-    Onward(Delta),
+    /// It does, and what was changed of it changes its checksums so.
+    Onward(Correction),
     /// It does not.
     Ends(Verdict),
 }
 
-/// A [`Passage`] in one register: a verdict, whose lowest byte is never all ones, or all ones and the delta.
+/// A [`Passage`] in one register: a verdict, whose lowest byte is never all ones, or all ones and the two deltas.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Toll(u64);
 
@@ -36,8 +45,8 @@ impl Toll {
     const ONWARD: u64 = 0xff;
 
     #[inline(always)]
-    const fn onward(correction: u64) -> Self {
-        Self(Self::ONWARD | correction << 32)
+    const fn onward(correction: Correction) -> Self {
+        Self(Self::ONWARD | (correction.transport as u64) << 32 | (correction.network as u64) << 48)
     }
 
     #[inline(always)]
@@ -50,7 +59,8 @@ impl Toll {
     #[allow(clippy::cast_possible_truncation, reason = "cut out at its own width")]
     pub(super) const fn passage(self) -> Passage {
         if self.0 & 0xff == Self::ONWARD {
-            return Passage::Onward((self.0 >> 32) as Delta);
+            let (transport, network) = ((self.0 >> 32) as Delta, (self.0 >> 48) as Delta);
+            return Passage::Onward(Correction { transport, network });
         }
         Passage::Ends(Verdict::from_word(self.0))
     }
@@ -68,19 +78,30 @@ pub(super) fn pass<F: Frame, T: Tables>(
     interface: u16,
     now: u32,
 ) -> Toll {
+    let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else {
+        return Toll::ends(Err(DropReason::Malformed));
+    };
     if packet.ttl <= 1 {
         return Toll::ends(expired(frame, tables, packet, endpoint, now));
     }
     let gate = tables.endpoint(endpoint);
     let mtu = known(gate.mtu.into()).min(known(tables.mtu(interface)));
-    if frame.largest(packet.length) > mtu {
-        return Toll::ends(too_big(frame, tables, packet, endpoint, mtu, now));
+    if frame.largest(ip.total_length.get()) > mtu {
+        return Toll::ends(too_big(frame, tables, packet, &ip, endpoint, mtu, now));
+    }
+    if ip.fragment.get() & FRAGMENT != 0 {
+        return match fragment::identify(frame, tables, packet, &ip, now) {
+            Ok(network) => Toll::onward(Correction { network, transport: 0 }),
+            Err(reason) => Toll::ends(Err(reason)),
+        };
     }
     if packet.flags & SYN == 0 {
-        return Toll::onward(0);
+        return Toll::onward(Correction::default());
     }
     let mtu = mtu.min(known(tables.mtu(packet.interface)));
-    Toll::onward(clamp(frame, mtu.saturating_sub(HEADERS + u32::from(gate.reserve))))
+    let transport = clamp(frame, mtu.saturating_sub(HEADERS + u32::from(gate.reserve)));
+    #[allow(clippy::cast_possible_truncation, reason = "a delta")]
+    Toll::onward(Correction { transport: transport as Delta, network: 0 })
 }
 
 #[inline(always)]
@@ -97,7 +118,8 @@ fn expired<F: Frame, T: Tables>(
     endpoint: u32,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    if !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
+    // Nothing is said of later fragments (RFC 1122, 3.2.2).
+    if packet.later || !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
         return Err(DropReason::TtlExpired);
     }
     report(frame, packet, Report::TIME_EXCEEDED).result()
@@ -109,12 +131,12 @@ fn too_big<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     packet: &Packet,
+    ip: &Ipv4Header,
     endpoint: u32,
     mtu: u32,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    let fragment = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, fragment)).unwrap_or_default();
-    let silent = fragment.get() & DONT_FRAGMENT == 0;
+    let silent = ip.fragment.get() & DONT_FRAGMENT == 0 || packet.later;
     if silent || !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
         return Err(DropReason::TooBig);
     }

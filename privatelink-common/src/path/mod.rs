@@ -5,6 +5,7 @@ mod cookie;
 mod errors;
 mod first;
 mod flow;
+mod fragment;
 mod hop;
 mod local;
 mod nat;
@@ -24,8 +25,8 @@ use crate::tables::{Flow, Interface, Tables};
 use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
 use crate::wire::RST;
 use first::Next;
-use hop::Passage;
-use parse::{Local, Packet, Parsed};
+use hop::{Correction, Passage};
+use parse::{Packet, Parsed};
 use stream::Carried;
 
 /// What the path remembers of a packet of no established flow while it decides about it, in memory that the host lends it: more than a
@@ -48,17 +49,18 @@ pub fn forward<F: Frame, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     let Some(from) = tables.interface(ifindex).filter(|from| from.vpc != 0) else { return Ok(Verdict::PASS) };
     if from.stack != 0 {
-        return from_stack(frame, tables, &from).result();
+        return from_stack(frame, tables, &from, now).result();
     }
-    let packet = match parse::parse(frame, &from) {
-        Parsed::Flow(packet) => packet,
-        Parsed::Ip(packet) if errors::is_error(frame, &packet) => {
-            return errors::pass_on(frame, tables, &from, &packet, now).result();
+    let mut packet = Packet::default();
+    match parse::parse(frame, tables, &from, now, &mut packet) {
+        Parsed::Flow => {}
+        Parsed::Ip(None) if errors::is_error(frame, &packet) => {
+            return errors::pass_on(frame, tables, &packet, now).result();
         }
-        Parsed::Ip(packet) => return not_a_flow(frame, tables, &from, &packet).result(),
+        Parsed::Ip(fault) => return not_a_flow(frame, tables, &packet, fault).result(),
         Parsed::Arp => return arp(frame, tables, &from).result(),
         Parsed::Foreign => return Ok(Verdict::PASS),
-    };
+    }
     if let Some(flow) = flow::established(tables, &packet, now) {
         return send(frame, tables, &packet, &flow, event(&packet), now);
     }
@@ -103,13 +105,18 @@ fn slow<F: Frame, T: Tables>(
 // Not inlined, since the kernel bounds the stack of a function, and these have headers to put together.
 
 #[inline(never)]
-fn from_stack<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Verdict {
-    Verdict::of(stack::send(frame, tables, from))
+fn from_stack<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, now: u32) -> Verdict {
+    Verdict::of(stack::send(frame, tables, from, now))
 }
 
 #[inline(never)]
-fn not_a_flow<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, packet: &Local) -> Verdict {
-    Verdict::of(local::answer(frame, tables, from, packet))
+fn not_a_flow<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet,
+    fault: Option<DropReason>,
+) -> Verdict {
+    Verdict::of(local::answer(frame, tables, packet, fault))
 }
 
 #[inline(never)]
@@ -131,7 +138,7 @@ fn send<F: Frame, T: Tables>(
     event: FlowEvent,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    let mut correction = 0;
+    let mut correction = Correction::default();
     if packet.special {
         correction = match hop::pass(frame, tables, packet, flow.endpoint, flow.interface, now).passage() {
             Passage::Onward(correction) => correction,
@@ -141,7 +148,7 @@ fn send<F: Frame, T: Tables>(
     rewrite::rewrite(frame, packet, flow, correction)?;
     if flow.is_shifted() {
         let carried =
-            if packet.is_tcp { stream::carry(frame, tables, packet, flow) } else { Carried::Insert };
+            if packet.is_tcp() { stream::carry(frame, tables, packet, flow) } else { Carried::Insert };
         match carried {
             Carried::Done => {}
             Carried::Ask => _ = cookie::ask_target(frame, tables, packet, flow).result()?,

@@ -104,7 +104,7 @@ pub(super) fn open<T: Tables>(
     }
     match tables.claim(&packet.key, forward) {
         Ok(()) => {
-            if packet.is_tcp {
+            if packet.is_tcp() {
                 tables.count(id, TargetEvent::Opened);
             }
             Ok(())
@@ -241,7 +241,7 @@ fn to_consumer(packet: &Packet, door: &Door, balancer: &Face, target: &Target) -
 
 #[inline(always)]
 fn idle_timeout(packet: &Packet, door: &Door) -> u16 {
-    if packet.is_tcp { door.listener.idle_timeout } else { UDP_IDLE }
+    if packet.is_tcp() { door.listener.idle_timeout } else { UDP_IDLE }
 }
 
 #[cfg(test)]

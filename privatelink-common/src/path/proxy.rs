@@ -121,7 +121,7 @@ fn put<F: Frame>(frame: &mut F, at: usize, key: &FlowKey, id: &VpcEndpointId) ->
 /// Where the data of a packet begins.
 #[inline(always)]
 fn data<F: Frame>(frame: &F, packet: &Packet) -> Option<usize> {
-    let long = match packet.is_tcp {
+    let long = match packet.is_tcp() {
         true => usize::from(frame.read::<Tcp>(TRANSPORT)?.data_offset >> 4) * 4,
         false => size_of::<Udp>(),
     };
@@ -164,7 +164,7 @@ pub(super) fn fill<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Pack
     let key = consumers(packet, flow);
     let id = tables.vpc_endpoint_id(flow.endpoint);
     let sum = data(frame, packet).and_then(|at| put(frame, at, &key, &id));
-    let filled = sum.and_then(|sum| if packet.is_tcp { segment(frame, sum) } else { datagram(frame, sum) });
+    let filled = sum.and_then(|sum| if packet.is_tcp() { segment(frame, sum) } else { datagram(frame, sum) });
     filled.map_or(0, |()| 1)
 }
 

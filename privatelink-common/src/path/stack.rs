@@ -2,7 +2,7 @@
 //! balancer's addresses. It is routed, not translated; nothing of it can reach another VPC.
 
 use super::local::arp_reply;
-use super::parse::{self, Parsed};
+use super::parse::{self, Packet, Parsed};
 use crate::frame::Frame;
 use crate::limits::STACK_PORTS;
 use crate::tables::{BALANCER, Interface, Tables, VpcAddress};
@@ -22,13 +22,20 @@ struct Macs(Mac, Mac);
 
 /// A packet that the stack sends: from a load balancer's address, to a neighbour that the agent knows.
 #[inline(always)]
-pub fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Result<Verdict, DropReason> {
-    let packet = match parse::parse(frame, from) {
-        Parsed::Flow(packet) => packet,
-        Parsed::Ip(packet) => return Err(packet.fault.unwrap_or(DropReason::ProtocolUnsupported)),
+pub fn send<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    from: &Interface,
+    now: u32,
+) -> Result<Verdict, DropReason> {
+    let mut packet = Packet::default();
+    match parse::parse(frame, tables, from, now, &mut packet) {
+        Parsed::Flow if packet.later => return Err(DropReason::Fragment),
+        Parsed::Flow => {}
+        Parsed::Ip(fault) => return Err(fault.unwrap_or(DropReason::ProtocolUnsupported)),
         Parsed::Arp => return neighbour(frame),
         Parsed::Foreign => return Err(DropReason::ProtocolUnsupported),
-    };
+    }
     let source = tables
         .address(&VpcAddress::new(from.vpc, packet.key.source))
         .filter(|source| source.kind == BALANCER && STACK_PORTS.contains(&packet.key.source_port.get()))

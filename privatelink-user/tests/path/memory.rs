@@ -7,9 +7,9 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, FlowKey, Handshake, InsertError, Interface,
-    Listener, ListenerKey, Mtu, Neighbour, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress,
-    VpcEndpointId,
+    Address, Balancer, Bucket, Datagram, Endpoint, Entry, Face, Flow, FlowKey, FragmentKey, Handshake,
+    InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Pressure, Stream, Tables, Target,
+    TargetEvent, VpcAddress, VpcEndpointId,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ipv4, Mac};
@@ -63,6 +63,8 @@ pub(crate) struct Memory {
     pub most_streams: Cell<usize>,
     pub pressure: Cell<Pressure>,
     pub counted: RefCell<Vec<TargetEvent>>,
+    pub datagrams: RefCell<HashMap<FragmentKey, Datagram>>,
+    identification: Cell<u16>,
     /// By slot.
     pub mtus: RefCell<HashMap<u16, Mtu>>,
 }
@@ -190,6 +192,18 @@ impl Tables for Memory {
     fn is_syn_cookie(&self, of: &Handshake, it: u32) -> bool {
         cookie(of) == it
     }
+    fn datagram(&self, key: &FragmentKey) -> Option<Datagram> {
+        self.datagrams.borrow().get(key).copied()
+    }
+    fn set_datagram(&self, key: &FragmentKey, datagram: &Datagram) -> Result<(), InsertError> {
+        self.datagrams.borrow_mut().insert(*key, *datagram);
+        Ok(())
+    }
+    fn next_identification(&self) -> u16 {
+        let next = self.identification.get();
+        self.identification.set(next.wrapping_add(1));
+        next
+    }
     fn count(&self, _: u32, event: TargetEvent) {
         self.counted.borrow_mut().push(event);
     }
@@ -304,6 +318,8 @@ pub(crate) fn memory(image: Image) -> Memory {
         most_streams: Cell::new(usize::MAX),
         pressure: Cell::default(),
         counted: RefCell::default(),
+        datagrams: RefCell::default(),
+        identification: Cell::default(),
         mtus: RefCell::default(),
     }
 }

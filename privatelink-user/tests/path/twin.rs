@@ -124,6 +124,35 @@ fn complaint(random: &mut Random, frame: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A piece of a datagram: few datagrams, few pieces, so that they meet.
+fn piece(random: &mut Random) -> Vec<u8> {
+    let (from, to) = (
+        random.of(&[[10, 0, 1, 5], [10, 0, 1, 6]]),
+        random.of(&[[10, 0, 9, 9], [10, 0, 9, 9], [10, 0, 1, 5]]),
+    );
+    let datagram = [&[3, 232, 0, 80, 0, 200, 0x12, 0x34][..], &[0x5a; 192]].concat();
+    let size = random.of(&[48, 48, 56]);
+    let at = random.next(4) * size;
+    let end = (at + size).min(datagram.len());
+    let mut header = etherparse::Ipv4Header::new(
+        u16::try_from(end - at).unwrap(),
+        64,
+        etherparse::IpNumber::UDP,
+        from,
+        to,
+    )
+    .unwrap();
+    header.dont_fragment = false;
+    header.identification = u16::try_from(random.next(4)).unwrap();
+    header.more_fragments = end < datagram.len();
+    header.fragment_offset = etherparse::IpFragOffset::try_new(u16::try_from(at / 8).unwrap()).unwrap();
+    header.header_checksum = header.calc_header_checksum();
+    let mut bytes = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
+    header.write(&mut bytes).unwrap();
+    bytes.extend_from_slice(&datagram[at..end]);
+    bytes
+}
+
 fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
     for _ in 0..random.next(3) {
         let at = random.next(frame.len());
@@ -211,6 +240,7 @@ fn agree<P>(
                 };
                 (frame, interfaces[random.of(&[1, 1, 1, 1, 0])])
             }
+            1 if random.next(3) == 0 => (piece(&mut random), interfaces[0]),
             _ => (
                 invent(&mut random),
                 if random.next(5) == 0 { random.of(&interfaces) } else { interfaces[0] },
