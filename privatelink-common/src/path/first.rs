@@ -1,5 +1,6 @@
 //! A packet of no established flow: of one that is opening, the first of one, or not ours. The slow path.
 
+use super::Room;
 use super::admit::admit;
 use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
@@ -127,7 +128,7 @@ pub(super) fn known<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
     Step::send(super::event(packet))
 }
 
-/// Decides about a packet of no flow, and puts the flow that it opens, if any, into `flow`. One that is `confirmed` bears a right SYN
+/// Decides about a packet of no flow, and puts the flow that it opens, if any, into the room. One that is `confirmed` bears a right SYN
 /// cookie, and opens a flow as a SYN does.
 #[inline(never)]
 pub(super) fn unknown<T: Tables>(
@@ -135,7 +136,7 @@ pub(super) fn unknown<T: Tables>(
     packet: &Packet,
     now: u32,
     confirmed: bool,
-    flow: &mut Flow,
+    room: &mut Room,
 ) -> Step {
     if packet.later {
         return Step::drop(DropReason::FragmentUnknown);
@@ -150,10 +151,10 @@ pub(super) fn unknown<T: Tables>(
         (true, false, true) => SHIFTED,
         _ => 0,
     };
-    match nat::open(tables, packet, &door, now, marks, flow) {
+    match nat::open(tables, packet, &door, now, marks, room) {
         Ok(()) => {
             // Of datagrams, the first alone takes the header.
-            flow.way |= if proxied { SHIFTED } else { 0 };
+            room.flow.way |= if proxied { SHIFTED } else { 0 };
             Step::send(FlowEvent::Opened)
         }
         Err(refusal) => refuse(packet, refusal, confirmed),
