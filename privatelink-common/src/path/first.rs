@@ -1,5 +1,6 @@
 //! A packet of no established flow: of one that is opening, the first of one, or not ours. The slow path.
 
+use super::Room;
 use super::admit::admit;
 use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
@@ -107,7 +108,7 @@ impl Step {
     }
 }
 
-/// Decides about a packet of a flow that is opening, or has been cut, and puts that flow into `flow`. [`Next::Unknown`]: it belongs to none.
+/// Decides about a packet of a flow that is opening, has been cut, or needs more than a rewrite, and puts that flow into `flow`. [`Next::Unknown`]: it belongs to none.
 ///
 /// Not inlined, as is what follows it, since the kernel bounds the stack of a function; both return one register and write into the
 /// caller's memory, since the kernel does not let a function return a pointer to its own.
@@ -127,7 +128,7 @@ pub(super) fn known<T: Tables>(tables: &T, packet: &Packet, now: u32, flow: &mut
     Step::send(super::event(packet))
 }
 
-/// Decides about a packet of no flow, and puts the flow that it opens, if any, into `flow`. One that is `confirmed` bears a right SYN
+/// Decides about a packet of no flow, and puts the flow that it opens, if any, into the room. One that is `confirmed` bears a right SYN
 /// cookie, and opens a flow as a SYN does.
 #[inline(never)]
 pub(super) fn unknown<T: Tables>(
@@ -135,7 +136,7 @@ pub(super) fn unknown<T: Tables>(
     packet: &Packet,
     now: u32,
     confirmed: bool,
-    flow: &mut Flow,
+    room: &mut Room,
 ) -> Step {
     let door = match admit(tables, packet, now, confirmed) {
         Ok(door) => door,
@@ -147,10 +148,10 @@ pub(super) fn unknown<T: Tables>(
         (true, false, true) => SHIFTED,
         _ => 0,
     };
-    match nat::open(tables, packet, &door, now, marks, flow) {
+    match nat::open(tables, packet, &door, now, marks, room) {
         Ok(()) => {
             // Of datagrams, the first alone takes the header.
-            flow.way |= if proxied { SHIFTED } else { 0 };
+            room.flow.way |= if proxied { SHIFTED } else { 0 };
             Step::send(FlowEvent::Opened)
         }
         Err(refusal) => refuse(packet, refusal, confirmed),

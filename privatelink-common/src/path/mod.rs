@@ -34,6 +34,7 @@ use stream::Carried;
 #[repr(C)]
 pub struct Room {
     flow: Flow,
+    peer: Flow,
 }
 
 /// What is to become of `frame`, which came in by the interface `ifindex` at `now`, seconds since boot.
@@ -59,35 +60,39 @@ pub fn forward<F: Frame, T: Tables>(
         Parsed::Arp => return arp(frame, tables, &from).result(),
         Parsed::Foreign => return Ok(Verdict::PASS),
     };
-    if let Some(flow) = flow::established(tables, &packet, now) {
-        return send(frame, tables, &packet, &flow, event(&packet), now);
+    if let Some(flow) = flow::established(tables, &packet, now)
+        && !packet.special
+        && !flow.is_shifted()
+    {
+        rewrite::rewrite(frame, &packet, &flow, 0)?;
+        return leave(tables, &flow, event(&packet));
     }
-    let verdict = tables.room(|room| slow(frame, tables, &packet, now, &mut room.flow));
+    let verdict = tables.room(|room| slow(frame, tables, &packet, now, room));
     verdict.unwrap_or(Err(DropReason::Malformed))
 }
 
-/// The slow path: a packet of no established flow.
+/// The slow path: a packet of no established flow, or one for which its rewrite is not all that there is to do.
 #[inline(always)]
 fn slow<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     packet: &Packet,
     now: u32,
-    flow: &mut Flow,
+    room: &mut Room,
 ) -> Result<Verdict, DropReason> {
-    let mut next = first::known(tables, packet, now, flow).next();
+    let mut next = first::known(tables, packet, now, &mut room.flow).next();
     if next == Next::Unknown {
-        next = first::unknown(tables, packet, now, false, flow).next();
+        next = first::unknown(tables, packet, now, false, room).next();
     }
     if let Next::Confirm(endpoint) = next {
         next = match cookie::check(frame, tables, packet, endpoint) {
             0 => Next::Reset(Answer::ResetNoFlow.code()),
-            _ => first::unknown(tables, packet, now, true, flow).next(),
+            _ => first::unknown(tables, packet, now, true, room).next(),
         };
     }
     match next {
         Next::Pass | Next::Unknown => Ok(Verdict::PASS),
-        Next::Send(event) => send(frame, tables, packet, flow, event, now),
+        Next::Send(event) => send(frame, tables, packet, &room.flow, event, now),
         Next::Stack(interface) => stack::receive(frame, tables, interface),
         Next::Reset(answer) => reset(frame, packet, answer).result(),
         Next::Expired(endpoint) => match hop::pass(frame, tables, packet, endpoint, 0, now).passage() {
@@ -162,6 +167,11 @@ fn send<F: Frame, T: Tables>(
             Carried::Malformed => return Err(DropReason::Malformed),
         }
     }
+    leave(tables, flow, event)
+}
+
+#[inline(always)]
+fn leave<T: Tables>(tables: &T, flow: &Flow, event: FlowEvent) -> Result<Verdict, DropReason> {
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }

@@ -3,6 +3,7 @@
 //! The claim is the insertion of the reverse entry, which fails where the key is taken: no lock, no bitmap. `established` is asked
 //! before (most ports in use are there) and after (a flow may have moved there in between; it enters before it leaves `pending`).
 
+use super::Room;
 use super::admit::Door;
 use super::parse::Packet;
 use super::state::State;
@@ -64,7 +65,7 @@ const fn pick(hash: u64) -> usize {
     (hash >> 16) as usize & 7
 }
 
-/// Opens the flow of `packet` through `door`, and puts the entry of the packet's own direction into `forward`. Both have these `marks`
+/// Opens the flow of `packet` through `door`, and puts both directions' entries into the room. Both have these `marks`
 /// ([`Flow::way`]).
 #[inline(always)]
 pub(super) fn open<T: Tables>(
@@ -73,8 +74,9 @@ pub(super) fn open<T: Tables>(
     door: &Door,
     now: u32,
     marks: u8,
-    forward: &mut Flow,
+    room: &mut Room,
 ) -> Result<(), Refusal> {
+    let (forward, reverse) = (&mut room.flow, &mut room.peer);
     let hash = flow_hash(&packet.key);
     if door.listener.slots == 0 {
         return Err(Refusal::NoTarget);
@@ -91,12 +93,12 @@ pub(super) fn open<T: Tables>(
     let hop = tables.neighbour(&VpcAddress::new(target.vpc, target.address)).ok_or(Refusal::NoNextHop)?;
 
     *forward = to_provider(packet, door, &balancer, &target, &hop);
-    let mut reverse = to_consumer(packet, door, &balancer, &target);
+    *reverse = to_consumer(packet, door, &balancer, &target);
     (forward.target, reverse.target) = (id, id);
     (forward.way, reverse.way) = (forward.way | marks, reverse.way | marks);
     (forward.opened, reverse.opened) = (now, now);
     (forward.last_seen, reverse.last_seen) = (now, now);
-    if let Err(refusal) = claim_port(tables, packet, hash, preserved, forward, &mut reverse) {
+    if let Err(refusal) = claim_port(tables, packet, hash, preserved, forward, reverse) {
         if refusal == Refusal::NoNatPort {
             tables.count(id, TargetEvent::PortAllocationError);
         }
