@@ -380,7 +380,7 @@ fn a_full_table_refuses_the_new_flow_and_keeps_the_old() {
 
 #[test]
 fn a_flood_of_half_open_flows_evicts_only_half_open_flows() {
-    each("[limits]\npending_flows = 64\n", |bench| {
+    each("syn_cookies = \"off\"\n[limits]\npending_flows = 64\n", |bench| {
         let at = |port: u16, flags| Packet { from_port: port, ..Packet::tcp(flags) };
         let out = bench.run("ca", &at(1000, SYN).build()).1;
         let (.., target, _) = addresses(&out);
