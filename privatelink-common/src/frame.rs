@@ -42,6 +42,13 @@ pub trait Frame {
         self.write(offset, value)
     }
 
+    /// The length of the IPv4 packet in it, whose header says `stored`: zero stands for a length beyond 65535 bytes in a frame that a
+    /// device has yet to cut into segments (Linux's BIG TCP), and for what it says in any other.
+    #[inline(always)]
+    fn ip_length(&self, stored: u16) -> usize {
+        stored.into()
+    }
+
     /// Applies a rewrite to the transport checksum at `offset`, which was read as `stored` (RFC 1624).
     #[inline(always)]
     fn change_checksum(
@@ -80,6 +87,19 @@ pub trait Frame {
 
     /// Makes room for `len` bytes in front of the first one. What is in them is not defined.
     fn prepend(&mut self, len: usize) -> Option<()>;
+
+    /// Makes it as long as this, whatever is in it then.
+    fn resize(&mut self, len: usize) -> Option<()> {
+        match len.checked_sub(self.len()) {
+            Some(more) if more > 0 => self.prepend(more),
+            _ => self.truncate(len),
+        }
+    }
+
+    /// The same number. A host whose program is verified returns one of which the verifier knows nothing.
+    fn blur(&self, number: u64) -> u64 {
+        number
+    }
 
     /// Whether there is nothing in it.
     fn is_empty(&self) -> bool {

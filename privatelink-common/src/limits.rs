@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 /// Layout of the pinned maps. It changes whenever a key or a value changes its meaning; an agent refuses maps of another layout.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 8;
 
 /// First of the source ports that the load balancer uses towards targets, up to 65535: [`NAT_PORT_COUNT`] ports, which AWS's 55,000
 /// flows for each target and load balancer address fit into (edit-target-group-attributes).
@@ -43,6 +43,15 @@ pub const TCP_RESET_ECHO: u32 = 2;
 /// The largest IP packet that an endpoint carries unless it sets its own, in bytes (AWS: vpc-limits-endpoints).
 pub const ENDPOINT_MTU: u16 = 8500;
 
+/// For how many seconds later fragments may follow their first (RFC 791 suggests 15; Linux waits 30).
+pub const FRAGMENT_TIMEOUT: u32 = 30;
+
+/// Datagrams in fragments that are remembered at a time.
+pub const FRAGMENTED_DATAGRAMS: usize = 8192;
+
+/// The least that a first fragment carries: what fits into the 68 bytes that every link can carry (RFC 791, 3.2) with the shortest header.
+pub const SMALLEST_FRAGMENT: u16 = 48;
+
 /// How many ICMP errors an endpoint sends in a second, to both sides together: many enough for every host behind it to learn an MTU soon,
 /// few enough to be of no use to somebody who wants them sent to another.
 pub const ICMP_ERRORS: u32 = 100;
@@ -53,6 +62,20 @@ pub const LOWEST_MSS: u16 = 28;
 /// How many TCP options are looked through for the MSS, those that do nothing included. Every usual system sends the MSS first; each more
 /// is thousands of instructions to the kernel's verifier.
 pub const TCP_OPTIONS: u32 = 6;
+
+/// For how many seconds an endpoint's SYNs are answered with cookies after the last second that asked for it: longer than a flood
+/// takes a breath, so that it does not fill `pending` anew each time.
+pub const COOKIES_HOLD: u32 = 10;
+
+/// For how many seconds more the path believes cookies: the kernel's live for two minutes (MAX_SYNCOOKIE_AGE).
+pub const COOKIE_LIFE: u32 = 120;
+
+/// The part of the flows that `pending` holds which an endpoint's unconfirmed SYNs may take in a second before SYN cookies are
+/// switched on for it by `auto`.
+pub const COOKIES_SHARE: u32 = 8;
+
+/// The MSS that a SYN cookie's SYN-ACK announces: the target's is not known yet, and Ethernet's fits nearly everywhere.
+pub const COOKIE_MSS: u16 = 1460;
 
 /// Outcomes that can be counted for a VPC; the counters' index is `vpc * OUTCOMES + outcome`.
 pub const OUTCOMES: u32 = 64;

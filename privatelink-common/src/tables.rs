@@ -9,6 +9,7 @@
 
 use crate::checksum;
 use crate::path::Room;
+use crate::verdict::Direction;
 use crate::wire::{Ip, Ipv4, Ipv6, Mac};
 use core::mem::size_of;
 use core::ops::{Deref, DerefMut};
@@ -101,7 +102,7 @@ table! {
 table! {
     /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
     /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
-    Endpoint, 28, align 4, {
+    Endpoint, 32, align 4, {
         /// Flows that were admitted under another generation are judged anew. It only ever grows.
         generation: u32,
         /// 1: new flows are admitted.
@@ -122,6 +123,22 @@ table! {
         errors: u16,
         /// Zero.
         reserved: u16,
+        /// SYNs that its consumers may leave unconfirmed in a second before the path answers with SYN cookies, and one more; 0: it
+        /// never does.
+        cookies: u32,
+    }
+}
+
+table! {
+    /// Value of `pressures`, an array by endpoint: what decides about SYN cookies. Written by the path, in two steps, as are `buckets`:
+    /// two CPUs at once may count one SYN for two.
+    Pressure, 12, align 4, {
+        /// The second that is counted, since boot.
+        second: u32,
+        /// SYNs less confirmed flows in this second.
+        unconfirmed: u32,
+        /// SYNs are answered with cookies before this second.
+        until: u32,
     }
 }
 
@@ -211,7 +228,9 @@ table! {
         /// 1: targets see the client's own address and port, where the client is in the load balancer's VPC.
         preserve: u8,
         /// 1: its targets have IPv6 addresses.
-        ipv6: u16,
+        ipv6: u8,
+        /// 1: targets are told who the client is by the Proxy Protocol.
+        proxied: u8,
         /// Zero.
         reserved: u16,
     }
@@ -301,8 +320,81 @@ table! {
         idle_timeout: u16,
         /// [`crate::path::state::State`].
         state: u8,
-        /// [`crate::verdict::Direction`].
-        direction: u8,
+        /// [`crate::verdict::Direction`] in the lowest bit; [`SHIFTED`] and [`COOKIE`].
+        way: u8,
+    }
+}
+
+/// [`Flow::way`]: the two sides do not count the same; its [`Stream`] says by how much they differ.
+pub const SHIFTED: u8 = 0x80;
+/// [`Flow::way`]: the path answered the consumer's SYN itself, by a SYN cookie. Such a flow is [`SHIFTED`], too.
+pub const COOKIE: u8 = 0x40;
+
+impl Course {
+    /// Which way packets of this entry go.
+    #[inline(always)]
+    pub const fn direction(&self) -> Direction {
+        if self.way & 1 == Direction::ToProvider as u8 {
+            Direction::ToProvider
+        } else {
+            Direction::ToConsumer
+        }
+    }
+
+    /// Whether its packets need more than a rewrite of addresses.
+    #[inline(always)]
+    pub const fn is_shifted(&self) -> bool {
+        self.way & SHIFTED != 0
+    }
+}
+
+table! {
+    /// Value of `streams`, a sparse hash by the [`FlowKey`] of the consumer's packets: what the two sides of a TCP flow count
+    /// differently. Written by the path as the flow opens; it goes with the flow, and what an evicted flow has left goes with the
+    /// next sweep. Full: the new flow is refused.
+    Stream, 32, align 4, {
+        /// What the target counts the consumer's bytes higher by.
+        forward: u32,
+        /// What the consumer counts the target's bytes higher by.
+        backward: u32,
+        /// What the consumer sees the target's timestamps higher by (RFC 7323).
+        timestamps: u32,
+        /// The consumer's initial sequence number.
+        initial: u32,
+        /// The initial sequence number that the path answered the consumer's SYN with.
+        cookie: u32,
+        /// The timestamp that it answered with.
+        stamp: u32,
+        /// The consumer's MSS, as the cookie tells it.
+        mss: u16,
+        /// What the consumer offered beside, as the low bits of a cookie's timestamp tell it.
+        offer: u8,
+        /// [`UNANSWERED`] and others.
+        marks: u8,
+        /// The power of two that the target's windows are multiplied by.
+        target_window: i8,
+        /// The power of two that the consumer's windows are multiplied by.
+        consumer_window: i8,
+        /// Zero.
+        reserved: u16,
+    }
+}
+
+/// [`Stream::marks`]: the target has not answered the path's SYN, so [`Stream::backward`] is not known.
+pub const UNANSWERED: u8 = 1;
+/// [`Stream::marks`]: the target has not acknowledged the Proxy Protocol's header, which is [`Stream::forward`] bytes long.
+pub const HEADER_DUE: u8 = 2;
+/// [`Stream::marks`]: it has been sent the header.
+pub const HEADER_SENT: u8 = 4;
+
+table! {
+    /// Value of `vpc_endpoint_ids`, an array by endpoint: what the Proxy Protocol's header calls it. Written by the agent, read where a
+    /// header is made.
+    VpcEndpointId, 24, align 1, {
+        /// `vpce-` and seventeen hexadecimal digits; zeros: it has none.
+        text: [u8; 22],
+        /// Zero.
+        reserved: [u8; 2],
     }
 }
 
@@ -390,6 +482,8 @@ pub trait Key: Copy + Default + PartialEq {
     fn is_ipv4(&self) -> bool;
     /// The key of the other direction: what the peer's answer to a packet rewritten by `flow` looks like when it arrives.
     fn mirror(&self, flow: &Self::Flow) -> Self;
+    /// The key itself, if it is one of the narrow tables.
+    fn narrow(&self) -> Option<FlowKey>;
     /// The key that the packet has in the other pair of tables, if it can be there.
     fn other(&self) -> Option<Self::Other>;
     /// A value with these new addresses.
@@ -503,6 +597,19 @@ macro_rules! flows {
                     protocol: self.protocol,
                     reserved: 0,
                 }
+            }
+
+            #[inline(always)]
+            fn narrow(&self) -> Option<FlowKey> {
+                (!Self::WIDE).then(|| FlowKey {
+                    source: Width::of(self.source.widen()),
+                    destination: Width::of(self.destination.widen()),
+                    source_port: self.source_port,
+                    destination_port: self.destination_port,
+                    vpc: self.vpc,
+                    protocol: self.protocol,
+                    reserved: 0,
+                })
             }
 
             #[inline(always)]
@@ -625,6 +732,45 @@ table! {
 /// Value of `names`: UTF-8, filled up with zeros.
 pub type Name = [u8; 160];
 
+table! {
+    /// Key of `fragments`, an LRU hash: a datagram that comes in fragments, as it arrives (RFC 791, 3.2).
+    FragmentKey, 16, align 4, {
+        /// Source address.
+        source: Ipv4,
+        /// Destination address.
+        destination: Ipv4,
+        /// Identification.
+        id: U16,
+        /// The VPC that it comes from.
+        vpc: u16,
+        /// [`crate::wire::UDP`].
+        protocol: u8,
+        /// Zero.
+        reserved: [u8; 3],
+    }
+}
+
+table! {
+    /// Value of `fragments`. Written and read by the path. Full: the datagram least recently seen goes, and what is left of it is
+    /// dropped.
+    Datagram, 24, align 8, {
+        /// Source port, which only the first fragment has.
+        source_port: U16,
+        /// Destination port, likewise.
+        destination_port: U16,
+        /// The identification that it leaves with.
+        id: U16,
+        /// Bytes that each fragment but the last has.
+        size: u16,
+        /// Which fragments have come, the lowest bit for the first. Two CPUs at once may forget one.
+        seen: u64,
+        /// When the first fragment came, in seconds since boot.
+        at: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+
 /// Why an entry could not be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
@@ -649,6 +795,21 @@ pub trait Entry<F> {
     fn set_seen(&self, mac: Mac, interface: u16);
     /// Replaces [`Course::destination_mac`] and [`Course::interface`].
     fn set_next_hop(&self, mac: Mac, interface: u16);
+}
+
+/// What a SYN cookie is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Handshake {
+    /// The consumer's address.
+    pub source: Ipv4,
+    /// The endpoint, rather than its address, which another VPC may have, too; and, in the topmost bits, the consumer's MSS.
+    pub endpoint: u32,
+    /// The consumer's port.
+    pub source_port: U16,
+    /// The listener's port.
+    pub destination_port: U16,
+    /// The consumer's initial sequence number.
+    pub initial: u32,
 }
 
 /// A pair of flow tables: `established` and `pending`, or `established6` and `pending6`.
@@ -701,6 +862,28 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn bucket(&self, endpoint: u32) -> Option<Bucket>;
     /// Replaces it.
     fn set_bucket(&self, endpoint: u32, bucket: Bucket);
+    /// What the two sides of a flow count differently, by the key of the consumer's packets.
+    fn stream(&self, key: &FlowKey) -> Option<Stream>;
+    /// Replaces or inserts it.
+    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError>;
+    /// Removes it, if it is there.
+    fn remove_stream(&self, key: &FlowKey);
+    /// What an endpoint is called.
+    fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId;
+    /// How hard an endpoint's listeners are pressed by SYNs.
+    fn pressure(&self, endpoint: u32) -> Option<Pressure>;
+    /// Replaces it.
+    fn set_pressure(&self, endpoint: u32, pressure: Pressure);
+    /// A SYN cookie, where the kernel makes them.
+    fn syn_cookie(&self, of: &Handshake) -> Option<u32>;
+    /// Whether [`Tables::syn_cookie`] made this cookie of this handshake within the last minutes.
+    fn is_syn_cookie(&self, of: &Handshake, cookie: u32) -> bool;
+    /// A datagram whose first fragment has come.
+    fn datagram(&self, key: &FragmentKey) -> Option<Datagram>;
+    /// Remembers it, instead of what was known of one with this key.
+    fn set_datagram(&self, key: &FragmentKey, datagram: &Datagram) -> Result<(), InsertError>;
+    /// An identification that no other datagram of the last 65536 has; two CPUs at once may get the same.
+    fn next_identification(&self) -> u16;
     /// Counts what a new flow met at its target.
     fn count(&self, target: u32, event: TargetEvent);
     /// The largest IP packet that can leave by this slot, in bytes; 0: not known.

@@ -48,6 +48,10 @@ words! {
         ResetTableFull = 7 => "reset_table_full",
         /// A segment of a TCP flow that was cut, since its target is unhealthy or deregistered, or its endpoint rejected: answered with RST.
         ResetTerminated = 8 => "reset_terminated",
+        /// A SYN to an endpoint that is flooded with them: answered with a SYN cookie, and not remembered.
+        SynCookie = 9 => "syn_cookie",
+        /// A right SYN cookie of an endpoint that may not open another flow now: answered with RST.
+        ResetQuota = 10 => "reset_quota",
         /// A packet, of IPv4 one with DF, that is larger than the endpoint or the next interface takes: answered with an ICMP error that says what is.
         FragmentationNeeded = 12 => "fragmentation_needed",
         /// A packet whose TTL ends here: answered with an ICMP error.
@@ -62,7 +66,7 @@ words! {
     DropReason {
         /// Headers that contradict themselves or the packet's length.
         Malformed = 16 => "malformed",
-        /// An IP fragment to or from one of our addresses.
+        /// A fragment of a packet that is not UDP, to or from one of our addresses.
         Fragment = 17 => "fragment",
         /// IP options, to or from one of our addresses.
         IpOptions = 18 => "ip_options",
@@ -110,6 +114,14 @@ words! {
         IcmpForged = 51 => "icmp_forged",
         /// An ICMP error about a packet of no flow.
         IcmpNoFlow = 52 => "icmp_no_flow",
+        /// A later fragment whose first one has not come, was refused, or is forgotten.
+        FragmentUnknown = 53 => "fragment_unknown",
+        /// A later fragment that overlaps another, came twice, or is not of its datagram's size.
+        FragmentOverlap = 54 => "fragment_overlap",
+        /// A first fragment smaller than what every link can carry.
+        FragmentTiny = 55 => "fragment_tiny",
+        /// A fragment for which the table of fragmented datagrams has no room.
+        FragmentTableFull = 56 => "fragment_table_full",
     }
 }
 

@@ -299,6 +299,10 @@ pub const PACKET_TOO_BIG: u8 = 2;
 /// ICMPv6 type (RFC 4443).
 pub const TIME_EXCEEDED6: u8 = 3;
 
+/// In [`Ipv4Header::fragment`]: this is not the last fragment.
+pub const MORE_FRAGMENTS: u16 = 0x2000;
+/// In [`Ipv4Header::fragment`]: where in the whole it belongs, in units of eight bytes.
+pub const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// In [`Ipv4Header::fragment`]: the packet must not be fragmented.
 pub const DONT_FRAGMENT: u16 = 0x4000;
 

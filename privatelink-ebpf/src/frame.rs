@@ -143,6 +143,13 @@ impl Frame for XdpFrame {
         let result = unsafe { bpf_xdp_adjust_head(self.context, -(len as i32)) };
         (result == 0).then_some(())
     }
+
+    /// Twice a number that only the kernel knows cancels out, which neither the compiler nor the verifier can see.
+    #[inline(always)]
+    fn blur(&self, number: u64) -> u64 {
+        let (once, again) = (u64::from(self.ingress()), u64::from(self.ingress()));
+        number ^ (once << 32 | once) ^ (again << 32 | again)
+    }
 }
 
 /// The frame that a TCX program was called for. It may be one of 64 KiB that a device has yet to cut into segments (GSO), and its
@@ -305,6 +312,14 @@ impl Frame for SkbFrame {
         (result == 0).then_some(())
     }
 
+    #[inline(always)]
+    fn ip_length(&self, stored: u16) -> usize {
+        if stored == 0 && self.word(offset_of!(__sk_buff, gso_size)) != 0 {
+            return self.len() - NETWORK;
+        }
+        stored.into()
+    }
+
     /// By the helper, which alone knows whether the checksum is complete.
     #[inline(always)]
     fn change_checksum(&mut self, offset: usize, _: [u8; 2], is_tcp: bool, change: Change) -> Option<()> {
@@ -362,5 +377,12 @@ impl Frame for SkbFrame {
         // SAFETY: as in `add_to_checksum`.
         let result = unsafe { bpf_skb_change_proto(self.context, ethertype.to_be(), 0) };
         (result == 0).then_some(())
+    }
+
+    /// Twice a number that only the kernel knows cancels out, which neither the compiler nor the verifier can see.
+    #[inline(always)]
+    fn blur(&self, number: u64) -> u64 {
+        let (once, again) = (u64::from(self.ingress()), u64::from(self.ingress()));
+        number ^ (once << 32 | once) ^ (again << 32 | again)
     }
 }

@@ -234,7 +234,7 @@ fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, even
         TRANSPORT6 as u64 + u64::from(payload.get())
     } else {
         let total = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
-        NETWORK as u64 + u64::from(total.get())
+        (NETWORK + frame.ip_length(total.get())) as u64
     };
     let (packets, bytes) = frame.on_the_wire(length);
     let Some(counters) = maps::COUNTERS.get_ptr_mut(endpoint) else { return };

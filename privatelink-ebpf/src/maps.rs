@@ -6,12 +6,12 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use privatelink_common::{
-    limits::OUTCOMES,
+    limits::{FRAGMENTED_DATAGRAMS, OUTCOMES},
     path::Room,
     tables::{
-        Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
-        Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters,
-        VpcAddress,
+        Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey,
+        FlowKey6, FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix,
+        Pressure, Stream, Target, TargetCounters, VpcAddress, VpcEndpointId,
     },
 };
 
@@ -52,12 +52,23 @@ pub(crate) static PENDING: LruHashMap<FlowKey, Flow, 65536> = LruHashMap::new();
 pub(crate) static ESTABLISHED6: HashMap<FlowKey6, Flow6, 262144> = HashMap::new();
 #[btf_map(name = "pending6")]
 pub(crate) static PENDING6: LruHashMap<FlowKey6, Flow6, 32768> = LruHashMap::new();
+#[btf_map(name = "streams")]
+pub(crate) static STREAMS: HashMap<FlowKey, Stream, 524288, SPARSE> = HashMap::new();
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<EndpointCounters, 4096> = PerCpuArray::new();
 #[btf_map(name = "target_counters")]
 pub(crate) static TARGET_COUNTERS: PerCpuArray<TargetCounters, 16384> = PerCpuArray::new();
 #[btf_map(name = "buckets")]
 pub(crate) static BUCKETS: Array<Bucket, 4096> = Array::new();
+#[btf_map(name = "pressures")]
+pub(crate) static PRESSURES: Array<Pressure, 4096> = Array::new();
+#[btf_map(name = "vpc_endpoint_ids")]
+pub(crate) static VPC_ENDPOINT_IDS: Array<VpcEndpointId, 4096> = Array::new();
+#[btf_map(name = "fragments")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Datagram, FRAGMENTED_DATAGRAMS> = LruHashMap::new();
+/// One number, which the identifications of fragmented datagrams are counted by.
+#[btf_map(name = "identification")]
+pub(crate) static IDENTIFICATION: Array<u32, 1> = Array::new();
 #[btf_map(name = "outcomes")]
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "names")]

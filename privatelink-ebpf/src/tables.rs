@@ -2,23 +2,29 @@
 
 use crate::maps::{
     ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, ESTABLISHED6, FENCE,
-    INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING, PENDING6, PREFIXES, ROOM, TABLES, TARGET_COUNTERS,
-    TARGETS,
+    FRAGMENTS, IDENTIFICATION, INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING, PENDING6, PREFIXES,
+    PRESSURES, ROOM, STREAMS, TABLES, TARGET_COUNTERS, TARGETS, VPC_ENDPOINT_IDS,
 };
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_NOEXIST, tcx_action_base::TCX_REDIRECT, xdp_action},
+    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, iphdr, tcphdr, tcx_action_base::TCX_REDIRECT, xdp_action},
     btf_maps::lpm_trie::Key,
-    helpers::generated::{bpf_check_mtu, bpf_redirect},
+    helpers::generated::{
+        bpf_check_mtu, bpf_redirect, bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv4,
+    },
 };
 use privatelink_common::{
     path::Room,
     tables::{
-        Address, Balancer, Bucket, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows, InsertError,
-        Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent, VpcAddress,
+        Address, Balancer, Bucket, Datagram, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
+        FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix,
+        Pressure, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
     },
-    wire::Mac,
+    wire::{Ipv4Header, Mac, TCP, Tcp},
 };
-use zerocopy::big_endian::U32;
+use zerocopy::big_endian::{U16, U32};
+
+/// Length of a TCP header without options.
+const TCP_LENGTH: u32 = 20;
 
 /// Linux's EEXIST.
 const EXISTS: i32 = -17;
@@ -169,6 +175,35 @@ fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
     result.map_err(|error| if error == EXISTS { InsertError::Exists } else { InsertError::Full })
 }
 
+/// The headers that the kernel's helpers take a handshake from; no packet has them.
+#[inline(always)]
+fn headers(of: &Handshake, sequence: u32, acknowledgement: u32) -> (Ipv4Header, Tcp) {
+    let ip = Ipv4Header {
+        version_ihl: 0x45,
+        tos: 0,
+        total_length: U16::ZERO,
+        id: U16::ZERO,
+        fragment: U16::ZERO,
+        ttl: 0,
+        protocol: TCP,
+        checksum: [0; 2],
+        source: of.source,
+        destination: of.endpoint.to_ne_bytes(),
+    };
+    let tcp = Tcp {
+        source_port: of.source_port,
+        destination_port: of.destination_port,
+        sequence: U32::new(sequence),
+        acknowledgement: U32::new(acknowledgement),
+        data_offset: 5 << 4,
+        flags: 0,
+        window: U16::ZERO,
+        checksum: [0; 2],
+        urgent: U16::ZERO,
+    };
+    (ip, tcp)
+}
+
 impl<E: Exit> Tables for KernelTables<E> {
     #[inline(always)]
     fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
@@ -255,6 +290,82 @@ impl<E: Exit> Tables for KernelTables<E> {
         // SAFETY: the map returned a pointer to its own memory, which outlives the run; other CPUs may write there too, and a mixture
         // of two buckets is a bucket.
         unsafe { *place = bucket };
+    }
+
+    #[inline(always)]
+    fn stream(&self, key: &FlowKey) -> Option<Stream> {
+        // SAFETY: copied at once; every change is a new entry, and the kernel frees the old one when this run has ended.
+        unsafe { STREAMS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError> {
+        inserted(STREAMS.insert(key, stream, BPF_ANY.into()))
+    }
+
+    #[inline(always)]
+    fn remove_stream(&self, key: &FlowKey) {
+        let _ = STREAMS.remove(key);
+    }
+
+    #[inline(always)]
+    fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
+        VPC_ENDPOINT_IDS.get(endpoint).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn pressure(&self, endpoint: u32) -> Option<Pressure> {
+        PRESSURES.get(endpoint).copied()
+    }
+
+    #[inline(always)]
+    fn set_pressure(&self, endpoint: u32, pressure: Pressure) {
+        let Some(place) = PRESSURES.get_ptr_mut(endpoint) else { return };
+        // SAFETY: as for `set_bucket`.
+        unsafe { *place = pressure };
+    }
+
+    #[inline(always)]
+    fn syn_cookie(&self, of: &Handshake) -> Option<u32> {
+        let (mut ip, mut tcp) = headers(of, of.initial, 0);
+        let (ip, tcp) = ((&raw mut ip).cast::<iphdr>(), (&raw mut tcp).cast::<tcphdr>());
+        // SAFETY: the helper reads the two headers, which are whole and live until it returns.
+        let cookie = unsafe { bpf_tcp_raw_gen_syncookie_ipv4(ip, tcp, TCP_LENGTH) };
+        // The lower half is the cookie; an error is negative.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the lower half is meant")]
+        (cookie >= 0).then_some(cookie as u32)
+    }
+
+    #[inline(always)]
+    fn is_syn_cookie(&self, of: &Handshake, cookie: u32) -> bool {
+        let (mut ip, mut tcp) = headers(of, of.initial.wrapping_add(1), cookie.wrapping_add(1));
+        let (ip, tcp) = ((&raw mut ip).cast::<iphdr>(), (&raw mut tcp).cast::<tcphdr>());
+        // SAFETY: as above.
+        unsafe { bpf_tcp_raw_check_syncookie_ipv4(ip, tcp) == 0 }
+    }
+
+    #[inline(always)]
+    fn datagram(&self, key: &FragmentKey) -> Option<Datagram> {
+        // SAFETY: copied at once. It may be evicted, and its memory another's, meanwhile: then it is that one's ports that a fragment
+        // gets, which nobody at the other side waits for.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_datagram(&self, key: &FragmentKey, datagram: &Datagram) -> Result<(), InsertError> {
+        inserted(FRAGMENTS.insert(key, datagram, 0))
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "it counts on from the beginning")]
+    fn next_identification(&self) -> u16 {
+        let Some(count) = IDENTIFICATION.get_ptr_mut(0) else { return 0 };
+        // SAFETY: the map returned an aligned pointer to its own memory, which outlives the run; other CPUs may write there too.
+        unsafe {
+            let next = count.read_volatile();
+            count.write_volatile(next.wrapping_add(1));
+            next as u16
+        }
     }
 
     #[inline(always)]

@@ -140,10 +140,10 @@ impl Book {
         self.connections.get(endpoint).or_else(|| self.connections.values().find(by_name))
     }
 
-    /// The state of each endpoint that there is.
-    pub fn states(&self) -> BTreeMap<String, State> {
+    /// The state of each endpoint that there is, and its id.
+    pub fn states(&self) -> BTreeMap<String, (State, String)> {
         let there = self.connections.values().filter(|it| !it.state.is_gone());
-        there.map(|it| (it.endpoint.clone(), it.state)).collect()
+        there.map(|it| (it.endpoint.clone(), (it.state, it.id.clone()))).collect()
     }
 
     /// Takes note of the configuration: of endpoints that have come, have gone, or need no decision any more.

@@ -1,6 +1,7 @@
 //! Runs the real packet path over the live tables, without a packet, and tells every question that it asks and the answer it gets.
 //! Nothing is written: what the path would install is only told.
 
+use crate::flows;
 use crate::ip::{self, with_port};
 use crate::maps::{Maps, PrefixKey};
 use crate::names::{Kind, Names};
@@ -9,11 +10,11 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::{DIFFERENCE, SliceFrame};
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Bucket, Course, ENDPOINT, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
-    InsertError, Interface, Key, Listener, ListenerKey, Mtu, Neighbour, Prefix, Tables, Target, TargetEvent,
-    VpcAddress, Width,
+    Address, Bucket, Course, Datagram, ENDPOINT, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
+    Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu, Neighbour,
+    Prefix, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Width,
 };
-use privatelink_common::verdict::Action;
+use privatelink_common::verdict::{Action, Direction};
 use privatelink_common::wire::Mac;
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
@@ -102,7 +103,7 @@ macro_rules! flows {
             }
 
             fn claim(&self, key: &$key, flow: &$flow) -> Result<(), InsertError> {
-                if flow.direction != 0 {
+                if flow.direction() == Direction::ToConsumer {
                     let (port, to, target) = (key.destination_port, key.destination, key.source);
                     let (to, target) = (ip::shown(to.widen()), ip::shown(target.widen()));
                     self.told
@@ -146,6 +147,52 @@ impl Tables for Narrator<'_> {
     }
 
     fn set_bucket(&self, _: u32, _: Bucket) {}
+
+    fn stream(&self, key: &FlowKey) -> Option<Stream> {
+        self.maps.streams.get(key).ok().flatten()
+    }
+
+    fn set_stream(&self, _: &FlowKey, _: &Stream) -> Result<(), InsertError> {
+        Ok(())
+    }
+
+    fn remove_stream(&self, _: &FlowKey) {}
+
+    fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
+        self.told.borrow_mut().push("puts the Proxy Protocol's header before the first data".into());
+        self.maps.vpc_endpoint_ids.get(&endpoint).ok().flatten().unwrap_or_default()
+    }
+
+    fn pressure(&self, endpoint: u32) -> Option<Pressure> {
+        let found = self.maps.pressures.get(&endpoint).ok().flatten();
+        self.tell("unconfirmed SYNs of the endpoint".into(), found, |it| {
+            let cookies = if flows::now() < it.until { "; they are answered with cookies" } else { "" };
+            format!("{} in the last second that had some{cookies}", it.unconfirmed)
+        })
+    }
+
+    fn set_pressure(&self, _: u32, _: Pressure) {}
+
+    fn syn_cookie(&self, _: &Handshake) -> Option<u32> {
+        self.told.borrow_mut().push("would answer with a SYN cookie, and remember nothing".into());
+        Some(0)
+    }
+
+    fn is_syn_cookie(&self, _: &Handshake, _: u32) -> bool {
+        false
+    }
+
+    fn datagram(&self, _: &FragmentKey) -> Option<Datagram> {
+        None
+    }
+
+    fn set_datagram(&self, _: &FragmentKey, _: &Datagram) -> Result<(), InsertError> {
+        Ok(())
+    }
+
+    fn next_identification(&self) -> u16 {
+        0
+    }
 
     fn count(&self, _: u32, _: TargetEvent) {}
 
@@ -254,8 +301,9 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
         (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
         (from, to) => bail!("{from} and {to} are of different families: no packet has both"),
     };
-    // Room for a header of the other family.
-    let mut bytes = vec![0; DIFFERENCE];
+    // For the longest that the path puts in front of a packet, which is longer than a header of the other family.
+    let mut bytes = vec![0; usize::from(path::proxy::LENGTH).max(DIFFERENCE)];
+    let room = bytes.len();
     match question.protocol.as_str() {
         "tcp" => {
             builder.tcp(question.from.port(), question.to.port(), 1, 64240).syn().write(&mut bytes, &[])?
@@ -264,8 +312,8 @@ pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<St
         other => bail!("the protocol is tcp or udp, not {other}"),
     }
     let end = bytes.len();
-    let mut frame = SliceFrame::within(&mut bytes, DIFFERENCE, end).context("no frame")?;
-    let result = path::forward(&mut frame, &narrator, 0, crate::flows::now());
+    let mut frame = SliceFrame::within(&mut bytes, room, end).context("no frame")?;
+    let result = path::forward(&mut frame, &narrator, 0, flows::now());
     let mut told = narrator.told.into_inner();
     told.push(match result {
         Err(reason) => format!("dropped: {}: {}", reason.name(), reason.meaning().trim()),

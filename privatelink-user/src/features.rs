@@ -21,6 +21,10 @@ const BASIC: u64 = 1;
 const REDIRECT: u64 = 2;
 /// `NETDEV_XDP_ACT_NDO_XMIT`: frames may be redirected to here.
 const XMIT: u64 = 4;
+/// `NETDEV_XDP_ACT_NDO_XMIT_SG`: also frames in several buffers.
+const XMIT_SG: u64 = 64;
+/// The largest MTU whose frames are in one buffer, whatever the driver: a page, less what the kernel keeps in it.
+const ONE_BUFFER: u32 = 3000;
 
 /// What an interface can do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,10 +36,11 @@ impl Features {
         self.0 & (BASIC | REDIRECT) == BASIC | REDIRECT
     }
 
-    /// Whether it takes frames that programs on other interfaces redirect to it. A veth does for as long as its other end has GRO or
-    /// a program of its own, wherever that end is.
-    pub fn takes(self) -> bool {
-        self.0 & XMIT != 0
+    /// Whether it takes frames of up to an MTU that programs on other interfaces redirect to it. A veth does for as long as its other
+    /// end has GRO or a program of its own, wherever that end is.
+    pub fn takes(self, mtu: u32) -> bool {
+        let needed = if mtu > ONE_BUFFER { XMIT | XMIT_SG } else { XMIT };
+        self.0 & needed == needed
     }
 }
 
@@ -120,6 +125,14 @@ async fn ask(handle: &mut genetlink::GenetlinkHandle, ifindex: u32) -> Result<Fe
 #[cfg(test)]
 mod tests {
     use super::{Features, of};
+
+    #[test]
+    fn jumbo_frames_are_taken_only_by_a_driver_that_takes_several_buffers() {
+        for (features, mtu, taken) in [(3, 1500, false), (7, 1500, true), (7, 9000, false), (71, 9000, true)]
+        {
+            assert_eq!(Features(features).takes(mtu), taken, "{features:#x} with an MTU of {mtu}");
+        }
+    }
 
     #[test]
     fn the_kernel_says_what_the_loopback_interface_can_do_and_refuses_one_that_is_not_there() {

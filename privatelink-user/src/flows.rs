@@ -51,7 +51,7 @@ fn collect<K: Key<Flow: Plain> + Plain>(
 ) -> Result<()> {
     map.walk(CHUNK, |keys, values| {
         for (key, flow) in keys.iter().zip(values) {
-            if flow.direction != Direction::ToProvider as u8 || flows.len() >= limit {
+            if flow.direction() != Direction::ToProvider || flows.len() >= limit {
                 continue;
             }
             let (key, flow) = wide(key, flow);
@@ -91,7 +91,7 @@ impl Survey {
     }
 
     fn count<K: Key>(&mut self, flow: &K::Flow) {
-        if flow.direction == Direction::ToProvider as u8 {
+        if flow.direction() == Direction::ToProvider {
             *self.targets.entry((flow.target, K::source_of(flow).widen())).or_default() += 1;
             *self.endpoints.entry(flow.endpoint).or_default() += 1;
         }
@@ -109,6 +109,7 @@ pub fn sweep(maps: &Maps) -> Result<Survey> {
     sweep_table(&maps.established6, &generations, &mut survey)?;
     maps.pending.walk(CHUNK, |_, values| values.iter().for_each(|it| survey.count::<FlowKey>(it)))?;
     maps.pending6.walk(CHUNK, |_, values| values.iter().for_each(|it| survey.count::<FlowKey6>(it)))?;
+    forget_streams(maps)?;
     Ok(survey)
 }
 
@@ -130,6 +131,34 @@ fn sweep_table<K: Key<Flow: Plain> + Plain>(
         }
     })?;
     failed
+}
+
+/// Removes the streams whose flows are gone: the path removes those of flows that it ends itself, but not of pending ones, which the
+/// kernel may evict at any time.
+fn forget_streams(maps: &Maps) -> Result<()> {
+    // In this order, since a flow enters `established` before it leaves `pending`.
+    let has_flow = |key: &FlowKey| -> Result<bool> {
+        Ok(maps.pending.get(key)?.is_some() || maps.established.get(key)?.is_some())
+    };
+    let mut result = Ok(());
+    maps.streams.walk(CHUNK, |keys, _| {
+        for key in keys {
+            let forget = || -> Result<()> {
+                if !has_flow(key)?
+                    && let Some(taken) = maps.streams.remove(key)?
+                    && has_flow(key)?
+                {
+                    // A flow was opened in between. If it has brought its own, that one is as good, or better.
+                    let _ = maps.streams.insert(key, &taken);
+                }
+                Ok(())
+            };
+            if result.is_ok() {
+                result = forget();
+            }
+        }
+    })?;
+    result
 }
 
 /// Removes both directions of a flow whose one direction looks over, if the other does too. Returns how many entries went; nothing

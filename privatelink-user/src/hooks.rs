@@ -90,9 +90,11 @@ fn by_itself(facts: &Facts, has_tcx: bool, fallback: Hook) -> (Hook, String) {
         (model::Hook::Tcx, _) => (Hook::Tcx, "the configuration says so".into()),
         (model::Hook::Xdp, _) if facts.native => (native, "the configuration says so".into()),
         (model::Hook::Xdp, _) => {
-            (Hook::Xdp(XdpMode::Generic), "the configuration says XDP, which its driver cannot run".into())
+            (Hook::Xdp(XdpMode::Generic), "the configuration says XDP, which its driver cannot do".into())
         }
-        (model::Hook::Auto, _) if !facts.native => (fallback, "its driver cannot run XDP".into()),
+        (model::Hook::Auto, unfit) if !facts.native => {
+            (fallback, unfit.clone().unwrap_or_else(|| "its driver cannot run XDP".into()))
+        }
         (model::Hook::Auto, Some(unfit)) if has_tcx => (Hook::Tcx, unfit.clone()),
         (model::Hook::Auto, _) if facts.stack => (native, "it is the VPC's own stack's".into()),
         (model::Hook::Auto, _) => (native, "XDP has what it needs".into()),

@@ -104,7 +104,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 21] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 24] {
     [
         ("interfaces", "max_ifindex", limits.max_ifindex),
         ("egress", "interfaces", limits.interfaces),
@@ -122,9 +122,12 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 21] {
         ("pending", "pending_flows", limits.pending_flows),
         ("established6", "ipv6_flows", limits.ipv6_flows),
         ("pending6", "pending_ipv6_flows", limits.pending_ipv6_flows),
+        ("streams", "flows", limits.flows / 2),
         ("counters", "endpoints", limits.endpoints),
         ("target_counters", "targets", limits.targets),
         ("buckets", "endpoints", limits.endpoints),
+        ("pressures", "endpoints", limits.endpoints),
+        ("vpc_endpoint_ids", "endpoints", limits.endpoints),
         ("outcomes", "vpcs", limits.vpcs.saturating_mul(OUTCOMES)),
         ("names", "addresses", limits.addresses.saturating_mul(4)),
     ]

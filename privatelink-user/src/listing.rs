@@ -18,6 +18,7 @@ use privatelink_common::path::state::State as FlowState;
 use privatelink_common::tables::{
     Address, BALANCER, Counter, Course, EndpointCounters, Flow6, Target, UNHEALTHY, VpcAddress,
 };
+use privatelink_common::verdict::Direction;
 use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
 use privatelink_common::wire::Ip;
 use serde_json::{Value, json};
@@ -189,6 +190,7 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
         ("pending", maps.pending.count()?, maps.pending.info()?, maps.pending.memory()?),
         ("established6", maps.established6.count()?, maps.established6.info()?, maps.established6.memory()?),
         ("pending6", maps.pending6.count()?, maps.pending6.info()?, maps.pending6.memory()?),
+        ("streams", maps.streams.count()?, maps.streams.info()?, maps.streams.memory()?),
         ("names", image.names.len(), maps.names.info()?, maps.names.memory()?),
     ];
     Ok(rows
@@ -221,7 +223,7 @@ pub fn services(agent: &Agent) -> Value {
 pub fn endpoints(agent: &Agent) -> Result<Value> {
     let mut active = BTreeMap::<u32, u64>::new();
     let mut count = |flow: &Course| {
-        if flow.direction == 0 {
+        if flow.direction() == Direction::ToProvider {
             *active.entry(flow.endpoint).or_default() += 1;
         }
     };

@@ -6,9 +6,9 @@
 use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Counter, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
-    Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Target, TargetCounters,
-    VpcAddress,
+    Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
+    FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream,
+    Target, TargetCounters, VpcAddress, VpcEndpointId,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -361,9 +361,14 @@ pub struct Maps {
     pub pending: Map<FlowKey, Flow>,
     pub established6: Map<FlowKey6, Flow6>,
     pub pending6: Map<FlowKey6, Flow6>,
+    pub streams: Map<FlowKey, Stream>,
     pub counters: PerCpu<EndpointCounters>,
     pub target_counters: PerCpu<TargetCounters>,
     pub buckets: Map<u32, Bucket>,
+    pub pressures: Map<u32, Pressure>,
+    pub vpc_endpoint_ids: Map<u32, VpcEndpointId>,
+    pub fragments: Map<FragmentKey, Datagram>,
+    pub identification: Map<u32, u32>,
     pub outcomes: PerCpu<Counter>,
     pub names: Map<NameKey, Name>,
     pub layout: Map<u32, u32>,
@@ -371,7 +376,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 22] = [
+    pub const NAMES: [&str; 27] = [
         "interfaces",
         "egress",
         "mtus",
@@ -388,9 +393,14 @@ impl Maps {
         "pending",
         "established6",
         "pending6",
+        "streams",
         "counters",
         "target_counters",
         "buckets",
+        "pressures",
+        "vpc_endpoint_ids",
+        "fragments",
+        "identification",
         "outcomes",
         "names",
         "layout",
@@ -415,9 +425,14 @@ impl Maps {
             pending: Map::open(dir, "pending")?,
             established6: Map::open(dir, "established6")?,
             pending6: Map::open(dir, "pending6")?,
+            streams: Map::open(dir, "streams")?,
             counters: PerCpu::open(dir, "counters")?,
             target_counters: PerCpu::open(dir, "target_counters")?,
             buckets: Map::open(dir, "buckets")?,
+            pressures: Map::open(dir, "pressures")?,
+            vpc_endpoint_ids: Map::open(dir, "vpc_endpoint_ids")?,
+            fragments: Map::open(dir, "fragments")?,
+            identification: Map::open(dir, "identification")?,
             outcomes: PerCpu::open(dir, "outcomes")?,
             names: Map::open(dir, "names")?,
             layout: Map::open(dir, "layout")?,

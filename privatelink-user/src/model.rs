@@ -26,6 +26,8 @@ pub struct Model {
     pub manage_peer_offloads: bool,
     /// Where packets are met, unless the VPC or the interface says otherwise.
     pub hook: Hook,
+    /// When SYNs are answered with cookies.
+    pub syn_cookies: SynCookies,
     /// Sizes of the tables.
     pub limits: Limits,
     /// By name.
@@ -38,6 +40,19 @@ pub struct Model {
     pub services: BTreeMap<String, EndpointService>,
     /// By name.
     pub endpoints: BTreeMap<String, Endpoint>,
+}
+
+/// When SYNs to endpoints are answered with SYN cookies. One word for the whole host, since what a flood fills is the table of pending
+/// flows, which all tenants share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SynCookies {
+    /// Never.
+    Off,
+    /// Those of an endpoint that has more of them unconfirmed than its part of the pending flows.
+    #[default]
+    Auto,
+    /// All of them.
+    Always,
 }
 
 /// Sizes of the tables, in entries.
@@ -305,6 +320,15 @@ impl Build<'_, '_> {
         let manage = root.get("manage_peer_offloads").and_then(|value| self.reader.boolean(value));
         self.model.manage_peer_offloads = manage.unwrap_or(false);
         self.model.hook = self.hook(root).unwrap_or_default();
+        let known = |text: &str| match text {
+            "off" => Some(SynCookies::Off),
+            "auto" => Some(SynCookies::Auto),
+            "always" => Some(SynCookies::Always),
+            _ => None,
+        };
+        let cookies = root.get("syn_cookies");
+        let cookies = cookies.and_then(|value| self.reader.parsed(value, "off, auto or always", known));
+        self.model.syn_cookies = cookies.unwrap_or_default();
         let Some(value) = root.get("limits") else { return };
         let Some(mut fields) = self.reader.table(value) else { return };
         self.limits = value.span();

@@ -304,7 +304,7 @@ pub fn peer(interface: &str, ifindex: u32, namespaces: &Namespaces) -> Result<Pe
     let kind = kind(interface)?;
     let Kind::Veth(index, namespace_id) = kind else { return Ok(Peer { kind, ..Peer::default() }) };
     let unseen = || {
-        let deaf = features::of(ifindex).is_ok_and(|features| !features.takes());
+        let deaf = features::of(ifindex).is_ok_and(|features| !features.takes(0));
         Peer { kind, lacks: if deaf { vec![GRO] } else { Vec::new() }, ..Peer::default() }
     };
     let Some(namespace) = namespaces.find(namespace_id) else { return Ok(unseen()) };
@@ -329,6 +329,13 @@ fn attributes(interface: &str) -> Result<Vec<LinkAttribute>> {
         let mut links = handle.link().get().match_name(interface.to_owned()).execute();
         Ok(links.try_next().await?.context("no such link")?.attributes)
     })
+}
+
+/// The largest packet that an interface carries.
+pub fn mtu(interface: &str) -> Result<u32> {
+    let mtu = attributes(interface)?.into_iter();
+    let mtu = mtu.filter_map(|it| if let LinkAttribute::Mtu(mtu) = it { Some(mtu) } else { None }).next();
+    mtu.context("the kernel does not say how much it carries")
 }
 
 fn kind(interface: &str) -> Result<Kind> {

@@ -4,14 +4,14 @@ use crate::connections::State;
 use crate::flows::Survey;
 use crate::ip::{self, Family};
 use crate::maps::PrefixKey;
-use crate::model::{Hook, Listener, LoadBalancer, Model, TargetGroup};
+use crate::model::{Hook, Listener, LoadBalancer, Model, SynCookies, TargetGroup};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result};
-use privatelink_common::limits::{ENDPOINT_MTU, TCP_CLOSED, UDP_IDLE};
+use privatelink_common::limits::{COOKIES_SHARE, ENDPOINT_MTU, TCP_CLOSED, UDP_IDLE};
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
     Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target,
-    UNCHECKED, UNHEALTHY, VpcAddress,
+    UNCHECKED, UNHEALTHY, VpcAddress, VpcEndpointId,
 };
 use privatelink_common::tables::{Listener as ListenerEntry, Name};
 use privatelink_common::wire::{Mac, UDP};
@@ -38,6 +38,7 @@ pub struct Image {
     pub listeners: BTreeMap<ListenerKey, ListenerEntry>,
     pub tables: BTreeMap<u32, Vec<u32>>,
     pub targets: BTreeMap<u32, Target>,
+    pub vpc_endpoint_ids: BTreeMap<u32, VpcEndpointId>,
     pub names: BTreeMap<NameKey, Name>,
 }
 
@@ -60,6 +61,8 @@ pub struct Gate {
     pub reserve: u16,
     /// Whether it sends ICMP errors.
     pub errors: bool,
+    /// When SYN cookies begin: [`privatelink_common::tables::Endpoint::cookies`].
+    pub cookies: u32,
 }
 
 /// Where an interface belongs.
@@ -86,6 +89,8 @@ pub struct Check {
     pub port: u16,
     /// How.
     pub how: crate::model::HealthCheck,
+    /// Whether it begins with the Proxy Protocol's header.
+    pub proxied: bool,
 }
 
 /// A stable hash of some words.
@@ -136,8 +141,8 @@ pub struct Known<'a> {
     pub addresses: BTreeMap<VpcAddress, Address>,
     /// Measured states.
     pub health: BTreeMap<u32, u16>,
-    /// How endpoints stand with their services. One that is not here has no address.
-    pub connections: BTreeMap<String, State>,
+    /// How endpoints stand with their services, and their ids. One that is not here has no address.
+    pub connections: BTreeMap<String, (State, String)>,
     /// The configuration before, which says how long targets that are in it no more may drain.
     pub before: Option<&'a Model>,
     /// How many flows targets have.
@@ -149,7 +154,8 @@ pub struct Known<'a> {
 impl Known<'_> {
     /// Nothing, but that every endpoint's connection is available.
     pub fn connected(model: &Model) -> Self {
-        let connections = model.endpoints.keys().map(|name| (name.clone(), State::Available)).collect();
+        let standing = |name: &String| (State::Available, format!("vpce-0{:016x}", hash(&[name.as_bytes()])));
+        let connections = model.endpoints.keys().map(|name| (name.clone(), standing(name))).collect();
         Self { connections, ..Self::default() }
     }
 }
@@ -365,9 +371,17 @@ impl Plan<'_> {
     ) -> Result<u32> {
         let id = self.id(Kind::Endpoint, &own_name(name, zone, address))?;
         let hold = u32::try_from(balancer.port_reuse_delay.as_secs())?;
-        self.image
-            .endpoints
-            .insert(id, Gate { open: true, hold, mtu: ENDPOINT_MTU, errors: true, ..Gate::default() });
+        self.image.endpoints.insert(
+            id,
+            Gate {
+                open: true,
+                hold,
+                mtu: ENDPOINT_MTU,
+                errors: true,
+                cookies: cookies(self.model),
+                ..Gate::default()
+            },
+        );
         Ok(id)
     }
 
@@ -378,13 +392,15 @@ impl Plan<'_> {
         let sticky = attributes.is_some_and(|it| it.sticky).into();
         let preserve = attributes.is_some_and(|it| it.preserve_client_ip).into();
         let ipv6 = group.is_some_and(|group| group.ip_address_type == Family::Ipv6).into();
+        let proxied = attributes.is_some_and(|it| it.proxied).into();
         let zone = if cross_zone { "*" } else { zone };
         let (table, slots) = self.table(&listener.target_group, zone)?;
         for &protocol in listener.protocol.numbers() {
             let key = ListenerKey { balancer, port: U16::new(listener.port), protocol, reserved: 0 };
             let tcp_idle = u16::try_from(listener.tcp_idle_timeout.as_secs())?;
             let idle_timeout = if protocol == UDP { UDP_IDLE } else { tcp_idle };
-            let entry = ListenerEntry { table, slots, idle_timeout, sticky, preserve, ipv6, reserved: 0 };
+            let entry =
+                ListenerEntry { table, slots, idle_timeout, sticky, preserve, ipv6, proxied, reserved: 0 };
             self.image.listeners.insert(key, entry);
         }
         Ok(())
@@ -469,7 +485,8 @@ impl Plan<'_> {
                 .services
                 .get(&endpoint.service)
                 .context("a service that the model does not have")?;
-            let Some(state) = self.known.connections.get(name).filter(|state| state.exists()) else {
+            let Some((state, called)) = self.known.connections.get(name).filter(|(state, _)| state.exists())
+            else {
                 continue;
             };
             for (zone, address) in
@@ -491,6 +508,8 @@ impl Plan<'_> {
                 }
                 let balancer =
                     self.chosen(id, &full, &candidates).context("a zone that the service does not have")?;
+                let text = called.as_bytes().first_chunk().copied().unwrap_or_default();
+                self.image.vpc_endpoint_ids.insert(id, VpcEndpointId { text, reserved: [0; 2] });
                 let (mac, ping) = (mac(&endpoint.vpc, address), endpoint.ping.into());
                 let of = self.names.name(Kind::Balancer, balancer);
                 let of = of.split('/').next().and_then(|name| self.model.load_balancers.get(name));
@@ -503,12 +522,22 @@ impl Plan<'_> {
                 let (rate, burst) = (endpoint.new_flow_rate, endpoint.new_flow_burst);
                 let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
                 let (open, hold) = (state.is_open(), u32::try_from(hold)?);
-                let (mtu, errors) = (endpoint.mtu, endpoint.icmp_errors);
-                let gate = Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors };
+                let (mtu, errors, cookies) = (endpoint.mtu, endpoint.icmp_errors, cookies(self.model));
+                let gate = Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors, cookies };
                 self.image.endpoints.insert(id, gate);
             }
         }
         Ok(())
+    }
+}
+
+/// From how many unconfirmed SYNs of an endpoint in a second on the path answers with cookies.
+fn cookies(model: &Model) -> u32 {
+    match model.syn_cookies {
+        SynCookies::Off => 0,
+        // A flow has two entries.
+        SynCookies::Auto => (model.limits.pending_flows / 2 / COOKIES_SHARE).max(2),
+        SynCookies::Always => 1,
     }
 }
 
@@ -555,7 +584,8 @@ pub fn checks(model: &Model, names: &Names) -> BTreeMap<u32, Check> {
             let Some(source) = source(balancer, target, id) else { continue };
             let (vpc, how) = (group.vpc.clone(), group.health_check.clone());
             let port = how.port.unwrap_or(target.port);
-            checks.insert(id, Check { vpc, source, address: target.address, port, how });
+            let proxied = group.attributes.proxied;
+            checks.insert(id, Check { vpc, source, address: target.address, port, how, proxied });
         }
     }
     checks

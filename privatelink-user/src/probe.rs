@@ -8,13 +8,14 @@ use http_body_util::Empty;
 use hyper::Request;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use privatelink_common::path::proxy::LOCAL;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsConnector;
@@ -117,7 +118,11 @@ async fn connect(check: &Check, sockets: &Sockets) -> Result<TcpStream> {
     let socket = sockets.tcp(check.source).await?;
     let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
     let to = SocketAddr::new(check.address, check.port);
-    socket.connect(to).await.with_context(|| format!("cannot connect to {to}"))
+    let mut stream = socket.connect(to).await.with_context(|| format!("cannot connect to {to}"))?;
+    if check.proxied {
+        stream.write_all(&LOCAL).await.context("cannot send the Proxy Protocol's header")?;
+    }
+    Ok(stream)
 }
 
 /// Sends the request, and compares the answer's status; its body is of no interest, and redirects are not followed (AWS:

@@ -6,7 +6,7 @@
 use crate::maps::{Map, Maps, Plain};
 use crate::plan::{Gate, Image};
 use anyhow::Result;
-use privatelink_common::tables::{Address, Bucket, Endpoint, EndpointCounters};
+use privatelink_common::tables::{Address, Bucket, Endpoint, EndpointCounters, Pressure};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -23,6 +23,7 @@ pub fn actual(maps: &Maps) -> Result<Image> {
         listeners: maps.listeners.entries()?.into_iter().collect(),
         tables: BTreeMap::new(),
         targets: maps.targets.filled()?,
+        vpc_endpoint_ids: maps.vpc_endpoint_ids.filled()?,
         names: maps.names.entries()?.into_iter().collect(),
     };
     for index in 0..maps.tables.info()?.max_entries {
@@ -34,9 +35,9 @@ pub fn actual(maps: &Maps) -> Result<Image> {
 }
 
 fn gate(endpoint: &Endpoint) -> Gate {
-    let (rate, burst, hold) = (endpoint.rate, endpoint.burst, endpoint.hold);
-    let (mtu, reserve, errors) = (endpoint.mtu, endpoint.reserve, endpoint.errors != 0);
-    Gate { open: endpoint.open != 0, full: endpoint.full != 0, rate, burst, hold, mtu, reserve, errors }
+    let Endpoint { rate, burst, hold, mtu, reserve, cookies, .. } = *endpoint;
+    let (open, full, errors) = (endpoint.open != 0, endpoint.full != 0, endpoint.errors != 0);
+    Gate { open, full, rate, burst, hold, mtu, reserve, errors, cookies }
 }
 
 /// Writes the difference between `from`, which the kernel has, and `to`. Returns how many entries changed.
@@ -50,6 +51,7 @@ pub fn apply(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
     maps.tables.set(&swapped)?;
     changes += swapped.len();
     changes += put(&maps.balancers, &from.balancers, &to.balancers)?;
+    changes += put(&maps.vpc_endpoint_ids, &from.vpc_endpoint_ids, &to.vpc_endpoint_ids)?;
     changes += put(&maps.listeners, &from.listeners, &to.listeners)?;
     changes += endpoints(maps, from, to)?;
     changes += put(&maps.addresses, &from.addresses, &to.addresses)?;
@@ -58,6 +60,9 @@ pub fn apply(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
     changes += drop_old(&from.listeners, &to.listeners, |key| maps.listeners.delete(key))?;
     changes += drop_old(&from.balancers, &to.balancers, |key| maps.balancers.set(key, &Default::default()))?;
     changes += drop_old(&from.tables, &to.tables, |key| maps.tables.delete(*key))?;
+    changes += drop_old(&from.vpc_endpoint_ids, &to.vpc_endpoint_ids, |key| {
+        maps.vpc_endpoint_ids.set(key, &Default::default())
+    })?;
     changes += drop_old(&from.targets, &to.targets, |key| maps.targets.set(key, &Default::default()))?;
     changes += drop_old(&from.prefixes, &to.prefixes, |key| maps.prefixes.delete(key))?;
     changes += drop_old(&from.names, &to.names, |key| maps.names.delete(key))?;
@@ -115,10 +120,23 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
         if was.is_none() {
             maps.counters.set_all(id, &EndpointCounters::default())?;
             maps.buckets.set(&id, &Bucket::default())?;
+            maps.pressures.set(&id, &Pressure::default())?;
         }
-        let Gate { rate, burst, hold, mtu, reserve, .. } = is;
+        let Gate { rate, burst, hold, mtu, reserve, cookies, .. } = is;
         let (open, full, errors) = (is.open.into(), is.full.into(), is.errors.into());
-        let entry = Endpoint { generation, open, full, rate, burst, hold, mtu, reserve, errors, reserved: 0 };
+        let entry = Endpoint {
+            generation,
+            open,
+            full,
+            rate,
+            burst,
+            hold,
+            mtu,
+            reserve,
+            errors,
+            reserved: 0,
+            cookies,
+        };
         maps.endpoints.set(&id, &entry)?;
         changes += 1;
     }

@@ -23,6 +23,8 @@ pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
     room("pending", "pending_flows", from.pending.count()?, &to.pending)?;
     room("established6", "ipv6_flows", from.established6.count()?, &to.established6)?;
     room("pending6", "pending_ipv6_flows", from.pending6.count()?, &to.pending6)?;
+    room("streams", "flows", from.streams.count()?, &to.streams)?;
+    copy(&from.streams, &to.streams)?;
     copy(&from.established, &to.established)?;
     copy(&from.pending, &to.pending)?;
     copy(&from.established6, &to.established6)?;
@@ -33,25 +35,27 @@ pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
 
 /// Carries over the flows that were established since `began`.
 pub fn catch_up(from: &Maps, to: &Maps, began: u32) -> Result<()> {
-    recent(&from.established, &to.established, began)?;
-    recent(&from.established6, &to.established6, began)
+    for key in recent(&from.established, &to.established, began)? {
+        if let Some(stream) = from.streams.get(&key)? {
+            to.streams.set(&key, &stream)?;
+        }
+    }
+    recent(&from.established6, &to.established6, began).map(drop)
 }
 
+/// Carries over those of one table; returns their keys. One that is there already is as good, or better.
 fn recent<K: Key<Flow: Plain> + Plain>(
     from: &Map<K, K::Flow>,
     to: &Map<K, K::Flow>,
     began: u32,
-) -> Result<()> {
+) -> Result<Vec<K>> {
     let mut recent: Vec<(K, K::Flow)> = Vec::new();
     from.walk(CHUNK, |keys, values| {
         let since = keys.iter().zip(values).filter(|(_, flow)| flow.last_seen.saturating_add(1) >= began);
         recent.extend(since.map(|(key, flow)| (*key, *flow)));
     })?;
-    for (key, flow) in recent {
-        // One that is there already is as good, or better.
-        let _ = to.insert(&key, &flow);
-    }
-    Ok(())
+    recent.retain(|(key, flow)| to.insert(key, flow).is_ok());
+    Ok(recent.into_iter().map(|(key, _)| key).collect())
 }
 
 fn room<K: Plain, V: Plain>(name: &str, limit: &str, used: usize, to: &Map<K, V>) -> Result<()> {

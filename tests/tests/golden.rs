@@ -61,6 +61,76 @@ fn a_tcp_connection_is_translated_both_ways_and_two_tenants_with_one_five_tuple_
 }
 
 #[test]
+fn a_syn_cookie_opens_a_flow_for_who_answers_it_in_its_own_vpc_and_the_numbers_are_shifted() {
+    each("syn_cookies = \"always\"\n", |bench| {
+        let number = |frame: &[u8], at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+        let mss = |mss: u16| [&[2, 4][..], &mss.to_be_bytes()].concat();
+        let syn = Packet { tcp_options: mss(1400), ..Packet::tcp(SYN) };
+        let out = bench.expect("SYN", "ca", &syn.build(), REDIRECT, &[("shop syn_cookie", 1)]);
+        let cookie = number(&out, 38);
+        let answer = Packet {
+            from: ENDPOINT,
+            to: CLIENT,
+            from_port: 80,
+            to_port: 40000,
+            from_mac: syn.to_mac,
+            to_mac: syn.from_mac,
+            id: 0,
+            window: 0,
+            seq: cookie,
+            ack: 1001,
+            tcp_options: mss(1460),
+            ..Packet::tcp(SYN | ACK)
+        };
+        assert_eq!(out, answer.build());
+
+        let ack = |ack| Packet { seq: 1001, ack, window: 500, ..Packet::tcp(ACK) };
+        let reset = |vpc: &str| format!("{vpc} reset_no_flow");
+        for (name, interface, vpc, wrong) in [
+            ("no cookie", "ca", "shop", ack(cookie)),
+            ("of another port", "ca", "shop", Packet { from_port: 40001, ..ack(cookie.wrapping_add(1)) }),
+            ("of the same five-tuple in another VPC", "cb", "bank", ack(cookie.wrapping_add(1))),
+        ] {
+            bench.expect(name, interface, &wrong.build(), REDIRECT, &[(&reset(vpc), 1)]);
+        }
+        let right = ack(cookie.wrapping_add(1));
+        let mut moved = opened("shop");
+        moved.push(("map streams".into(), 1));
+        let out = bench.expect("ACK", "ca", &right.build(), REDIRECT, &as_slice(&moved));
+        let (_, nat, target, _) = addresses(&out);
+        // The largest of the sizes that a cookie tells apart which the consumer can take.
+        let asked =
+            Packet { seq: 1000, ack: 0, id: 0, ttl: 65, flags: SYN, tcp_options: mss(1380), ..right.clone() };
+        assert_eq!(out, translated(&asked, nat, target, &out), "the SYN at the target");
+
+        let to_consumer = [("shop to_consumer_packets", 1)];
+        let greeting = Packet { seq: 5_000_000, ack: 1001, window: 900, ..reply(&out, SYN | ACK, b"") };
+        let told = bench.expect("SYN-ACK", side(target), &greeting.build(), REDIRECT, &to_consumer);
+        let consumers = |packet: Packet, frame: &[u8]| Packet {
+            from: ENDPOINT,
+            from_port: 80,
+            to: CLIENT,
+            to_port: 40000,
+            to_mac: syn.from_mac,
+            from_mac: frame[6..12].try_into().unwrap(),
+            ..packet
+        };
+        let byte = Packet { seq: cookie, flags: ACK, id: 0, payload: vec![0], ..greeting.clone() };
+        assert_eq!(told, consumers(byte, &told).build(), "the window, and a byte that is answered at once");
+
+        let established = [("shop to_provider_packets", 1), ("map pending", -2), ("map established", 2)];
+        let data = Packet { payload: b"hello".to_vec(), ..right };
+        let out = bench.expect("data", "ca", &data.build(), REDIRECT, &established);
+        let shifted = Packet { ack: 5_000_001, ..data };
+        assert_eq!(out, translated(&shifted, nat, target, &out));
+        let back = Packet { seq: 5_000_001, ack: 1006, ..reply(&out, ACK | PSH, b"odd") };
+        let got = bench.expect("data back", side(target), &back.build(), REDIRECT, &to_consumer);
+        let shifted = Packet { seq: cookie.wrapping_add(1), ttl: 63, ..back };
+        assert_eq!(got, consumers(shifted, &got).build());
+    });
+}
+
+#[test]
 fn a_reset_ends_a_flow_in_either_table() {
     each("", |bench| {
         let out = bench.run("ca", &Packet::tcp(SYN).build()).1;
@@ -310,7 +380,7 @@ fn a_full_table_refuses_the_new_flow_and_keeps_the_old() {
 
 #[test]
 fn a_flood_of_half_open_flows_evicts_only_half_open_flows() {
-    each("[limits]\npending_flows = 64\n", |bench| {
+    each("syn_cookies = \"off\"\n[limits]\npending_flows = 64\n", |bench| {
         let at = |port: u16, flags| Packet { from_port: port, ..Packet::tcp(flags) };
         let out = bench.run("ca", &at(1000, SYN).build()).1;
         let (.., target, _) = addresses(&out);
@@ -368,6 +438,16 @@ fn a_frame_that_is_yet_to_be_cut_into_segments_counts_as_what_it_will_be_on_the_
             assert_eq!(counted("to_provider_packets") - packets, 3 * round);
             assert_eq!(counted("to_provider_bytes") - bytes, (3 * 54 + 2500) * round);
         }
+        let mut big = data.clone();
+        big[16..18].fill(0);
+        assert_eq!(bench.run("ca", &big).0, DROP, "no length");
+        assert_eq!(bench.run_segments("ca", &big, Segments(3, 1000)).0, REDIRECT, "one beyond 65535 bytes");
+        assert_eq!(counted("to_provider_bytes") - bytes, (3 * 54 + 2500) * 3);
+        let bytes = counted("to_provider_bytes");
+        let datagrams = Packet { payload: vec![7; 2500], ..Packet::udp() }.build();
+        assert_eq!(bench.run_segments("ca", &datagrams, Segments(3, 1000)).0, REDIRECT);
+        assert_eq!(counted("to_provider_packets") - packets, 12);
+        assert_eq!(counted("to_provider_bytes") - bytes, 3 * 42 + 2500);
         let unlisted = Packet { payload: vec![7; 2500], to_port: 81, ..Packet::udp() }.build();
         let before = bench.world.state();
         assert_eq!(bench.run_segments("ca", &unlisted, Segments(3, 1000)).0, DROP);

@@ -387,3 +387,228 @@ fn an_icmp_error_that_is_forged_unrelated_or_cut_off_is_dropped_by_its_own_name_
     out[36..38].copy_from_slice(&right[36..38]);
     assert_eq!(out, right);
 }
+
+/// The fragments of a packet, each with `size` bytes of its payload.
+fn fragments(whole: &Packet, size: usize) -> Vec<Vec<u8>> {
+    let bytes = whole.build()[34..].to_vec();
+    let count = bytes.chunks(size).count();
+    let fragment = |(number, part): (usize, &[u8])| {
+        let more = if number + 1 < count { 0x2000 } else { 0 };
+        let fragment = more | u16::try_from(number * size / 8).unwrap();
+        Packet { fragment, ..whole.clone() }.ipv4(part)
+    };
+    bytes.chunks(size).enumerate().map(fragment).collect()
+}
+
+fn identification(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[18], frame[19]])
+}
+
+fn datagram(id: u16, length: usize) -> Packet {
+    let payload = (0..=250).cycle().take(length).collect();
+    Packet { payload, id, fragment: 0, ..Packet::udp() }
+}
+
+#[test]
+fn a_datagram_in_fragments_opens_a_flow_and_arrives_as_it_was_sent_in_any_order_but_with_its_first_fragment_first()
+ {
+    let bench = Bench::new("");
+    let mut ids = std::collections::BTreeSet::new();
+    for (round, (consumer, interface)) in [("shop", "ca"), ("bank", "cb")].into_iter().enumerate() {
+        // Both tenants send the same: addresses, ports and identification.
+        let query = datagram(7, 4000);
+        let pieces = fragments(&query, 1480);
+        let first = bench.expect("first", interface, &pieces[0], REDIRECT, &as_slice(&opened(consumer)));
+        let (_, nat, target, _) = addresses(&first);
+        let id = identification(&first);
+        assert!(ids.insert((target, id)), "datagrams of two tenants are never mistaken for one");
+        let expected = Packet { id, ..query.clone() };
+        let expected =
+            Packet { from: BALANCER, from_port: nat, to: target, to_port: 8080, ttl: 63, ..expected };
+        let expected = fragments(&expected, 1480);
+        assert_eq!(first[12..], expected[0][12..], "{consumer}");
+        let forth = format!("{consumer} to_provider_packets");
+        for number in [[1, 2], [2, 1]][round] {
+            let out = bench.expect("later", interface, &pieces[number], REDIRECT, &[(&forth, 1)]);
+            assert_eq!(out[..12], first[..12], "it goes the same way");
+            assert_eq!(out[12..], expected[number][12..], "{consumer} {number}");
+        }
+        // And the answer, which establishes the flow.
+        let answer = Packet { payload: vec![9; 3000], id: 77, fragment: 0, ..reply(&first, 0, b"") };
+        let back = format!("{consumer} to_consumer_packets");
+        let established = [(back.as_str(), 1), ("map pending", -2), ("map established", 2)];
+        let pieces = fragments(&answer, 1480);
+        let out = bench.expect("answer", side(target), &pieces[0], REDIRECT, &established);
+        let at_client =
+            Packet { from: ENDPOINT, from_port: 53, to: CLIENT, to_port: 40000, ttl: 63, ..answer.clone() };
+        let expected = fragments(&Packet { id: identification(&out), ..at_client }, 1480);
+        assert_eq!(out[12..], expected[0][12..]);
+        for number in [2, 1] {
+            let out = bench.expect("its rest", side(target), &pieces[number], REDIRECT, &[(&back, 1)]);
+            assert_eq!(out[12..], expected[number][12..], "{consumer} {number}");
+        }
+    }
+}
+
+#[test]
+fn fragments_that_overlap_come_too_early_twice_or_too_small_are_dropped_by_name() {
+    let bench = Bench::new("");
+    let whole = datagram(9, 4000);
+    let pieces = fragments(&whole, 1480);
+    bench.refused("before its first", "ca", &pieces[1], "shop fragment_unknown");
+    assert_eq!(bench.run("ca", &pieces[0]).0, REDIRECT);
+    bench.refused(
+        "of another datagram",
+        "ca",
+        &fragments(&datagram(10, 4000), 1480)[1],
+        "shop fragment_unknown",
+    );
+    bench.refused("of another tenant's", "cb", &pieces[1], "bank fragment_unknown");
+    let at = |fragment: u16, length: usize| Packet { fragment, ..whole.clone() }.ipv4(&vec![3; length]);
+    for (name, frame) in [
+        ("into the first one's bytes", at(0x2000 | 1, 1480)),
+        ("into the first one's end", at(0x2000 | 184, 1480)),
+        ("behind a gap that is no fragment's", at(0x2000 | 186, 1480)),
+        ("longer than the first", at(0x2000 | 185, 1488)),
+        ("shorter, and not the last", at(0x2000 | 185, 1472)),
+        ("further than any", at(185 * 44, 500)),
+    ] {
+        let reason = if name == "further than any" { "shop malformed" } else { "shop fragment_overlap" };
+        bench.refused(name, "ca", &frame, reason);
+    }
+    assert_eq!(bench.run("ca", &pieces[1]).0, REDIRECT);
+    bench.refused("twice", "ca", &pieces[1], "shop fragment_overlap");
+    assert_eq!(bench.run("ca", &pieces[2]).0, REDIRECT);
+    bench.refused("tiny", "ca", &fragments(&datagram(11, 400), 40)[0], "shop fragment_tiny");
+    bench.refused("its rest", "ca", &fragments(&datagram(11, 400), 40)[1], "shop fragment_unknown");
+    bench.refused("not in units of eight", "ca", &at(0x2000, 1481), "shop malformed");
+    bench.refused("empty", "ca", &at(0x2000 | 185, 0), "shop malformed");
+    let mut short = fragments(&datagram(12, 4000), 1480)[0].clone();
+    short[38..40].copy_from_slice(&1480_u16.to_be_bytes());
+    bench.refused("a UDP length that ends in the first", "ca", &short, "shop malformed");
+    let refused = Packet { to_port: 54, ..datagram(13, 4000) };
+    bench.refused("to no listener", "ca", &fragments(&refused, 1480)[0], "shop no_listener");
+    bench.refused("its rest", "ca", &fragments(&refused, 1480)[1], "shop fragment_unknown");
+    bench.refused(
+        "to another",
+        "ca",
+        &Packet { fragment: 185, to: [10, 0, 9, 8], ..whole.clone() }.ipv4(&[0; 100]),
+        "shop passed",
+    );
+    let expiring = Packet { ttl: 1, ..datagram(9, 4000) };
+    bench.refused("at its last hop", "ca", &fragments(&expiring, 1480)[2], "shop fragment_overlap");
+    let again = fragments(&datagram(9, 4000), 1480);
+    assert_eq!(bench.run("ca", &again[0]).0, REDIRECT, "an identification comes again");
+    bench.refused("at its last hop", "ca", &fragments(&expiring, 1480)[1], "shop ttl_expired");
+    for protocol in [6, 1, 47] {
+        let frame = Packet { protocol, fragment: 0x2000, ..whole.clone() }.ipv4(&[0; 1480]);
+        bench.refused("not UDP", "ca", &frame, "shop fragment");
+    }
+}
+
+#[test]
+fn every_row_of_the_page_about_packets_is_so() {
+    let bench = Bench::new("");
+    let (tcp, elsewhere) = (Packet::tcp(SYN), [10, 0, 9, 8]);
+    for (name, protocol) in
+        [("IGMP", 2), ("GRE", 47), ("ESP", 50), ("AH", 51), ("SCTP", 132), ("the last", 255)]
+    {
+        let packet = |to| Packet { protocol, to, ..tcp.clone() }.ipv4(&[0x55; 40]);
+        bench.refused(name, "ca", &packet(ENDPOINT), "shop protocol_unsupported");
+        bench.refused(
+            name,
+            "t1",
+            &Packet { from: [10, 0, 1, 21], protocol, to: BALANCER, ..tcp.clone() }.ipv4(&[0; 40]),
+            "payments protocol_unsupported",
+        );
+        bench.refused(name, "ca", &packet(elsewhere), "shop passed");
+    }
+    for (name, to) in [
+        ("multicast", [224, 0, 0, 251]),
+        ("broadcast", [255; 4]),
+        ("the network's broadcast", [10, 0, 255, 255]),
+    ] {
+        bench.refused(name, "ca", &Packet { to, ..Packet::udp() }.build(), "shop passed");
+    }
+    let dhcp = Packet { from: [0; 4], to: [255; 4], from_port: 68, to_port: 67, ..Packet::udp() };
+    bench.refused("DHCP", "ca", &dhcp.build(), "shop passed");
+    for (name, options) in [
+        ("strict source route", vec![137, 7, 4, 10, 0, 9, 9, 0]),
+        ("loose source route", vec![131, 7, 4, 10, 0, 9, 9, 0]),
+        ("router alert", vec![148, 4, 0, 0]),
+    ] {
+        bench.refused(name, "ca", &Packet { options, ..tcp.clone() }.build(), "shop ip_options");
+    }
+    for from in
+        [[0, 0, 0, 0], [0, 1, 2, 3], [127, 0, 0, 1], [224, 0, 0, 1], [239, 1, 1, 1], [240, 0, 0, 1], [255; 4]]
+    {
+        bench.refused("a martian", "ca", &Packet { from, ..tcp.clone() }.build(), "shop source_outside_vpc");
+        bench.refused(
+            "a martian's datagram",
+            "ca",
+            &Packet { from, ..Packet::udp() }.build(),
+            "shop source_outside_vpc",
+        );
+        bench.refused(
+            "a martian's ping",
+            "ca",
+            &Packet { from, ..tcp.clone() }.icmp(8, &[0; 8]),
+            "shop source_outside_vpc",
+        );
+        bench.refused(
+            "a martian at the provider's",
+            "t1",
+            &Packet { from, to: BALANCER, ..tcp.clone() }.build(),
+            "payments provider_initiated",
+        );
+    }
+    bench.refused(
+        "land",
+        "ca",
+        &Packet { from: ENDPOINT, from_port: 80, ..tcp.clone() }.build(),
+        "shop spoofed_source",
+    );
+    bench.refused("port 0", "ca", &Packet { to_port: 0, ..tcp.clone() }.build(), "shop no_listener");
+    bench.refused("port 0", "ca", &Packet { to_port: 0, ..Packet::udp() }.build(), "shop no_listener");
+    let out = bench.expect(
+        "from port 0",
+        "cb",
+        &Packet { from_port: 0, ..Packet::udp() }.build(),
+        REDIRECT,
+        &as_slice(&opened("bank")),
+    );
+    let (_, nat, target, _) = addresses(&out);
+    assert_eq!(out, translated(&Packet { from_port: 0, ..Packet::udp() }, nat, target, &out));
+    for (kind, name) in [
+        (0, "echo reply"),
+        (4, "source quench"),
+        (5, "redirect"),
+        (9, "router advertisement"),
+        (13, "timestamp"),
+    ] {
+        bench.refused(name, "ca", &tcp.icmp(kind, &[0; 32]), "shop icmp_unsupported");
+    }
+}
+
+#[test]
+fn a_wrong_checksum_stays_as_wrong_as_it_was() {
+    let bench = Bench::new("");
+    connect(&bench);
+    for (name, sent) in
+        [("TCP", Packet { payload: b"odd".to_vec(), ..Packet::tcp(ACK) }), ("UDP", Packet::udp())]
+    {
+        let right = bench.run("ca", &sent.build()).1;
+        let transport = if name == "TCP" { 50 } else { 40 };
+        for at in [24, 25, transport, transport + 1] {
+            let mut frame = sent.build();
+            frame[at] ^= 0x11;
+            let (verdict, out) = bench.run("ca", &frame);
+            let differs: Vec<usize> = (0..out.len()).filter(|it| out[*it] != right[*it]).collect();
+            assert_eq!(verdict, REDIRECT, "{name} {at}");
+            assert!(
+                !differs.is_empty() && differs.iter().all(|it| it / 2 == at / 2),
+                "{name} {at}: {differs:?}"
+            );
+        }
+    }
+}

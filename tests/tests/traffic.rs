@@ -346,17 +346,20 @@ fn datagrams_of_two_consumers_from_one_address_and_port_come_back_to_the_one_who
 
 #[test]
 fn a_drop_is_named_in_the_log_when_asked_and_everything_is_taken_away_at_the_end_when_asked() {
-    let mut world = World::bare(&config("", UNCHECKED));
-    world.start(&["--log-drops", "--detach-on-exit"]);
-    let refused = world.shell("ca", "curl -sS --max-time 1 --local-port 41000 http://10.0.9.9:81/ || true");
-    assert!(refused.is_empty(), "{refused}");
-    eventually("the drop is named", || {
-        world.said().contains("dropped no_listener: ca tcp 10.0.1.5:41000 > 10.0.9.9:81").then_some(())
-    });
-    assert_eq!(world.stop(), Some(0));
-    assert!(!world.pins().exists(), "the pins are gone");
-    let links = world.shell("dp", "ip -d link");
-    assert!(!links.contains("xdp") && !links.contains("pls"), "{links}");
+    for hook in [XDP, TCX] {
+        let mut world = World::bare(&config(hook, UNCHECKED));
+        world.start(&["--log-drops", "--detach-on-exit"]);
+        let refused =
+            world.shell("ca", "curl -sS --max-time 1 --local-port 41000 http://10.0.9.9:81/ || true");
+        assert!(refused.is_empty(), "{refused}");
+        eventually("the drop is named", || {
+            world.said().contains("dropped no_listener: ca tcp 10.0.1.5:41000 > 10.0.9.9:81").then_some(())
+        });
+        assert_eq!(world.stop(), Some(0));
+        assert!(!world.pins().exists(), "the pins are gone");
+        let links = world.shell("dp", "ip -d link");
+        assert!(!links.contains("xdp") && !links.contains("pls"), "{links}");
+    }
 }
 
 #[test]

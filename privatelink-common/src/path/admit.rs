@@ -3,7 +3,8 @@
 //! What is refused is a [`Step`], one word that is defined as a whole, whatever it says: the kernel's verifier does not let the
 //! compiler move a part of a result that nothing has set.
 
-use super::first::Step;
+use super::cookie::{self, Happened};
+use super::first::{Standing, Step};
 use super::parse::Packet;
 use crate::limits::STACK_PORTS;
 use crate::tables::{
@@ -24,7 +25,7 @@ pub(super) struct Door {
     pub generation: u32,
 }
 
-/// Judges a packet that belongs to no flow of the tables at hand; `asked` says that it belongs to none of the others, too. What it may
+/// Judges a packet that belongs to no flow of the tables at hand. What it may
 /// come in by goes into `door`.
 ///
 /// Not inlined: the kernel bounds a function's stack.
@@ -33,10 +34,10 @@ pub(super) fn admit<K: Key, T: Tables>(
     tables: &T,
     packet: &Packet<K>,
     now: u32,
-    asked: bool,
+    standing: Standing,
     door: &mut Door,
 ) -> Step {
-    match judge(tables, packet, now, asked) {
+    match judge(tables, packet, now, standing) {
         Ok(admitted) => {
             *door = admitted;
             Step::ADMITTED
@@ -46,7 +47,12 @@ pub(super) fn admit<K: Key, T: Tables>(
 }
 
 #[inline(always)]
-fn judge<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, now: u32, asked: bool) -> Result<Door, Step> {
+fn judge<K: Key, T: Tables>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+    Standing { asked, confirmed }: Standing,
+) -> Result<Door, Step> {
     let key = &packet.key;
     let Some(address) = tables.address(&VpcAddress::new(key.vpc(), key.destination().widen())) else {
         return Err(Step::PASS);
@@ -78,20 +84,28 @@ fn judge<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, now: u32, asked: boo
         reserved: 0,
     };
     let Some(listener) = tables.listener(&wanted) else {
-        let late = address.kind == BALANCER && !packet.is_tcp;
-        return Err(Step::drop(if late { DropReason::NoFlow } else { DropReason::NoListener }));
+        let late = address.kind == BALANCER && !is_syn(packet);
+        return Err(if late { from_provider(packet, &address) } else { Step::drop(DropReason::NoListener) });
     };
-    if packet.is_tcp && packet.flags & (SYN | ACK | FIN | RST) != SYN {
-        return Err(Step::reset_segment(packet, Answer::ResetNoFlow));
-    }
     if K::WIDE && key.is_ipv4() && listener.ipv6 == 0 {
         return Err(Step::OTHER);
     }
+    if K::WIDE && listener.proxied != 0 {
+        // The agent refuses such a configuration.
+        return Err(Step::drop(DropReason::ProtocolUnsupported));
+    }
+    if packet.is_tcp() && !is_syn(packet) && !confirmed {
+        return Err(late(tables, packet, &listener, address.endpoint, &endpoint, now));
+    }
     if endpoint.full != 0 {
-        return Err(Step::drop(DropReason::EndpointFull));
+        return Err(over(DropReason::EndpointFull, confirmed));
+    }
+    if !K::WIDE && is_syn(packet) && cookie::concerns(tables, address.endpoint, &endpoint, now, Happened::Syn)
+    {
+        return Err(Step::cookie(cookie::of(address.endpoint, &listener)));
     }
     if endpoint.rate != 0 && !take_token(tables, address.endpoint, &endpoint, now) {
-        return Err(Step::drop(DropReason::EndpointRate));
+        return Err(over(DropReason::EndpointRate, confirmed));
     }
     Ok(Door { address, listener, generation: endpoint.generation })
 }
@@ -99,11 +113,43 @@ fn judge<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, now: u32, asked: boo
 /// What comes to an endpoint that is closed: somebody who wants a connection hears nothing, as on AWS; somebody who believes in one that
 /// was open is told.
 #[inline(always)]
-fn closed<K>(packet: &Packet<K>) -> Step {
-    if packet.is_tcp && packet.flags & SYN == 0 {
+fn closed<K: Key>(packet: &Packet<K>) -> Step {
+    if packet.is_tcp() && packet.flags & SYN == 0 {
         return Step::reset_segment(packet, Answer::ResetTerminated);
     }
     Step::drop(DropReason::EndpointClosed)
+}
+
+/// What becomes of a segment of no flow that is not a SYN: an ACK may bear a SYN cookie.
+#[inline(always)]
+fn late<K: Key, T: Tables>(
+    tables: &T,
+    packet: &Packet<K>,
+    listener: &Listener,
+    id: u32,
+    endpoint: &Endpoint,
+    now: u32,
+) -> Step {
+    if !K::WIDE && is_ack(packet) && cookie::concerns(tables, id, endpoint, now, Happened::Ack) {
+        return Step::confirm(cookie::of(id, listener));
+    }
+    Step::reset_segment(packet, Answer::ResetNoFlow)
+}
+
+/// What a flow beyond a quota gets. A consumer whose SYN was answered does not send it again, and so is told.
+#[inline(always)]
+fn over(reason: DropReason, confirmed: bool) -> Step {
+    if confirmed { Step::reset(Answer::ResetQuota) } else { Step::drop(reason) }
+}
+
+#[inline(always)]
+fn is_syn<K: Key>(packet: &Packet<K>) -> bool {
+    packet.is_tcp() && packet.flags & (SYN | ACK | FIN | RST) == SYN
+}
+
+#[inline(always)]
+fn is_ack<K: Key>(packet: &Packet<K>) -> bool {
+    packet.is_tcp() && packet.flags & (SYN | ACK | FIN | RST) == ACK
 }
 
 /// Takes a token for one new flow. The bucket is filled once a second, since that is the path's clock.
@@ -123,10 +169,10 @@ fn take_token<T: Tables>(tables: &T, id: u32, endpoint: &Endpoint, now: u32) -> 
 }
 
 /// Whether a packet to a load balancer that serves its own VPC may open a flow: it is neither for the VPC's stack nor a segment of a
-/// connection.
+/// connection, but for an ACK, which may bear a SYN cookie.
 #[inline(always)]
 fn is_first<K: Key>(packet: &Packet<K>, address: &Address) -> bool {
-    !is_for_stack(packet, address) && (!packet.is_tcp || packet.flags & (SYN | ACK | FIN | RST) == SYN)
+    !is_for_stack(packet, address) && (!packet.is_tcp() || is_syn(packet) || is_ack(packet))
 }
 
 /// Whether a packet to a load balancer's address is for a socket of the VPC's own stack.
@@ -142,7 +188,7 @@ fn from_provider<K: Key>(packet: &Packet<K>, address: &Address) -> Step {
     if is_for_stack(packet, address) {
         return Step::stack(address.stack);
     }
-    if !packet.is_tcp {
+    if !packet.is_tcp() {
         return Step::drop(DropReason::NoFlow);
     }
     if packet.flags & (SYN | ACK | RST) == SYN {

@@ -4,18 +4,17 @@
 //! An error is believed if what it holds is the beginning of a packet of a flow: addresses, ports and protocol as we have sent them.
 //! Who sent the error does not count, since routers have any address; nor do sequence numbers, which the path does not know.
 
-use super::flow;
-use super::parse::Local;
+use super::parse::Packet;
 use super::rewrite::{IpTail, Macs, ONE_HOP, Ports};
 use super::stack;
 use crate::checksum::{address, delta, update, update_udp, word};
 use crate::frame::Frame;
 use crate::limits::STACK_PORTS;
-use crate::tables::{Entry, Flow, FlowKey, Interface, Key, Tables, VpcAddress};
+use crate::tables::{Entry, Flow, FlowKey, Key, Tables, VpcAddress};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
 use crate::wire::{
-    DESTINATION_UNREACHABLE, ICMP, IcmpError, Ipv4, Ipv4Header, NETWORK, PARAMETER_PROBLEM, TCP,
-    TIME_EXCEEDED, TRANSPORT, Tcp, UDP, Udp,
+    DESTINATION_UNREACHABLE, FRAGMENT_OFFSET, ICMP, IcmpError, Ipv4, Ipv4Header, NETWORK, PARAMETER_PROBLEM,
+    TCP, TIME_EXCEEDED, TRANSPORT, Tcp, UDP, Udp,
 };
 use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, big_endian::U16};
@@ -24,8 +23,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, big_endian::U16};
 const INNER: usize = TRANSPORT + size_of::<IcmpError>();
 /// Where its transport header begins.
 const INNER_TRANSPORT: usize = INNER + size_of::<Ipv4Header>();
-/// The bits of a fragment's offset (RFC 791).
-const OFFSET: u16 = 0x1fff;
 
 /// The checksum, source and destination of an IPv4 header.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
@@ -43,9 +40,8 @@ struct InnerTransport {
 
 /// Whether the packet is an ICMP error that is passed on. Source quench is not (RFC 6633), nor is a redirect.
 #[inline(always)]
-pub(super) fn is_error<F: Frame>(frame: &F, packet: &Local) -> bool {
-    packet.fault.is_none()
-        && packet.protocol == ICMP
+pub(super) fn is_error<F: Frame>(frame: &F, packet: &Packet<FlowKey>) -> bool {
+    packet.key.protocol == ICMP
         && matches!(
             frame.read::<u8>(TRANSPORT),
             Some(DESTINATION_UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)
@@ -57,25 +53,23 @@ pub(super) fn is_error<F: Frame>(frame: &F, packet: &Local) -> bool {
 pub(super) fn pass_on<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    from: &Interface,
-    packet: &Local,
+    packet: &Packet<FlowKey>,
     now: u32,
 ) -> Verdict {
-    Verdict::of(translate(frame, tables, from, packet, now))
+    Verdict::of(translate(frame, tables, packet, now))
 }
 
 #[inline(always)]
 fn translate<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    from: &Interface,
-    packet: &Local,
+    packet: &Packet<FlowKey>,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    let Some(ours) = tables.address(&VpcAddress::ipv4(from.vpc, packet.destination)) else {
+    let Some(ours) = tables.address(&VpcAddress::ipv4(packet.key.vpc, packet.key.destination)) else {
         return Ok(Verdict::PASS);
     };
-    if tables.address(&VpcAddress::ipv4(from.vpc, packet.source)).is_some() {
+    if tables.address(&VpcAddress::ipv4(packet.key.vpc, packet.key.source)).is_some() {
         return Err(DropReason::SpoofedSource);
     }
     let outer = frame.read::<Ipv4Header>(NETWORK).ok_or(DropReason::Malformed)?;
@@ -85,13 +79,13 @@ fn translate<F: Frame, T: Tables>(
     if held < size_of::<InnerTransport>() || held > 0xffff || inner.version_ihl != 0x45 {
         return Err(DropReason::IcmpMalformed);
     }
-    if inner.source != packet.destination {
+    if inner.source != packet.key.destination {
         return Err(DropReason::IcmpForged);
     }
     if ours.stack != 0 && STACK_PORTS.contains(&transport.source_port.get()) {
         return stack::receive(frame, tables, ours.stack);
     }
-    if inner.fragment.get() & OFFSET != 0 {
+    if inner.fragment.get() & FRAGMENT_OFFSET != 0 {
         return Err(DropReason::IcmpNoFlow);
     }
     let key = FlowKey {
@@ -99,7 +93,7 @@ fn translate<F: Frame, T: Tables>(
         destination: inner.source,
         source_port: transport.destination_port,
         destination_port: transport.source_port,
-        vpc: from.vpc,
+        vpc: packet.key.vpc,
         protocol: inner.protocol,
         reserved: 0,
     };
@@ -119,7 +113,7 @@ fn translate<F: Frame, T: Tables>(
     if !tables.egress(flow.interface) {
         return Err(DropReason::NoInterface);
     }
-    Ok(Verdict::forward(flow.interface, flow.endpoint, flow::direction_of(&flow), FlowEvent::None, false))
+    Ok(Verdict::forward(flow.interface, flow.endpoint, flow.direction(), FlowEvent::None, false))
 }
 
 /// Puts the entry of a flow that is alive into `flow`: it, and the one of the direction that the packet in the error went, map to

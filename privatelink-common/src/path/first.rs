@@ -6,7 +6,7 @@ use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
 use super::state::State;
-use crate::tables::{Entry, FlowKey, Flows, Key, Tables};
+use crate::tables::{COOKIE, Course, Entry, FlowKey, Flows, Key, SHIFTED, Tables};
 use crate::verdict::{Answer, DropReason, FlowEvent};
 use crate::wire::RST;
 
@@ -27,6 +27,10 @@ pub(super) enum Next {
     Expired(u32),
     /// It belongs to no flow.
     Unknown,
+    /// Answer it with a SYN cookie of this endpoint.
+    Cookie(u32),
+    /// See whether it bears a right SYN cookie of this endpoint, and ask again.
+    Confirm(u32),
     /// Ask the other pair of flow tables.
     Other,
 }
@@ -67,15 +71,27 @@ impl Step {
         Self(5 | (endpoint as u64) << 32)
     }
 
+    /// [`Next::Cookie`].
+    #[inline(always)]
+    pub(super) const fn cookie(endpoint: u32) -> Self {
+        Self(7 | (endpoint as u64) << 32)
+    }
+
+    /// [`Next::Confirm`].
+    #[inline(always)]
+    pub(super) const fn confirm(endpoint: u32) -> Self {
+        Self(8 | (endpoint as u64) << 32)
+    }
+
     /// A flow may be opened. It is not the last word.
-    pub(super) const ADMITTED: Self = Self(8);
+    pub(super) const ADMITTED: Self = Self(10);
 
     /// [`Next::Other`].
-    pub(super) const OTHER: Self = Self(7);
+    pub(super) const OTHER: Self = Self(9);
 
     /// A RST for a segment, unless it is one itself: a RST is never answered (RFC 9293, 3.10.7.1).
     #[inline(always)]
-    pub(super) const fn reset_segment<K>(packet: &Packet<K>, answer: Answer) -> Self {
+    pub(super) const fn reset_segment<K: Key>(packet: &Packet<K>, answer: Answer) -> Self {
         if packet.flags & RST != 0 { Self::drop(DropReason::NoFlow) } else { Self::reset(answer) }
     }
 
@@ -93,10 +109,21 @@ impl Step {
             4 => Next::Drop(held),
             5 => Next::Expired(held),
             6 => Next::Unknown,
-            7 => Next::Other,
+            7 => Next::Cookie(held),
+            8 => Next::Confirm(held),
+            9 => Next::Other,
             _ => Next::Pass,
         }
     }
+}
+
+/// What is known of a packet of no flow of the tables at hand.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Standing {
+    /// It belongs to none of the others, too.
+    pub asked: bool,
+    /// It bears a right SYN cookie.
+    pub confirmed: bool,
 }
 
 /// Memory for the other direction of a packet's flow, its key and its entry, and for the door that it was opened by.
@@ -121,16 +148,17 @@ pub(super) fn known<T: Tables>(tables: &T, packet: &Packet<FlowKey>, now: u32, r
 /// Decides about a packet of no flow, and puts the flow that it opens, if any, into the room.
 ///
 /// An IPv4 packet to an address whose load balancer is dualstack may belong to a flow of either width. It asks the narrow tables first,
-/// then the wide ones, which open what has an IPv6 target, and comes back with `asked` if it is to open a narrow flow.
+/// then the wide ones, which open what has an IPv6 target, and comes back as `asked` if it is to open a narrow flow. One that is `confirmed`
+/// bears a right SYN cookie, and opens a flow as a SYN does.
 #[inline(always)]
 pub(super) fn unknown<T: Tables>(
     tables: &T,
     packet: &Packet<FlowKey>,
     now: u32,
-    asked: bool,
+    standing: Standing,
     room: &mut Room,
 ) -> Step {
-    is_unknown(tables, packet, now, asked, &mut room.flow, &mut room.peer)
+    is_unknown(tables, packet, now, standing, &mut room.flow, &mut room.peer)
 }
 
 /// [`known`] over either pair of tables.
@@ -162,35 +190,72 @@ pub(super) fn is_unknown<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     tables: &T,
     packet: &Packet<K>,
     now: u32,
-    asked: bool,
+    standing: Standing,
     flow: &mut K::Flow,
     peer: &mut Peer<K>,
 ) -> Step {
-    match admit(tables, packet, now, asked, &mut peer.door) {
-        Step::ADMITTED => open(tables, packet, now, flow, peer),
+    if packet.later {
+        return Step::drop(DropReason::FragmentUnknown);
+    }
+    match admit(tables, packet, now, standing, &mut peer.door) {
+        Step::ADMITTED => {}
+        step => return step,
+    }
+    match choose(tables, packet, now, standing.confirmed, flow, peer) {
+        Step::ADMITTED => open(tables, packet, standing.confirmed, flow, peer),
         step => step,
     }
 }
 
-/// Opens the flow of a packet that was admitted.
+/// Chooses where the flow of a packet goes that was admitted.
+#[inline(never)]
+fn choose<K: Key, T: Tables>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+    confirmed: bool,
+    flow: &mut K::Flow,
+    peer: &mut Peer<K>,
+) -> Step {
+    let proxied = peer.door.listener.proxied != 0;
+    let marks = match (packet.is_tcp(), confirmed, proxied) {
+        (true, true, _) => SHIFTED | COOKIE,
+        (true, false, true) => SHIFTED,
+        _ => 0,
+    };
+    match nat::choose(tables, packet, now, marks, flow, peer) {
+        Ok(()) => Step::ADMITTED,
+        Err(refusal) => refuse(packet, refusal, confirmed),
+    }
+}
+
+/// Opens the flow that was chosen.
 #[inline(never)]
 fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     tables: &T,
     packet: &Packet<K>,
-    now: u32,
+    confirmed: bool,
     flow: &mut K::Flow,
     peer: &mut Peer<K>,
 ) -> Step {
-    match nat::open(tables, packet, now, flow, peer) {
-        Ok(()) => Step::send(FlowEvent::Opened),
-        Err(refusal) => refuse(packet, refusal),
+    match nat::open(tables, packet, flow, peer) {
+        Ok(()) => {
+            // Of datagrams, the first alone takes the header.
+            let course: &mut Course = flow;
+            course.way |= if peer.door.listener.proxied != 0 { SHIFTED } else { 0 };
+            Step::send(FlowEvent::Opened)
+        }
+        Err(refusal) => refuse(packet, refusal, confirmed),
     }
 }
 
-/// What a flow that could not be opened gets: TCP is told at once, UDP has no word for it.
+/// What a flow that could not be opened gets: TCP is told at once, UDP has no word for it. A consumer whose SYN was answered does not
+/// send it again, and so is told of everything.
 #[inline(always)]
-fn refuse<K>(packet: &Packet<K>, refusal: Refusal) -> Step {
-    match (refusal, packet.is_tcp) {
+fn refuse<K: Key>(packet: &Packet<K>, refusal: Refusal, confirmed: bool) -> Step {
+    match (refusal, packet.is_tcp()) {
+        (Refusal::NoNextHop, _) if confirmed => Step::reset(Answer::ResetNoTarget),
+        (Refusal::Full, _) if confirmed => Step::reset(Answer::ResetTableFull),
         (Refusal::NoTarget, true) => Step::reset(Answer::ResetNoTarget),
         (Refusal::NoTarget, false) => Step::drop(DropReason::NoTarget),
         (Refusal::NoNatPort, true) => Step::reset(Answer::ResetNoPort),
@@ -201,6 +266,6 @@ fn refuse<K>(packet: &Packet<K>, refusal: Refusal) -> Step {
 }
 
 #[inline(always)]
-fn table_full<K>(packet: &Packet<K>) -> Step {
-    if packet.is_tcp { Step::reset(Answer::ResetTableFull) } else { Step::drop(DropReason::FlowTableFull) }
+fn table_full<K: Key>(packet: &Packet<K>) -> Step {
+    if packet.is_tcp() { Step::reset(Answer::ResetTableFull) } else { Step::drop(DropReason::FlowTableFull) }
 }

@@ -6,15 +6,15 @@
 //!
 //! Both pairs of tables have the same code; `K` is the key of the one at hand.
 
+use super::cookie::{self, Happened};
 use super::first::Peer;
 use super::parse::Packet;
 use super::state::State;
+use super::stream::consumers;
 use crate::limits::{TCP_CLOSED, TCP_OPENING, TCP_RESET_ECHO};
-use crate::tables::{Course, Entry, Flows, Key, Tables, TargetEvent, VpcAddress, Width};
-use crate::verdict::Direction;
+use crate::tables::{COOKIE, Course, Entry, Flows, Key, Tables, TargetEvent, VpcAddress, Width};
+use crate::verdict::Direction::ToProvider;
 use crate::wire::{ACK, FIN, RST, SYN};
-
-const TO_PROVIDER: u8 = Direction::ToProvider as u8;
 
 /// The established flow of a packet. Nearly every packet changes nothing about its flow, and is done here.
 #[inline(always)]
@@ -51,7 +51,7 @@ fn is_alive<K: Key, T: Tables + Flows<K>>(
     now: u32,
 ) -> bool {
     let current = tables.endpoint(flow.endpoint).generation == flow.generation;
-    let known = flow.direction != TO_PROVIDER
+    let known = flow.direction() != ToProvider
         || (flow.seen_mac == packet.source_mac && flow.seen_interface == packet.interface);
     let settled = flow.last_seen == now && known && packet.flags & (SYN | FIN | RST) == 0;
     if current && settled {
@@ -105,11 +105,11 @@ fn maintain<K: Key, T: Tables + Flows<K>>(
             return terminate(tables, packet, entry, &flow, now);
         }
         entry.set_last_seen(now);
-        if flow.direction == TO_PROVIDER {
+        if flow.direction() == ToProvider {
             follow_target::<K, T>(tables, entry, &flow);
         }
     }
-    if flow.direction == TO_PROVIDER {
+    if flow.direction() == ToProvider {
         follow_consumer(tables, packet, entry, &flow);
     }
     if packet.flags & (SYN | FIN | RST) == 0 || advance(tables, packet, entry, &flow) {
@@ -145,7 +145,7 @@ fn terminate<K: Key, T: Flows<K>>(
     flow: &K::Flow,
     now: u32,
 ) -> Upkeep {
-    if !packet.is_tcp {
+    if !packet.is_tcp() {
         return Upkeep::Over;
     }
     let (state, before) = (State::Terminated as u8, now.wrapping_sub(1));
@@ -158,8 +158,8 @@ fn terminate<K: Key, T: Flows<K>>(
 
 /// Whether the packet is a consumer's SYN, which opens a flow where the one that it belongs to is over.
 #[inline(always)]
-fn opens<K>(packet: &Packet<K>, flow: &Course) -> bool {
-    packet.flags & (SYN | ACK | RST) == SYN && flow.direction == TO_PROVIDER
+fn opens<K: Key>(packet: &Packet<K>, flow: &Course) -> bool {
+    packet.flags & (SYN | ACK | RST) == SYN && flow.direction() == ToProvider
 }
 
 /// Whether the other direction has been silent for as long, too.
@@ -173,13 +173,25 @@ fn idle<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>, flow: &K::Flow, now
 
 /// Removes both directions; the packet at hand is then one of no flow. Not inlined, as above.
 #[inline(never)]
-fn remove<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>) {
+fn remove<K: Key, T: Tables + Flows<K>>(tables: &T, packet: &Packet<K>) {
     let Some(entry) = tables.established(&packet.key) else { return };
-    let peer_key = packet.key.mirror(&entry.flow());
+    let flow = entry.flow();
+    let peer_key = packet.key.mirror(&flow);
     if tables.established(&peer_key).is_some_and(|peer| peer_key.mirror(&peer.flow()) == packet.key) {
         tables.remove_established(&peer_key);
     }
     tables.remove_established(&packet.key);
+    forget_stream(tables, packet, &flow);
+}
+
+/// What the two sides of a flow count differently goes with it.
+#[inline(always)]
+fn forget_stream<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, flow: &K::Flow) {
+    if flow.is_shifted()
+        && let Some(key) = consumers(packet, flow).narrow()
+    {
+        tables.remove_stream(&key);
+    }
 }
 
 /// Takes over where the target is reached now: it may have moved, and only the agent hears of it.
@@ -214,7 +226,7 @@ fn advance<K: Key, T: Tables + Flows<K>>(
     flow: &K::Flow,
 ) -> bool {
     let state = State::from_number(flow.state);
-    let direction = direction_of(flow);
+    let direction = flow.direction();
     if opens(packet, flow) && state.is_over() {
         return false;
     }
@@ -260,14 +272,15 @@ pub(super) fn pending<K: Key, T: Tables + Flows<K>>(
     if peer.key.mirror(&peer.flow) != packet.key {
         return discard(tables, &packet.key);
     }
-    let current = tables.endpoint(flow.endpoint).generation == flow.generation;
-    let patience = if packet.is_tcp { TCP_OPENING } else { flow.idle_timeout };
+    let endpoint = tables.endpoint(flow.endpoint);
+    let current = endpoint.generation == flow.generation && !begins_anew(packet, flow);
+    let patience = if packet.is_tcp() { TCP_OPENING } else { flow.idle_timeout };
     let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.flow.last_seen));
     if !current || silent > u32::from(patience) {
         tables.remove_pending(&peer.key);
         return discard(tables, &packet.key);
     }
-    let unanswered = flow.direction != TO_PROVIDER && flow.state == State::Opening as u8;
+    let unanswered = flow.direction() != ToProvider && flow.state == State::Opening as u8;
     if packet.flags & RST != 0 {
         if unanswered {
             tables.count(flow.target, TargetEvent::Refused);
@@ -277,6 +290,9 @@ pub(super) fn pending<K: Key, T: Tables + Flows<K>>(
         return Pending::Hit;
     }
     if confirms(packet, flow) {
+        if !K::WIDE && packet.is_tcp() {
+            cookie::concerns(tables, flow.endpoint, &endpoint, now, Happened::Confirmed);
+        }
         return establish(tables, packet, flow, peer, now);
     }
     entry.set_last_seen(now);
@@ -288,10 +304,16 @@ pub(super) fn pending<K: Key, T: Tables + Flows<K>>(
     Pending::Hit
 }
 
+/// Whether the packet is a SYN of a consumer whose SYN the path has answered already: it wants another connection.
+#[inline(always)]
+fn begins_anew<K: Key>(packet: &Packet<K>, flow: &Course) -> bool {
+    flow.way & COOKIE != 0 && opens(packet, flow)
+}
+
 /// Whether this packet makes the flow established: TCP's by the consumer's word after the target's, UDP's by the target's.
 #[inline(always)]
-fn confirms<K>(packet: &Packet<K>, flow: &Course) -> bool {
-    match (packet.is_tcp, flow.direction == TO_PROVIDER) {
+fn confirms<K: Key>(packet: &Packet<K>, flow: &Course) -> bool {
+    match (packet.is_tcp(), flow.direction() == ToProvider) {
         (true, true) => packet.flags & (SYN | ACK) == ACK && flow.state == State::Answered as u8,
         (false, false) => true,
         (true, false) | (false, true) => false,
@@ -315,10 +337,10 @@ fn establish<K: Key, T: Flows<K>>(
     peer: &mut Peer<K>,
     now: u32,
 ) -> Pending {
-    flow.state = State::Established.after(direction_of(flow), packet.flags) as u8;
+    flow.state = State::Established.after(flow.direction(), packet.flags) as u8;
     flow.last_seen = now;
     peer.flow.state = flow.state;
-    if flow.direction == TO_PROVIDER {
+    if flow.direction() == ToProvider {
         (flow.seen_mac, flow.seen_interface) = (packet.source_mac, packet.interface);
         (peer.flow.destination_mac, peer.flow.interface) = (packet.source_mac, packet.interface);
     }
@@ -332,10 +354,4 @@ fn establish<K: Key, T: Flows<K>>(
     tables.remove_pending(&packet.key);
     tables.remove_pending(&peer.key);
     outcome
-}
-
-/// Which way packets of this entry go.
-#[inline(always)]
-pub(super) fn direction_of(flow: &Course) -> Direction {
-    if flow.direction == TO_PROVIDER { Direction::ToProvider } else { Direction::ToConsumer }
 }

@@ -1,13 +1,14 @@
 //! What the path does to a packet as a router on its way: it counts the hop, refuses what is too large, and lowers the MSS.
 
-use super::parse::Packet;
+use super::fragment;
+use super::parse::{FRAGMENT, Packet};
 use super::report::{Report, report};
 use crate::checksum::{Delta, delta, word};
 use crate::frame::{DIFFERENCE, Frame};
 use crate::limits::{ICMP_ERRORS, LOWEST_MSS, TCP_OPTIONS};
 use crate::tables::{Bucket, Endpoint, Flow6, FlowKey, FlowKey6, Key, Tables};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{DONT_FRAGMENT, Ipv4Header, NETWORK, SYN, TRANSPORT, TRANSPORT6, Tcp};
+use crate::wire::{DONT_FRAGMENT, Ipv4Header, Ipv6Header, NETWORK, SYN, TRANSPORT, TRANSPORT6, Tcp};
 use core::mem::offset_of;
 use zerocopy::big_endian::U16;
 
@@ -22,12 +23,23 @@ const HEADERS: u32 = 40;
 const HEADERS6: u32 = 60;
 /// What every link of IPv6 carries (RFC 8200, 5).
 const LOWEST_MTU6: u32 = 1280;
+/// Bytes of an IPv6 header.
+const LENGTH6: u16 = 40;
+
+/// What changes of a packet's checksums beside what its flow says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Correction {
+    /// Of the transport header's.
+    pub transport: Delta,
+    /// Of the IPv4 header's.
+    pub network: Delta,
+}
 
 /// Whether a packet goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Passage {
-    /// It does, and what was changed of it changes the transport checksum by this.
-    Onward(Delta),
+    /// It does, and what was changed of it changes its checksums so.
+    Onward(Correction),
     /// It does not.
     Ends(Verdict),
     /// It does not, and its sender is to be told: it is larger than this, or, where this is 0, its hop limit has ended.
@@ -43,8 +55,8 @@ impl Toll {
     const REPORT: u64 = 0xfe;
 
     #[inline(always)]
-    const fn onward(correction: u64) -> Self {
-        Self(Self::ONWARD | correction << 32)
+    const fn onward(correction: Correction) -> Self {
+        Self(Self::ONWARD | (correction.transport as u64) << 32 | (correction.network as u64) << 48)
     }
 
     #[inline(always)]
@@ -62,7 +74,10 @@ impl Toll {
     #[allow(clippy::cast_possible_truncation, reason = "cut out at its own width")]
     pub(super) const fn passage(self) -> Passage {
         match self.0 & 0xff {
-            Self::ONWARD => Passage::Onward((self.0 >> 32) as Delta),
+            Self::ONWARD => {
+                let (transport, network) = ((self.0 >> 32) as Delta, (self.0 >> 48) as Delta);
+                Passage::Onward(Correction { transport, network })
+            }
             Self::REPORT => Passage::Report((self.0 >> 32) as u16),
             _ => Passage::Ends(Verdict::from_word(self.0)),
         }
@@ -81,19 +96,30 @@ pub(super) fn pass<F: Frame, T: Tables>(
     interface: u16,
     now: u32,
 ) -> Toll {
+    let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else {
+        return Toll::ends(Err(DropReason::Malformed));
+    };
     if packet.ttl <= 1 {
         return Toll::ends(expired(frame, tables, packet, endpoint, now));
     }
     let gate = tables.endpoint(endpoint);
     let mtu = known(gate.mtu.into()).min(known(tables.mtu(interface)));
-    if frame.largest(packet.length) > mtu {
-        return Toll::ends(too_big(frame, tables, packet, endpoint, mtu, now));
+    if frame.largest(ip.total_length.get()) > mtu {
+        return Toll::ends(too_big(frame, tables, packet, &ip, endpoint, mtu, now));
+    }
+    if ip.fragment.get() & FRAGMENT != 0 {
+        return match fragment::identify(frame, tables, packet, &ip, now) {
+            Ok(network) => Toll::onward(Correction { network, transport: 0 }),
+            Err(reason) => Toll::ends(Err(reason)),
+        };
     }
     if packet.flags & SYN == 0 {
-        return Toll::onward(0);
+        return Toll::onward(Correction::default());
     }
     let mtu = mtu.min(known(tables.mtu(packet.interface)));
-    Toll::onward(clamp::<F, TRANSPORT>(frame, mtu.saturating_sub(HEADERS + u32::from(gate.reserve))))
+    let transport = clamp::<F, TRANSPORT>(frame, mtu.saturating_sub(HEADERS + u32::from(gate.reserve)));
+    #[allow(clippy::cast_possible_truncation, reason = "a delta")]
+    Toll::onward(Correction { transport: transport as Delta, network: 0 })
 }
 
 /// The same for a packet of a wide flow, of which one side has the longer headers at least. Its length changes where its family does.
@@ -112,6 +138,10 @@ pub(super) fn pass6<F: Frame, T: Tables>(
     let gate = tables.endpoint(flow.endpoint);
     let mtu = known(gate.mtu.into()).min(known(tables.mtu(flow.interface)));
     let from_ipv4 = packet.key.is_ipv4();
+    let (length, fragment) = shape(frame, from_ipv4);
+    if fragment & FRAGMENT != 0 {
+        return Toll::ends(Err(DropReason::Fragment));
+    }
     // What the sender may send.
     #[allow(clippy::cast_possible_truncation, reason = "twenty")]
     let fits = match (from_ipv4, flow.source.is_ipv4()) {
@@ -119,23 +149,33 @@ pub(super) fn pass6<F: Frame, T: Tables>(
         (false, true) => mtu.saturating_add(DIFFERENCE as u32),
         _ => mtu,
     };
-    if frame.largest(packet.length) > fits {
-        let silent = from_ipv4 && may_be_fragmented(frame);
+    if frame.largest(length) > fits {
+        let silent = from_ipv4 && fragment & DONT_FRAGMENT == 0;
         if silent || !may_report(tables, flow.endpoint, &gate, now) {
             return Toll::ends(Err(DropReason::TooBig));
         }
         return Toll::report(if from_ipv4 { fits } else { fits.max(LOWEST_MTU6) });
     }
     if packet.flags & SYN == 0 {
-        return Toll::onward(0);
+        return Toll::onward(Correction::default());
     }
     let mtu = mtu.min(known(tables.mtu(packet.interface)));
     let most = mtu.saturating_sub(HEADERS6 + u32::from(gate.reserve));
-    Toll::onward(if from_ipv4 {
-        clamp::<F, TRANSPORT>(frame, most)
-    } else {
-        clamp::<F, TRANSPORT6>(frame, most)
-    })
+    let transport =
+        if from_ipv4 { clamp::<F, TRANSPORT>(frame, most) } else { clamp::<F, TRANSPORT6>(frame, most) };
+    #[allow(clippy::cast_possible_truncation, reason = "a delta")]
+    Toll::onward(Correction { transport: transport as Delta, network: 0 })
+}
+
+/// Length of the packet, and of an IPv4 packet its bits about fragments.
+#[inline(always)]
+fn shape<F: Frame>(frame: &F, is_ipv4: bool) -> (u16, u16) {
+    if is_ipv4 {
+        let ip = frame.read::<Ipv4Header>(NETWORK);
+        return ip.map_or((0, FRAGMENT), |ip| (ip.total_length.get(), ip.fragment.get()));
+    }
+    let payload = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length)).unwrap_or_default();
+    (payload.get().saturating_add(LENGTH6), 0)
 }
 
 /// The hop limit of a packet of a wide flow ends here. Not inlined, as above.
@@ -161,7 +201,8 @@ fn expired<F: Frame, T: Tables>(
     endpoint: u32,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    if !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
+    // Nothing is said of later fragments (RFC 1122, 3.2.2).
+    if packet.later || !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
         return Err(DropReason::TtlExpired);
     }
     report(frame, packet, Report::TIME_EXCEEDED).result()
@@ -173,23 +214,18 @@ fn too_big<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     packet: &Packet<FlowKey>,
+    ip: &Ipv4Header,
     endpoint: u32,
     mtu: u32,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    if may_be_fragmented(frame) || !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
+    let silent = ip.fragment.get() & DONT_FRAGMENT == 0 || packet.later;
+    if silent || !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
         return Err(DropReason::TooBig);
     }
     #[allow(clippy::cast_possible_truncation, reason = "smaller than a packet")]
     let mtu = mtu as u16;
     report(frame, packet, Report::fragmentation_needed(mtu)).result()
-}
-
-/// Whether an IPv4 packet says so.
-#[inline(always)]
-fn may_be_fragmented<F: Frame>(frame: &F) -> bool {
-    let fragment = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, fragment)).unwrap_or_default();
-    fragment.get() & DONT_FRAGMENT == 0
 }
 
 /// Whether the endpoint may send one more ICMP error this second; counts it if so.

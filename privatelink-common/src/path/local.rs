@@ -1,9 +1,9 @@
 //! Packets to our own addresses that belong to no flow: ARP and ICMP echo are answered in place, the rest is refused by name.
 
-use super::parse::Local;
+use super::parse::Packet;
 use crate::checksum::{delta, update, word};
 use crate::frame::Frame;
-use crate::tables::{ENDPOINT, Interface, Tables, VpcAddress};
+use crate::tables::{ENDPOINT, FlowKey, Interface, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{Arp, Ethernet, ICMP, Icmp, Ipv4Header, Mac, NETWORK, TRANSPORT};
 use core::mem::offset_of;
@@ -59,20 +59,20 @@ pub(super) fn arp_reply<F: Frame>(frame: &mut F, request: &Arp, mac: Mac) -> Opt
 pub(super) fn answer<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    from: &Interface,
-    packet: &Local,
+    packet: &Packet<FlowKey>,
+    fault: Option<DropReason>,
 ) -> Result<Verdict, DropReason> {
-    let Some(address) = tables.address(&VpcAddress::ipv4(from.vpc, packet.destination)) else {
+    let Some(address) = tables.address(&VpcAddress::ipv4(packet.key.vpc, packet.key.destination)) else {
         return Ok(Verdict::PASS);
     };
-    if let Some(fault) = packet.fault {
+    if let Some(fault) = fault {
         return Err(fault);
     }
-    let source = VpcAddress::ipv4(from.vpc, packet.source);
+    let source = VpcAddress::ipv4(packet.key.vpc, packet.key.source);
     if tables.address(&source).is_some() {
         return Err(DropReason::SpoofedSource);
     }
-    if packet.protocol != ICMP {
+    if packet.key.protocol != ICMP {
         return Err(DropReason::ProtocolUnsupported);
     }
     let icmp = frame.read::<Icmp>(TRANSPORT).ok_or(DropReason::Malformed)?;
@@ -97,10 +97,10 @@ struct Addresses([u8; 4], [u8; 4]);
 
 /// Swapping the addresses leaves the IPv4 checksum as it is; the type's change is all that the ICMP checksum sees.
 #[inline(always)]
-fn echo_reply<F: Frame>(frame: &mut F, packet: &Local, icmp: &Icmp, mac: Mac) -> Option<()> {
+fn echo_reply<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, icmp: &Icmp, mac: Mac) -> Option<()> {
     let ethernet = frame.read::<Ethernet>(0)?;
-    frame.write(0, &Ethernet { destination: packet.source_mac, source: mac, ..ethernet })?;
-    let addresses = Addresses(packet.destination, packet.source);
+    frame.write(0, &Ethernet { destination: ethernet.source, source: mac, ..ethernet })?;
+    let addresses = Addresses(packet.key.destination, packet.key.source);
     frame.write(NETWORK + offset_of!(Ipv4Header, source), &addresses)?;
     let change = delta(word([ECHO_REQUEST, 0]), word([ECHO_REPLY, 0]));
     let checksum = update(icmp.checksum, change.into());

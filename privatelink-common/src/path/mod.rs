@@ -1,30 +1,37 @@
 //! The packet's way. [`forward`] is the order of it, a line a stage; each stage is a file of that name.
 
 mod admit;
+mod cookie;
 mod errors;
 mod first;
 mod flow;
+mod fragment;
 mod hop;
 mod local;
 mod nat;
 mod neighbour;
+mod options;
 mod parse;
+pub mod proxy;
 mod report;
 mod reset;
 mod rewrite;
+mod segment;
 mod six;
 pub mod stack;
 pub mod state;
+mod stream;
 mod translate;
 
 use crate::frame::Frame;
-use crate::tables::{Flow, FlowKey, Interface, Tables};
-use crate::verdict::{DropReason, FlowEvent, Verdict};
+use crate::tables::{Flow, FlowKey, Interface, Key, Tables};
+use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
 use crate::wire::RST;
-use first::Next;
-use hop::Passage;
-use parse::{Local, Packet, Parsed};
+use first::{Next, Standing};
+use hop::{Correction, Passage};
+use parse::{Packet, Parsed};
 use report::Report;
+use stream::Carried;
 
 /// What the path remembers of a packet of no established flow while it decides about it, in memory that the host lends it: more than a
 /// function of the kernel may have on its stack.
@@ -51,28 +58,34 @@ pub fn forward<F: Frame, T: Tables>(
         let verdict = if parse::is_ipv6(frame) {
             six::from_stack(frame, tables, &from)
         } else {
-            from_stack(frame, tables, &from)
+            from_stack(frame, tables, &from, now)
         };
         return verdict.result();
     }
-    let packet = match parse::parse(frame, &from) {
-        Parsed::Flow(packet) => packet,
-        Parsed::Ip(packet) if errors::is_error(frame, &packet) => {
-            return errors::pass_on(frame, tables, &from, &packet, now).result();
+    let mut packet = Packet::default();
+    match parse::parse(frame, tables, &from, now, &mut packet) {
+        Parsed::Flow => {}
+        Parsed::Ip(None) if errors::is_error(frame, &packet) => {
+            return errors::pass_on(frame, tables, &packet, now).result();
         }
-        Parsed::Ip(packet) => return not_a_flow(frame, tables, &from, &packet).result(),
+        Parsed::Ip(fault) => return not_a_flow(frame, tables, &packet, fault).result(),
         Parsed::Arp => return arp(frame, tables, &from).result(),
         Parsed::Ipv6 => return six::forward(frame, tables, &from, now).result(),
         Parsed::Foreign => return Ok(Verdict::PASS),
-    };
-    if let Some(flow) = flow::established(tables, &packet, now) {
-        return send(frame, tables, &packet, &flow, event(&packet), now);
+    }
+    if let Some(flow) = flow::established(tables, &packet, now)
+        && !packet.special
+        && !flow.is_shifted()
+    {
+        rewrite::rewrite(frame, &packet, &flow, Correction::default())?;
+        return leave(tables, &flow, event(&packet));
     }
     let verdict = tables.room(|room| slow(frame, tables, &packet, now, room));
     verdict.unwrap_or(Err(DropReason::Malformed))
 }
 
-/// The slow path: a packet of no established flow that is IPv4 on both sides.
+/// The slow path: a packet of no established flow that is IPv4 on both sides, or one for which its rewrite is not all that there is to
+/// do.
 #[inline(always)]
 fn slow<F: Frame, T: Tables>(
     frame: &mut F,
@@ -81,9 +94,10 @@ fn slow<F: Frame, T: Tables>(
     now: u32,
     room: &mut Room,
 ) -> Result<Verdict, DropReason> {
+    let mut standing = Standing::default();
     let mut next = first::known(tables, packet, now, room).next();
     if next == Next::Unknown {
-        next = first::unknown(tables, packet, now, false, room).next();
+        next = first::unknown(tables, packet, now, standing, room).next();
     }
     if next == Next::Other {
         next = six::ask(tables, packet, now, &mut room.wide).next();
@@ -92,9 +106,19 @@ fn slow<F: Frame, T: Tables>(
                 let report = |frame: &mut F, mtu| report::report(frame, packet, Report::of(mtu));
                 return six::send(frame, tables, event, now, &room.wide, report).result();
             }
-            Next::Other => next = first::unknown(tables, packet, now, true, room).next(),
+            Next::Other => {
+                standing.asked = true;
+                next = first::unknown(tables, packet, now, standing, room).next();
+            }
             _ => {}
         }
+    }
+    if let Next::Confirm(endpoint) = next {
+        standing.confirmed = true;
+        next = match cookie::check(frame, tables, packet, endpoint) {
+            0 => Next::Reset(Answer::ResetNoFlow.code()),
+            _ => first::unknown(tables, packet, now, standing, room).next(),
+        };
     }
     match next {
         Next::Pass | Next::Other | Next::Unknown => Ok(Verdict::PASS),
@@ -105,6 +129,8 @@ fn slow<F: Frame, T: Tables>(
             Passage::Ends(verdict) => verdict.result(),
             Passage::Onward(_) | Passage::Report(_) => Err(DropReason::TtlExpired),
         },
+        Next::Confirm(_) => Err(DropReason::NoFlow),
+        Next::Cookie(endpoint) => cookie::answer(frame, tables, packet, endpoint, now).result(),
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
@@ -112,13 +138,18 @@ fn slow<F: Frame, T: Tables>(
 // Not inlined, since the kernel bounds the stack of a function, and these have headers to put together.
 
 #[inline(never)]
-fn from_stack<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Verdict {
-    Verdict::of(stack::send(frame, tables, from))
+fn from_stack<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, now: u32) -> Verdict {
+    Verdict::of(stack::send(frame, tables, from, now))
 }
 
 #[inline(never)]
-fn not_a_flow<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, packet: &Local) -> Verdict {
-    Verdict::of(local::answer(frame, tables, from, packet))
+fn not_a_flow<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<FlowKey>,
+    fault: Option<DropReason>,
+) -> Verdict {
+    Verdict::of(local::answer(frame, tables, packet, fault))
 }
 
 #[inline(never)]
@@ -140,7 +171,7 @@ fn send<F: Frame, T: Tables>(
     event: FlowEvent,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    let mut correction = 0;
+    let mut correction = Correction::default();
     if packet.special {
         correction = match hop::pass(frame, tables, packet, flow.endpoint, flow.interface, now).passage() {
             Passage::Onward(correction) => correction,
@@ -149,13 +180,41 @@ fn send<F: Frame, T: Tables>(
         };
     }
     rewrite::rewrite(frame, packet, flow, correction)?;
-    if !tables.egress(flow.interface) {
-        return Err(DropReason::NoInterface);
+    if flow.is_shifted() {
+        let carried =
+            if packet.is_tcp() { stream::carry(frame, tables, packet, flow) } else { Carried::Insert };
+        match carried {
+            Carried::Done => {}
+            Carried::Ask => _ = cookie::ask_target(frame, tables, packet, flow).result()?,
+            Carried::Tell => {
+                cookie::hear_target(frame, tables, packet, flow).result()?;
+                cookie::tell_consumer(frame, tables, packet, flow).result()?;
+            }
+            Carried::Greet if stream::greet(frame) == 0 => return Err(DropReason::Malformed),
+            Carried::Greet => {}
+            Carried::Insert
+                if proxy::make_room(frame, packet) == 0 || proxy::fill(frame, tables, packet, flow) == 0 =>
+            {
+                return Err(DropReason::Malformed);
+            }
+            Carried::Insert => proxy::sent(tables, packet, flow),
+            Carried::Full => return Err(DropReason::FlowTableFull),
+            Carried::Unknown => return Err(DropReason::NoFlow),
+            Carried::Malformed => return Err(DropReason::Malformed),
+        }
     }
-    Ok(Verdict::forward(flow.interface, flow.endpoint, flow::direction_of(flow), event, false))
+    leave(tables, flow, event)
 }
 
 #[inline(always)]
-fn event<K>(packet: &Packet<K>) -> FlowEvent {
+fn leave<T: Tables>(tables: &T, flow: &Flow, event: FlowEvent) -> Result<Verdict, DropReason> {
+    if !tables.egress(flow.interface) {
+        return Err(DropReason::NoInterface);
+    }
+    Ok(Verdict::forward(flow.interface, flow.endpoint, flow.direction(), event, false))
+}
+
+#[inline(always)]
+fn event<K: Key>(packet: &Packet<K>) -> FlowEvent {
     if packet.flags & RST == 0 { FlowEvent::None } else { FlowEvent::Reset }
 }

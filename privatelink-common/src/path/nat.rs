@@ -67,12 +67,14 @@ const fn pick(hash: u64) -> usize {
     (hash >> 16) as usize & 7
 }
 
-/// Opens the flow of `packet` through the door that it was admitted by, and puts the entry of the packet's own direction into `forward`.
+/// Chooses where the flow of `packet` goes, through the door that it was admitted by, and puts the entries of both directions into
+/// `forward` and `peer`, but for the port. `marks` are those of [`Course::way`].
 #[inline(always)]
-pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
+pub(super) fn choose<K: Key, T: Tables>(
     tables: &T,
     packet: &Packet<K>,
     now: u32,
+    marks: u8,
     forward: &mut K::Flow,
     peer: &mut Peer<K>,
 ) -> Result<(), Refusal> {
@@ -91,29 +93,38 @@ pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     }
     let source = tables.source(door.address.balancer, to_ipv4, pick(hash)).ok_or(Refusal::NoTarget)?;
     let mut balancer = tables.face(source).ok_or(Refusal::NoTarget)?;
-    let preserved = preserves(packet, door, &target);
-    if preserved {
+    if preserves(packet, door, &target) {
         balancer.address = packet.key.source().widen();
     }
     let hop = tables.neighbour(&VpcAddress::new(target.vpc, target.address)).ok_or(Refusal::NoNextHop)?;
 
     *forward = to_provider(packet, door, &balancer, &target, &hop);
-    let shared = door.address.dualstack != 0;
     peer.flow = to_consumer(packet, door, &balancer, &target);
     (forward.target, peer.flow.target) = (id, id);
+    (forward.way, peer.flow.way) = (forward.way | marks, peer.flow.way | marks);
     (forward.opened, peer.flow.opened) = (now, now);
     (forward.last_seen, peer.flow.last_seen) = (now, now);
-    let choice = Choice { hash, preserved, shared };
-    if let Err(refusal) = claim_port(tables, packet, &choice, forward, peer) {
+    Ok(())
+}
+
+/// Opens the flow that was chosen: claims a port for it, and installs both directions.
+#[inline(always)]
+pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
+    tables: &T,
+    packet: &Packet<K>,
+    forward: &mut K::Flow,
+    peer: &mut Peer<K>,
+) -> Result<(), Refusal> {
+    if let Err(refusal) = claim_port(tables, packet, forward, peer) {
         if refusal == Refusal::NoNatPort {
-            tables.count(id, TargetEvent::PortAllocationError);
+            tables.count(forward.target, TargetEvent::PortAllocationError);
         }
         return Err(refusal);
     }
     match tables.claim(&packet.key, forward) {
         Ok(()) => {
-            if packet.is_tcp {
-                tables.count(id, TargetEvent::Opened);
+            if packet.is_tcp() {
+                tables.count(forward.target, TargetEvent::Opened);
             }
             Ok(())
         }
@@ -135,27 +146,18 @@ fn preserves<K: Key>(packet: &Packet<K>, door: &Door, target: &Target) -> bool {
         && target.address.is_ipv4() == client.is_ipv4()
 }
 
-/// What a flow's port is chosen by.
-struct Choice {
-    /// Where to look first, and by which step further.
-    hash: u64,
-    /// The client's own port is tried first; where the client uses it towards this target already, by another of the load balancer's
-    /// addresses, it gets another one.
-    preserved: bool,
-    /// The load balancer's address may have flows of both widths.
-    shared: bool,
-}
-
-/// Claims a port.
+/// Claims a port. Where the client's address is preserved, so is its port, if it can be: where the client uses it towards this target
+/// already, by another of the load balancer's addresses, it gets another one.
 #[inline(always)]
 fn claim_port<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     tables: &T,
     packet: &Packet<K>,
-    choice: &Choice,
     forward: &mut K::Flow,
     peer: &mut Peer<K>,
 ) -> Result<(), Refusal> {
-    let Choice { hash, preserved, shared } = *choice;
+    let hash = flow_hash(&packet.key);
+    let preserved = K::source_of(forward).widen() == packet.key.source().widen();
+    let shared = peer.door.address.dualstack != 0;
     #[allow(clippy::cast_possible_truncation, reason = "only the lower bits choose the port")]
     let (start, step) = (hash as u32 % NAT_PORT_COUNT, stride((hash >> 24) as u32));
     #[allow(clippy::cast_possible_truncation, reason = "an offset is below NAT_PORT_COUNT")]
@@ -239,7 +241,7 @@ fn to_provider<K: Key>(
         last_seen: 0,
         idle_timeout: idle_timeout(packet, door),
         state: State::Opening as u8,
-        direction: Direction::ToProvider as u8,
+        way: Direction::ToProvider as u8,
     };
     K::flow(source, destination, course)
 }
@@ -266,14 +268,14 @@ fn to_consumer<K: Key>(packet: &Packet<K>, door: &Door, balancer: &Face, target:
         last_seen: 0,
         idle_timeout: idle_timeout(packet, door),
         state: State::Opening as u8,
-        direction: Direction::ToConsumer as u8,
+        way: Direction::ToConsumer as u8,
     };
     K::flow(key.destination(), key.source(), course)
 }
 
 #[inline(always)]
-fn idle_timeout<K>(packet: &Packet<K>, door: &Door) -> u16 {
-    if packet.is_tcp { door.listener.idle_timeout } else { UDP_IDLE }
+fn idle_timeout<K: Key>(packet: &Packet<K>, door: &Door) -> u16 {
+    if packet.is_tcp() { door.listener.idle_timeout } else { UDP_IDLE }
 }
 
 #[cfg(test)]

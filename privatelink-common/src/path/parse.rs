@@ -1,22 +1,24 @@
 //! What kind of frame this is: the first stage. It reads, and decides nothing about whose the packet is.
 
+use super::fragment;
 use crate::checksum;
 use crate::frame::Frame;
-use crate::tables::{FlowKey, Interface, Key};
+use crate::tables::{FlowKey, Interface, Key, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{
-    ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ICMPV6, Ip, Ipv4, Ipv4Header, Ipv6Header, Mac,
-    NETWORK, SYN, TCP, TRANSPORT, Tcp, UDP, Udp,
+    ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, FRAGMENT_OFFSET, ICMPV6, Ip, Ipv4Header,
+    Ipv6Header, MORE_FRAGMENTS, Mac, NETWORK, SYN, TCP, TRANSPORT, Tcp, UDP, Udp,
 };
 use core::mem::offset_of;
 
 /// A frame, as far as the path knows frames.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Parsed {
-    /// A TCP segment or UDP datagram whose headers are whole and agree with each other.
-    Flow(Packet<FlowKey>),
-    /// Any other IPv4 packet with at least 20 bytes of header.
-    Ip(Local),
+    /// A TCP segment or UDP datagram whose headers are whole and agree with each other; or a fragment of a datagram, with the ports of
+    /// the first.
+    Flow,
+    /// Any other IPv4 packet with at least 20 bytes of header, and why it is refused if it is for us, whatever else it is.
+    Ip(Option<DropReason>),
     /// An ARP message.
     Arp,
     /// IPv6, which is [`super::six`]'s.
@@ -39,53 +41,34 @@ pub(super) struct Packet<K> {
     pub flags: u8,
     /// Time to live or hop limit, as it came.
     pub ttl: u8,
-    /// Length of the IP packet.
-    pub length: u16,
+    /// Whether it is a fragment other than the first.
+    pub later: bool,
     /// Whether to rewrite it is not all that there is to do: [`super::hop`].
     pub special: bool,
-    /// Whether this is TCP.
-    pub is_tcp: bool,
     /// Transport checksum as stored.
     pub checksum: [u8; 2],
     /// IPv4 checksum as stored; zero for IPv6.
     pub ip_checksum: [u8; 2],
 }
 
+/// DF is the sender's business; MF and the offset are what makes a fragment (RFC 791; RFC 3514 is a joke).
+pub(super) const FRAGMENT: u16 = MORE_FRAGMENTS | FRAGMENT_OFFSET;
+
 impl<K: Key> Packet<K> {
+    /// Whether this is TCP.
+    #[inline(always)]
+    pub(super) fn is_tcp(&self) -> bool {
+        self.key.protocol() == TCP
+    }
+
     /// The same packet, as the other pair of tables knows it.
     #[inline(always)]
     pub(super) fn other(&self) -> Option<Packet<K::Other>> {
-        let Self { source_mac, interface, flags, ttl, length, is_tcp, checksum, ip_checksum, .. } = *self;
+        let Self { source_mac, interface, flags, ttl, later, checksum, ip_checksum, .. } = *self;
         // It may become longer on its way to the other family.
         let (key, special) = (self.key.other()?, true);
-        Some(Packet {
-            key,
-            source_mac,
-            interface,
-            flags,
-            ttl,
-            length,
-            special,
-            is_tcp,
-            checksum,
-            ip_checksum,
-        })
+        Some(Packet { key, source_mac, interface, flags, ttl, later, special, checksum, ip_checksum })
     }
-}
-
-/// An IPv4 packet that belongs to no flow, whatever it is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Local {
-    /// Source address.
-    pub source: Ipv4,
-    /// Destination address.
-    pub destination: Ipv4,
-    /// Who sent the frame.
-    pub source_mac: Mac,
-    /// IANA protocol number.
-    pub protocol: u8,
-    /// Why it is refused if it is for us, whatever else it is.
-    pub fault: Option<DropReason>,
 }
 
 /// Why an IPv6 packet whose header says this of what follows is refused, if it is for us. Extension headers are not walked: hosts have
@@ -116,18 +99,25 @@ pub(super) fn addresses<F: Frame>(frame: &F) -> u32 {
     sum(NETWORK + offset_of!(Ipv6Header, source)) + sum(NETWORK + offset_of!(Ipv6Header, destination))
 }
 
-/// DF is the sender's business; the reserved bit, MF and the offset are what makes a fragment (RFC 791; RFC 3514 is a joke).
-const FRAGMENT: u16 = 0x3fff;
-
 /// Whether a frame says that it is IPv6.
 #[inline(always)]
 pub(super) fn is_ipv6<F: Frame>(frame: &F) -> bool {
     frame.read::<Ethernet>(0).is_some_and(|it| it.ethertype.get() == ETHERTYPE_IPV6)
 }
 
-/// Reads the headers of a frame that came by `from`.
+/// Reads the headers of a frame that came by `from` into `packet`: all of it for [`Parsed::Flow`], and the addresses and the protocol
+/// for [`Parsed::Ip`].
+///
+/// Into the caller's memory, and each field as soon as it is known: what is put together at the end waits on the stack, which the
+/// kernel bounds.
 #[inline(always)]
-pub(super) fn parse<F: Frame>(frame: &F, from: &Interface) -> Parsed {
+pub(super) fn parse<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    from: &Interface,
+    now: u32,
+    packet: &mut Packet<FlowKey>,
+) -> Parsed {
     let Some(ethernet) = frame.read::<Ethernet>(0) else { return Parsed::Foreign };
     match ethernet.ethertype.get() {
         ETHERTYPE_IPV4 => {}
@@ -135,55 +125,59 @@ pub(super) fn parse<F: Frame>(frame: &F, from: &Interface) -> Parsed {
         ETHERTYPE_IPV6 => return Parsed::Ipv6,
         _ => return Parsed::Foreign,
     }
+    (packet.source_mac, packet.interface, packet.key.vpc) = (ethernet.source, from.slot, from.vpc);
     let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else { return Parsed::Foreign };
     if ip.version_ihl >> 4 != 4 {
         return Parsed::Foreign;
     }
-    match transport(frame, &ethernet, &ip, from) {
-        Ok(Some(packet)) => Parsed::Flow(packet),
-        Ok(None) => Parsed::Ip(local(&ethernet, &ip, None)),
-        Err(fault) => Parsed::Ip(local(&ethernet, &ip, Some(fault))),
+    (packet.key.source, packet.key.destination) = (ip.source, ip.destination);
+    (packet.ttl, packet.key.protocol, packet.ip_checksum) = (ip.ttl, ip.protocol, ip.checksum);
+    match transport(frame, tables, &ip, from, now, packet) {
+        Ok(true) => Parsed::Flow,
+        Ok(false) => Parsed::Ip(None),
+        Err(fault) => Parsed::Ip(Some(fault)),
     }
 }
 
+/// Reads the transport header behind an IPv4 header; says no where the protocol has no ports.
 #[inline(always)]
-fn local(ethernet: &Ethernet, ip: &Ipv4Header, fault: Option<DropReason>) -> Local {
-    Local {
-        source: ip.source,
-        destination: ip.destination,
-        source_mac: ethernet.source,
-        protocol: ip.protocol,
-        fault,
-    }
-}
-
-/// The transport header behind an IPv4 header; nothing where the protocol has no ports.
-#[inline(always)]
-fn transport<F: Frame>(
+fn transport<F: Frame, T: Tables>(
     frame: &F,
-    ethernet: &Ethernet,
+    tables: &T,
     ip: &Ipv4Header,
     from: &Interface,
-) -> Result<Option<Packet<FlowKey>>, DropReason> {
+    now: u32,
+    packet: &mut Packet<FlowKey>,
+) -> Result<bool, DropReason> {
     if ip.version_ihl != 0x45 {
         return Err(if ip.version_ihl > 0x45 { DropReason::IpOptions } else { DropReason::Malformed });
     }
-    if ip.fragment.get() & FRAGMENT != 0 {
+    let fragment = ip.fragment.get() & FRAGMENT;
+    if fragment != 0 && ip.protocol != UDP {
         return Err(DropReason::Fragment);
     }
-    let total = usize::from(ip.total_length.get());
+    let total = frame.ip_length(ip.total_length.get());
     if total < TRANSPORT - NETWORK || !frame.holds(NETWORK + total) {
         return Err(DropReason::Malformed);
     }
+    packet.special = ip.ttl <= 1 || ip.total_length.get() > from.fits || fragment != 0;
+    packet.later = fragment & FRAGMENT_OFFSET != 0;
     let payload = total - (TRANSPORT - NETWORK);
-    let (source_port, destination_port, flags, checksum) = match ip.protocol {
+    match ip.protocol {
         TCP => {
             let tcp = frame.read::<Tcp>(TRANSPORT).ok_or(DropReason::Malformed)?;
             let header = usize::from(tcp.data_offset >> 4) * 4;
             if header < size_of::<Tcp>() || header > payload {
                 return Err(DropReason::Malformed);
             }
-            (tcp.source_port, tcp.destination_port, tcp.flags, tcp.checksum)
+            (packet.key.source_port, packet.key.destination_port) = (tcp.source_port, tcp.destination_port);
+            (packet.flags, packet.checksum) = (tcp.flags, tcp.checksum);
+            packet.special |= tcp.flags & SYN != 0;
+        }
+        UDP if fragment != 0 => {
+            let udp = fragment::header(frame, tables, from.vpc, now).result()?;
+            (packet.key.source_port, packet.key.destination_port) = (udp.source_port, udp.destination_port);
+            packet.checksum = udp.checksum;
         }
         UDP => {
             let udp = frame.read::<Udp>(TRANSPORT).ok_or(DropReason::Malformed)?;
@@ -191,32 +185,10 @@ fn transport<F: Frame>(
             if length < size_of::<Udp>() || length > payload {
                 return Err(DropReason::Malformed);
             }
-            (udp.source_port, udp.destination_port, 0, udp.checksum)
+            (packet.key.source_port, packet.key.destination_port) = (udp.source_port, udp.destination_port);
+            packet.checksum = udp.checksum;
         }
-        _ => return Ok(None),
-    };
-    let key = FlowKey {
-        source: ip.source,
-        destination: ip.destination,
-        source_port,
-        destination_port,
-        vpc: from.vpc,
-        protocol: ip.protocol,
-        reserved: 0,
-    };
-    let (source_mac, interface, ip_checksum) = (ethernet.source, from.slot, ip.checksum);
-    let (is_tcp, ttl, length) = (ip.protocol == TCP, ip.ttl, ip.total_length.get());
-    let special = flags & SYN != 0 || ttl <= 1 || length > from.fits;
-    Ok(Some(Packet {
-        key,
-        source_mac,
-        interface,
-        flags,
-        ttl,
-        length,
-        special,
-        is_tcp,
-        checksum,
-        ip_checksum,
-    }))
+        _ => return Ok(false),
+    }
+    Ok(true)
 }

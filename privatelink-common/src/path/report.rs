@@ -68,13 +68,13 @@ pub(super) fn report<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, report: 
 fn write<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, report: Report) -> Option<()> {
     let ethernet = frame.read::<Ethernet>(0)?;
     frame.prepend(FRONT)?;
-    frame.truncate(NETWORK + FRONT + quoted::<Ipv4Header>(packet.is_tcp))?;
+    frame.truncate(NETWORK + FRONT + quoted::<Ipv4Header>(packet.is_tcp()))?;
     frame.write(0, &Ethernet { destination: ethernet.source, source: ethernet.destination, ..ethernet })?;
     frame.write(NETWORK, &header(packet))?;
     // The words of a header whose checksum is right sum to nothing; of one whose is not, the error is wrong as well.
     let at = NETWORK + FRONT + size_of::<Ipv4Header>();
     let held =
-        if packet.is_tcp { sum(&frame.read::<[u8; 20]>(at)?) } else { sum(&frame.read::<[u8; 8]>(at)?) };
+        if packet.is_tcp() { sum(&frame.read::<[u8; 20]>(at)?) } else { sum(&frame.read::<[u8; 8]>(at)?) };
     let mtu = U16::new(report.mtu);
     let own = word([report.kind, report.code]) + word(mtu.to_bytes());
     let error = IcmpError {
@@ -91,7 +91,7 @@ fn write<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, report: Report) -> O
 fn header(packet: &Packet<FlowKey>) -> Ipv4Header {
     let (source, destination) = (packet.key.destination, packet.key.source);
     #[allow(clippy::cast_possible_truncation, reason = "less than a hundred")]
-    let length = (FRONT + quoted::<Ipv4Header>(packet.is_tcp)) as u16;
+    let length = (FRONT + quoted::<Ipv4Header>(packet.is_tcp())) as u16;
     let fixed = word([0x45, TOS]) + word(length.to_be_bytes()) + word([TTL, ICMP]);
     Ipv4Header {
         version_ihl: 0x45,

@@ -1,7 +1,8 @@
 //! Applies one direction's rewrite to the frame: addresses, ports, the TTL, and both checksums by what they change (RFC 1624).
 
+use super::hop::Correction;
 use super::parse::Packet;
-use crate::checksum::{Delta, delta, fold, update, word};
+use crate::checksum::{delta, fold, update, word};
 use crate::frame::{Change, Frame};
 use crate::tables::{Flow, FlowKey};
 use crate::verdict::DropReason;
@@ -27,29 +28,39 @@ pub(super) const ONE_HOP: u32 = delta(word([1, 0]), word([0, 0])) as u32;
 #[repr(C)]
 pub(super) struct Ports(pub U16, pub U16);
 
-/// Rewrites `frame`, whose headers are those in `packet`, but for a change that `correction` makes of the transport checksum.
+/// Rewrites `frame`, whose headers are those in `packet`, but for what `correction` says of them. Of a fragment, only the first has ports
+/// and a checksum.
 #[inline(always)]
 pub(super) fn rewrite<F: Frame>(
     frame: &mut F,
     packet: &Packet<FlowKey>,
     flow: &Flow,
-    correction: Delta,
+    correction: Correction,
 ) -> Result<(), DropReason> {
     write(frame, packet, flow, correction).ok_or(DropReason::Malformed)
 }
 
 #[inline(always)]
-fn write<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, flow: &Flow, correction: Delta) -> Option<()> {
+fn write<F: Frame>(
+    frame: &mut F,
+    packet: &Packet<FlowKey>,
+    flow: &Flow,
+    correction: Correction,
+) -> Option<()> {
     frame.write(0, &Macs(flow.destination_mac, flow.source_mac))?;
-    let ip_checksum = update(packet.ip_checksum, u32::from(flow.address_delta) + ONE_HOP);
+    let hop = u32::from(flow.address_delta) + ONE_HOP + u32::from(correction.network);
+    let ip_checksum = update(packet.ip_checksum, hop);
     let tail =
         IpTail(packet.ttl.wrapping_sub(1), packet.key.protocol, ip_checksum, flow.source, flow.destination);
     frame.write(NETWORK + offset_of!(Ipv4Header, ttl), &tail)?;
+    if packet.later {
+        return Some(());
+    }
     frame.write(TRANSPORT, &Ports(flow.source_port, flow.destination_port))?;
-    let at = if packet.is_tcp { offset_of!(Tcp, checksum) } else { offset_of!(Udp, checksum) };
+    let at = if packet.is_tcp() { offset_of!(Tcp, checksum) } else { offset_of!(Udp, checksum) };
     let change = Change {
         pseudo: flow.address_delta,
-        header: fold(u32::from(flow.port_delta) + u32::from(correction)),
+        header: fold(u32::from(flow.port_delta) + u32::from(correction.transport)),
     };
-    frame.change_checksum(TRANSPORT + at, packet.checksum, packet.is_tcp, change)
+    frame.change_checksum(TRANSPORT + at, packet.checksum, packet.is_tcp(), change)
 }

@@ -2,7 +2,7 @@
 //!
 //! What these flows need of memory is lent by the host, since it is more than a function of the kernel may have on its stack.
 
-use super::first::{self, Next, Peer, Step};
+use super::first::{self, Next, Peer, Standing, Step};
 use super::hop::Passage;
 use super::parse::{Packet, fault};
 use super::report::report6;
@@ -24,6 +24,9 @@ pub(super) struct Wide {
     flow: Flow6,
     peer: Peer<FlowKey6>,
 }
+
+/// Of an IPv4 packet, the narrow tables have been asked; an IPv6 packet can be in no others.
+const ASKED: Standing = Standing { asked: true, confirmed: false };
 
 /// An IPv6 frame, as far as the path knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,9 +123,9 @@ fn transport<F: Frame>(
     packet.interface = from.slot;
     #[allow(clippy::cast_possible_truncation, reason = "not above what 16 bits hold")]
     let length = (TRANSPORT6 - NETWORK + payload).min(0xffff) as u16;
-    (packet.ttl, packet.length) = (ip.hop_limit, length);
+    packet.ttl = ip.hop_limit;
     packet.special = flags & SYN != 0 || ip.hop_limit <= 1 || length > from.fits;
-    (packet.flags, packet.is_tcp) = (flags, ip.next_header == TCP);
+    (packet.flags, packet.later) = (flags, false);
     (packet.checksum, packet.ip_checksum) = (checksum, [0; 2]);
     Ok(true)
 }
@@ -150,16 +153,17 @@ fn decide<F: Frame, T: Tables>(
     match find(tables, now, room).next() {
         Next::Pass | Next::Other | Next::Unknown => Ok(Verdict::PASS),
         Next::Send(event) => {
-            let report = |frame: &mut F, mtu| report6(frame, room.packet.is_tcp, mtu);
+            let report = |frame: &mut F, mtu| report6(frame, room.packet.is_tcp(), mtu);
             send(frame, tables, event, now, room, report).result()
         }
         Next::Expired(endpoint) => match hop::expired6(tables, endpoint, now).passage() {
-            Passage::Report(mtu) => report6(frame, room.packet.is_tcp, mtu).result(),
+            Passage::Report(mtu) => report6(frame, room.packet.is_tcp(), mtu).result(),
             Passage::Ends(verdict) => verdict.result(),
             Passage::Onward(_) => Err(DropReason::TtlExpired),
         },
         Next::Stack(interface) => stack::receive(frame, tables, interface),
         Next::Reset(answer) => reset::reset6(frame, answer).result(),
+        Next::Cookie(_) | Next::Confirm(_) => Err(DropReason::NoFlow),
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
@@ -208,7 +212,7 @@ fn known<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
 
 #[inline(always)]
 fn unknown<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
-    first::is_unknown(tables, &room.packet, now, true, &mut room.flow, &mut room.peer)
+    first::is_unknown(tables, &room.packet, now, ASKED, &mut room.flow, &mut room.peer)
 }
 
 /// Whether an IPv4 packet belongs to a flow whose other side is IPv6, or opens one. [`Next::Other`]: to none.
@@ -237,7 +241,7 @@ pub(super) fn send<F: Frame, T: Tables>(
     let mut correction = 0;
     if room.packet.special {
         correction = match hop::pass6(frame, tables, &room.packet, &room.flow, now).passage() {
-            Passage::Onward(correction) => correction,
+            Passage::Onward(correction) => correction.transport,
             Passage::Ends(verdict) => return verdict,
             Passage::Report(mtu) => return report(frame, mtu),
         };
@@ -260,7 +264,7 @@ fn leave<F: Frame, T: Tables>(
     if !tables.egress(flow.interface) {
         return Verdict::of(Err(DropReason::NoInterface));
     }
-    let (direction, ipv6) = (flow::direction_of(flow), !flow.source.is_ipv4());
+    let (direction, ipv6) = (flow.direction(), !flow.source.is_ipv4());
     Verdict::forward(flow.interface, flow.endpoint, direction, event, ipv6)
 }
 

@@ -24,13 +24,20 @@ struct Macs(Mac, Mac);
 
 /// An IPv4 packet that the stack sends: from a load balancer's address, to a neighbour that the agent knows.
 #[inline(always)]
-pub fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Result<Verdict, DropReason> {
-    let packet = match parse::parse(frame, from) {
-        Parsed::Flow(packet) => packet,
-        Parsed::Ip(packet) => return Err(packet.fault.unwrap_or(DropReason::ProtocolUnsupported)),
+pub fn send<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    from: &Interface,
+    now: u32,
+) -> Result<Verdict, DropReason> {
+    let mut packet = Packet::default();
+    match parse::parse(frame, tables, from, now, &mut packet) {
+        Parsed::Flow if packet.later => return Err(DropReason::Fragment),
+        Parsed::Flow => {}
+        Parsed::Ip(fault) => return Err(fault.unwrap_or(DropReason::ProtocolUnsupported)),
         Parsed::Arp => return neighbour(frame),
         Parsed::Ipv6 | Parsed::Foreign => return Err(DropReason::ProtocolUnsupported),
-    };
+    }
     route(frame, tables, &packet)
 }
 

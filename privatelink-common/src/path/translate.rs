@@ -47,7 +47,7 @@ pub(super) fn rewrite<F: Frame>(
     correction: Delta,
 ) -> Result<(), DropReason> {
     let (from_ipv4, to_ipv4) = (packet.key.is_ipv4(), flow.source.is_ipv4());
-    if from_ipv4 && !packet.is_tcp && packet.checksum == [0; 2] {
+    if from_ipv4 && !packet.is_tcp() && packet.checksum == [0; 2] {
         return Err(DropReason::UdpChecksumMissing);
     }
     let header = fold(u32::from(flow.port_delta) + u32::from(correction));
@@ -76,8 +76,8 @@ fn transport<F: Frame, const AT: usize>(
     change: Change,
 ) -> Option<()> {
     frame.write(AT, ports)?;
-    let at = if packet.is_tcp { AT + offset_of!(Tcp, checksum) } else { AT + offset_of!(Udp, checksum) };
-    frame.change_checksum(at, packet.checksum, packet.is_tcp, change)
+    let at = if packet.is_tcp() { AT + offset_of!(Tcp, checksum) } else { AT + offset_of!(Udp, checksum) };
+    frame.change_checksum(at, packet.checksum, packet.is_tcp(), change)
 }
 
 /// IPv6 on both sides.

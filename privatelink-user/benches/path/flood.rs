@@ -7,7 +7,9 @@ use crate::throughput::{attached, links, rate_of};
 use crate::world::{REDIRECT, World, flow, key, segment};
 use aya::programs::{TestRun, TestRunOptions};
 use privatelink::model::Limits;
-use privatelink_common::tables::{Flow, FlowKey};
+use privatelink_common::limits::COOKIES_SHARE;
+use privatelink_common::tables::{Endpoint, Flow, FlowKey};
+use privatelink_common::wire::{ACK, SYN};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -41,12 +43,33 @@ pub(crate) fn run(report: &mut Report) {
         let mut succeeded = Vec::new();
         for round in 0..ROUNDS {
             let number = u32::try_from(round).unwrap() * 1000 + milliseconds;
-            let (rate, share) =
-                under_flood(&world, limits.pending_flows, number, Duration::from_millis(milliseconds.into()));
+            let (rate, share) = under_flood(
+                &world,
+                limits.pending_flows,
+                number,
+                Duration::from_millis(milliseconds.into()),
+                connects,
+            );
             rates.push(rate);
             succeeded.push(share);
         }
         report.add(&format!("syn-flood/handshakes-of-{milliseconds}-ms"), "succeeded", succeeded);
+    }
+    // As `syn_cookies = "auto"` sets it.
+    let cookies = limits.pending_flows / 2 / COOKIES_SHARE;
+    world
+        .maps
+        .endpoints
+        .set(&1, &Endpoint { generation: 1, open: 1, cookies, ..Endpoint::default() })
+        .unwrap();
+    for milliseconds in [10, 100] {
+        let shares = (0..ROUNDS).map(|round| {
+            let number = u32::try_from(round + 10).unwrap() * 1000 + milliseconds;
+            let trip = Duration::from_millis(milliseconds.into());
+            under_flood(&world, limits.pending_flows, number, trip, connects_by_cookie).1
+        });
+        let row = format!("syn-flood/cookies/handshakes-of-{milliseconds}-ms");
+        report.add(&row, "succeeded", shares.collect());
     }
     report.add("syn-flood/rate", "pending sizes a second", rates);
     let left = old.iter().filter(|(key, _)| world.maps.established.get(key).unwrap().is_some()).count();
@@ -55,7 +78,13 @@ pub(crate) fn run(report: &mut Report) {
 }
 
 /// The flood's rate in sizes of `pending` a second, and the share of connections that could be opened meanwhile.
-fn under_flood(world: &World, size: u32, number: u32, trip: Duration) -> (f64, f64) {
+fn under_flood(
+    world: &World,
+    size: u32,
+    number: u32,
+    trip: Duration,
+    connects: impl Fn(&World, u32, Duration) -> bool + Sync,
+) -> (f64, f64) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let clients = scope.spawn(|| {
@@ -106,6 +135,61 @@ pub(crate) fn connects(world: &World, client: u32, trip: Duration) -> bool {
         reserved: 0,
     };
     through(world, &confirmation).is_some() && world.maps.established.get(&key).unwrap().is_some()
+}
+
+/// The same where the path answers with SYN cookies: the consumer's two round trips, of which the first ends at the path, and the second
+/// at the target.
+fn connects_by_cookie(world: &World, client: u32, trip: Duration) -> bool {
+    let [_, _, a, b] = client.to_be_bytes();
+    let source = [10, 200, a, b];
+    let from_client = |mut frame: Vec<u8>| {
+        frame[26..30].copy_from_slice(&source);
+        run_ingress(world, &frame)
+    };
+    let number = |frame: &[u8], at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+    let answer = from_client(segment(SERVICE, 80, |segment| segment.syn()));
+    if answer[47] != SYN | ACK || number(&answer, 42) != 2 {
+        return false;
+    }
+    std::thread::sleep(trip);
+    let cookie = number(&answer, 38);
+    let ack = |acknowledgement: u32| {
+        let mut frame = segment(SERVICE, 80, |segment| segment.ack(acknowledgement));
+        frame[38..42].copy_from_slice(&2u32.to_be_bytes());
+        frame
+    };
+    let there = from_client(ack(cookie.wrapping_add(1)));
+    if there[47] != SYN {
+        return false;
+    }
+    std::thread::sleep(trip);
+    let port = |at: usize| u16::from_be_bytes([there[at], there[at + 1]]);
+    let mut greeting = segment(there[26..30].try_into().unwrap(), port(34), |it| it.syn().ack(2));
+    greeting[26..30].copy_from_slice(&there[30..34]);
+    greeting[34..36].copy_from_slice(&there[36..38]);
+    run_ingress(world, &greeting);
+    from_client(ack(cookie.wrapping_add(1)));
+    let key = FlowKey {
+        source,
+        destination: SERVICE,
+        source_port: U16::new(40000),
+        destination_port: U16::new(80),
+        vpc: 1,
+        protocol: 6,
+        reserved: 0,
+    };
+    world.maps.established.get(&key).unwrap().is_some()
+}
+
+/// The frame as the program leaves it.
+fn run_ingress(world: &World, frame: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; 2048];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
+    let result = world.ingress.test_run(options).unwrap();
+    out.truncate(result.data_size_out as usize);
+    out
 }
 
 /// The frame as it leaves, if it was forwarded as it is, and not answered.

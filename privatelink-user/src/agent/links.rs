@@ -24,6 +24,8 @@ pub struct Attached {
     pub ifindex: u32,
     /// What its driver can do, where the kernel says so.
     features: Option<Features>,
+    /// The largest packet that it carries.
+    own_mtu: u32,
     /// Whether its driver has refused the program.
     refused: bool,
     /// Whether the other end could not be mended.
@@ -63,7 +65,7 @@ impl Attached {
             _ if place.stack => true,
             // What an other end lacks for the XDP that was asked for is reported, and the others need not do without for it.
             net::Kind::Veth(..) => wish == model::Hook::Xdp || mendable || !self.peer.is_deaf(),
-            _ => self.features.is_none_or(Features::takes),
+            _ => self.features.is_none_or(|features| features.takes(self.own_mtu)),
         };
         let runs = self.features.is_none_or(Features::runs) && !self.refused;
         Facts {
@@ -72,18 +74,22 @@ impl Attached {
             stack: place.stack,
             native: runs && (takes || place.stack || self.is_veth()),
             takes,
-            unfit: self.unfit(mendable).filter(|_| !place.stack),
+            unfit: self.unfit(mendable, takes).filter(|_| !place.stack),
         }
     }
 
     /// Why XDP would not do for what comes from the other end.
-    fn unfit(&self, mendable: bool) -> Option<String> {
+    fn unfit(&self, mendable: bool, takes: bool) -> Option<String> {
         match self.peer.kind {
+            _ if !self.features.is_none_or(Features::runs) || self.refused => {
+                Some("its driver cannot run XDP".into())
+            }
             net::Kind::Tun => Some("what comes from a tap device may have incomplete checksums".into()),
             net::Kind::Veth(..) if self.peer.place.is_none() => Some("its other end cannot be seen".into()),
             net::Kind::Veth(..) if !mendable && !self.peer.lacks.is_empty() => {
                 Some(format!("its other end lacks what XDP needs: {}", self.peer.lacks.join(" ")))
             }
+            net::Kind::Other if !takes => Some("its driver does not take what XDP redirects".into()),
             net::Kind::Veth(..) | net::Kind::Other => None,
         }
     }
@@ -175,6 +181,7 @@ impl Agent {
             let mut attached = Attached {
                 ifindex,
                 features: features::of(ifindex).ok(),
+                own_mtu: net::mtu(&name).unwrap_or_default(),
                 refused: false,
                 unmendable: false,
                 choice: None,
@@ -342,6 +349,7 @@ impl Agent {
             let before = attached.peer.clone();
             if let Some(attached) = self.links.get_mut(&name) {
                 attached.peer = peer;
+                attached.own_mtu = net::mtu(&name).unwrap_or(attached.own_mtu);
             }
             self.mend(&name);
             let Some(attached) = self.links.get(&name) else { continue };

@@ -89,6 +89,8 @@ pub struct Attributes {
     pub sticky: bool,
     /// `preserve_client_ip.enabled`: whether targets see the addresses of clients in the load balancer's own VPC.
     pub preserve_client_ip: bool,
+    /// `proxy_protocol_v2.enabled`: whether targets are told who the client is.
+    pub proxied: bool,
     /// `target_group_health.unhealthy_state_routing.minimum_healthy_targets.count`: with fewer, all targets get new flows.
     pub minimum_count: u32,
     /// `target_group_health.unhealthy_state_routing.minimum_healthy_targets.percentage`: likewise; none: off.
@@ -109,6 +111,7 @@ impl Attributes {
             unhealthy_draining: Duration::ZERO,
             sticky: false,
             preserve_client_ip: protocol != Protocol::Tcp,
+            proxied: false,
             minimum_count: 1,
             minimum_percentage: None,
             cross_zone: None,
@@ -309,6 +312,9 @@ impl Build<'_, '_> {
         });
         self.group(fields, "preserve_client_ip", |build, fields| {
             build.switch(fields, "enabled", &mut it.preserve_client_ip);
+        });
+        self.group(fields, "proxy_protocol_v2", |build, fields| {
+            build.switch(fields, "enabled", &mut it.proxied);
         });
         self.group(fields, "slow_start", |build, fields| {
             build.seconds(fields, "duration_seconds", 0..=900, &mut it.slow_start);

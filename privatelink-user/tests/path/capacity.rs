@@ -62,7 +62,7 @@ fn a_target_takes_fifty_five_thousand_flows_and_each_has_a_port_of_its_own() {
         let ports: std::collections::BTreeSet<u16> = pending
             .values()
             .map(|flow| flow.get())
-            .filter(|flow| flow.direction == Direction::ToProvider as u8)
+            .filter(|flow| flow.direction() == Direction::ToProvider)
             .map(|flow| flow.source_port.get())
             .collect();
         assert_eq!(ports.len(), AWS);
@@ -77,7 +77,8 @@ fn flows_of_both_families_to_one_ipv4_target_never_share_a_nat_port() {
         .replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
     let model = model::parse(&one, "one.toml").unwrap();
     let image =
-        plan::compile(&model, &mut Names::default(), &plan::Known::connected(&model), |_| "stack".into()).unwrap();
+        plan::compile(&model, &mut Names::default(), &plan::Known::connected(&model), |_| "stack".into())
+            .unwrap();
     let first = interfaces(&image)[0];
     let memory = memory(image);
     memory.interface.set(first);
@@ -100,10 +101,10 @@ fn flows_of_both_families_to_one_ipv4_target_never_share_a_nat_port() {
         }
     }
     let narrow = memory.pending.borrow();
-    let narrow = narrow.values().map(|it| it.get()).filter(|it| it.direction == 0);
+    let narrow = narrow.values().map(|it| it.get()).filter(|it| it.direction() == Direction::ToProvider);
     let narrow: std::collections::BTreeSet<u16> = narrow.map(|it| it.source_port.get()).collect();
     let wide = memory.pending6.borrow();
-    let wide = wide.values().map(|it| it.get()).filter(|it| it.direction == 0);
+    let wide = wide.values().map(|it| it.get()).filter(|it| it.direction() == Direction::ToProvider);
     let wide: std::collections::BTreeSet<u16> = wide.map(|it| it.source_port.get()).collect();
     assert!(narrow.len() + wide.len() > 2 * EACH - 50, "{} and {} flows", narrow.len(), wide.len());
     assert!(narrow.is_disjoint(&wide), "{} ports are two flows'", narrow.intersection(&wide).count());
@@ -118,7 +119,7 @@ fn when_every_port_is_taken_tcp_gets_a_reset_and_udp_is_dropped_and_no_flow_is_h
         .pending
         .borrow()
         .iter()
-        .find(|(_, it)| it.get().direction == Direction::ToConsumer as u8)
+        .find(|(_, it)| it.get().direction() == Direction::ToConsumer)
         .unwrap()
         .0;
     let taken: Vec<FlowKey> =
@@ -174,7 +175,7 @@ fn each_secondary_address_of_the_load_balancer_takes_as_many_flows_again() {
     assert!(refused <= 4 * AWS / 500, "{refused} were refused");
     let pending = memory.pending.borrow();
     let mut ports = std::collections::BTreeMap::<Ipv4, u32>::new();
-    for flow in pending.values().map(|it| it.get()).filter(|it| it.direction == Direction::ToProvider as u8) {
+    for flow in pending.values().map(|it| it.get()).filter(|it| it.direction() == Direction::ToProvider) {
         *ports.entry(flow.source).or_default() += 1;
     }
     assert_eq!(ports.len(), 4, "{ports:?}");
@@ -205,7 +206,7 @@ fn entry(number: u32, direction: Direction, idle: u32, generation: u32) -> (Flow
             last_seen: flows::now() - idle,
             // What is old may be so for no time at all, and what is not for ever.
             idle_timeout: if idle == 0 { u16::MAX } else { 0 },
-            direction: direction as u8,
+            way: direction as u8,
             ..Course::default()
         },
     };

@@ -9,5 +9,6 @@
 mod capacity;
 mod live;
 mod memory;
+mod streams;
 mod time;
 mod twin;

@@ -7,14 +7,15 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Course, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
-    InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Tables, Target, TargetEvent, VpcAddress,
+    Address, Balancer, Bucket, Course, Datagram, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
+    Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Pressure,
+    Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ip, Mac};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::ops::DerefMut;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -101,9 +102,21 @@ pub(crate) struct Memory {
     /// What the endpoint may do; its generation and whether it is open are the image's.
     pub limits: Cell<Endpoint>,
     pub bucket: Cell<Bucket>,
+    pub streams: RefCell<HashMap<FlowKey, Stream>>,
+    pub most_streams: Cell<usize>,
+    pub pressure: Cell<Pressure>,
     pub counted: RefCell<Vec<TargetEvent>>,
+    pub datagrams: RefCell<HashMap<FragmentKey, Datagram>>,
+    identification: Cell<u16>,
     /// By slot.
     pub mtus: RefCell<HashMap<u16, Mtu>>,
+}
+
+/// What stands for the kernel's cookie.
+fn cookie(of: &Handshake) -> u32 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    of.hash(&mut hasher);
+    (hasher.finish() >> 32) as u32
 }
 
 pub(crate) struct Shared<F>(Rc<Cell<F>>);
@@ -203,6 +216,47 @@ impl Tables for Memory {
     }
     fn set_bucket(&self, _: u32, bucket: Bucket) {
         self.bucket.set(bucket);
+    }
+    fn stream(&self, key: &FlowKey) -> Option<Stream> {
+        self.streams.borrow().get(key).copied()
+    }
+    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError> {
+        let mut streams = self.streams.borrow_mut();
+        if streams.len() >= self.most_streams.get() && !streams.contains_key(key) {
+            return Err(InsertError::Full);
+        }
+        streams.insert(*key, *stream);
+        Ok(())
+    }
+    fn remove_stream(&self, key: &FlowKey) {
+        self.streams.borrow_mut().remove(key);
+    }
+    fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
+        self.image.vpc_endpoint_ids.get(&endpoint).copied().unwrap_or_default()
+    }
+    fn pressure(&self, _: u32) -> Option<Pressure> {
+        Some(self.pressure.get())
+    }
+    fn set_pressure(&self, _: u32, pressure: Pressure) {
+        self.pressure.set(pressure);
+    }
+    fn syn_cookie(&self, of: &Handshake) -> Option<u32> {
+        Some(cookie(of))
+    }
+    fn is_syn_cookie(&self, of: &Handshake, it: u32) -> bool {
+        cookie(of) == it
+    }
+    fn datagram(&self, key: &FragmentKey) -> Option<Datagram> {
+        self.datagrams.borrow().get(key).copied()
+    }
+    fn set_datagram(&self, key: &FragmentKey, datagram: &Datagram) -> Result<(), InsertError> {
+        self.datagrams.borrow_mut().insert(*key, *datagram);
+        Ok(())
+    }
+    fn next_identification(&self) -> u16 {
+        let next = self.identification.get();
+        self.identification.set(next.wrapping_add(1));
+        next
     }
     fn count(&self, _: u32, event: TargetEvent) {
         self.counted.borrow_mut().push(event);
@@ -323,7 +377,12 @@ pub(crate) fn memory(image: Image) -> Memory {
         room: RefCell::default(),
         limits: Cell::new(Endpoint { hold: 60, ..Endpoint::default() }),
         bucket: Cell::default(),
+        streams: RefCell::default(),
+        most_streams: Cell::new(usize::MAX),
+        pressure: Cell::default(),
         counted: RefCell::default(),
+        datagrams: RefCell::default(),
+        identification: Cell::default(),
         mtus: RefCell::default(),
     }
 }

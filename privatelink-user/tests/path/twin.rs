@@ -205,6 +205,35 @@ fn complaint(random: &mut Random, frame: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A piece of a datagram: few datagrams, few pieces, so that they meet.
+fn piece(random: &mut Random) -> Vec<u8> {
+    let (from, to) = (
+        random.of(&[[10, 0, 1, 5], [10, 0, 1, 6]]),
+        random.of(&[[10, 0, 9, 9], [10, 0, 9, 9], [10, 0, 1, 5]]),
+    );
+    let datagram = [&[3, 232, 0, 80, 0, 200, 0x12, 0x34][..], &[0x5a; 192]].concat();
+    let size = random.of(&[48, 48, 56]);
+    let at = random.next(4) * size;
+    let end = (at + size).min(datagram.len());
+    let mut header = etherparse::Ipv4Header::new(
+        u16::try_from(end - at).unwrap(),
+        64,
+        etherparse::IpNumber::UDP,
+        from,
+        to,
+    )
+    .unwrap();
+    header.dont_fragment = false;
+    header.identification = u16::try_from(random.next(4)).unwrap();
+    header.more_fragments = end < datagram.len();
+    header.fragment_offset = etherparse::IpFragOffset::try_new(u16::try_from(at / 8).unwrap()).unwrap();
+    header.header_checksum = header.calc_header_checksum();
+    let mut bytes = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
+    header.write(&mut bytes).unwrap();
+    bytes.extend_from_slice(&datagram[at..end]);
+    bytes
+}
+
 fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
     for _ in 0..random.next(3) {
         let at = random.next(frame.len());
@@ -225,7 +254,9 @@ struct Outcome {
 
 #[test]
 fn xdp_and_the_host_agree_on_every_frame() {
-    check_ipv4(&compare("xdp", CONFIG, invent, &xdp()));
+    for (config, name) in configs() {
+        check_ipv4(&compare(&format!("xdp-{name}"), &config, invent, &xdp()));
+    }
 }
 
 #[test]
@@ -279,6 +310,12 @@ fn tcx() -> Host<SchedClassifier> {
     Host { open, actions: [2, u32::MAX, 7], takes }
 }
 
+/// Targets that are told who the client is, and others.
+fn configs() -> [(String, &'static str); 2] {
+    let proxied = CONFIG.replace("port = 8080", "port = 8080\nproxy_protocol_v2.enabled = true");
+    [(CONFIG.to_owned(), "plain"), (proxied, "proxied")]
+}
+
 /// Hands the same frames to the hook's program and to the host.
 fn compare<P>(name: &str, config: &str, invent: fn(&mut Random) -> Vec<u8>, hook: &Host<P>) -> Outcome
 where
@@ -308,7 +345,7 @@ where
     let program = (hook.open)(&pins.0.join("programs"));
 
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let (mut sent, mut verdicts, mut translated) = (Vec::<Vec<u8>>::new(), [0; 5], 0);
+    let (mut sent, mut verdicts, mut translated) = (Vec::<Vec<u8>>::new(), [0usize; 5], 0);
     for number in 0..FRAMES {
         if number % 64 == 0 {
             // ICMP errors are counted by the second, and the two clocks are not one.
@@ -326,6 +363,7 @@ where
                 };
                 (frame, interfaces[random.of(&[1, 1, 1, 1, 0])])
             }
+            1 if random.next(3) == 0 => (piece(&mut random), interfaces[0]),
             _ => (
                 invent(&mut random),
                 if random.next(5) == 0 { random.of(&interfaces) } else { interfaces[0] },
@@ -361,8 +399,9 @@ where
     assert_eq!(narrow, maps.established.keys().unwrap().len(), "established entries");
     assert_eq!(wide, maps.established6.keys().unwrap().len(), "established entries of wide flows");
     assert!(
-        verdicts[1] > 1000 && verdicts[2] > 1000 && verdicts[4] > 1000,
+        verdicts[1] > FRAMES / 20 && verdicts[2] > FRAMES / 20 && verdicts[4] > FRAMES / 20,
         "{verdicts:?} is no test of much"
     );
+    assert_eq!(memory.streams.borrow().len(), maps.streams.keys().unwrap().len(), "streams");
     Outcome { narrow, wide, translated }
 }

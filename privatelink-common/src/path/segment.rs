@@ -1,0 +1,131 @@
+//! A TCP segment of the path's own, in place of the frame at hand.
+
+use crate::checksum::{address, finish, sum, word};
+use crate::frame::Frame;
+use crate::wire::{Ethernet, Ipv4, Ipv4Header, NETWORK, TCP, TRANSPORT, Tcp};
+use core::mem::offset_of;
+use zerocopy::{
+    Immutable, IntoBytes,
+    big_endian::{U16, U32},
+};
+
+/// What Linux sends with.
+const TTL: u8 = 64;
+/// Headers without TCP's options.
+const HEADERS: usize = size_of::<Ipv4Header>() + size_of::<Tcp>();
+
+/// A segment to be sent, between the addresses and ports of the frame at hand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    /// Whether it goes back to where the frame came from.
+    pub back: bool,
+    /// Its flags.
+    pub flags: u8,
+    /// Its window, as it is written.
+    pub window: u16,
+    /// Its sequence number.
+    pub sequence: u32,
+    /// What it acknowledges.
+    pub acknowledgement: u32,
+    /// Its options, of which the first `words` are there.
+    pub options: [U32; 5],
+    /// How many of the options' words are there.
+    pub words: u32,
+    /// Bytes of data, zeros: none or one.
+    pub data: u32,
+}
+
+/// Where the addresses are.
+const ADDRESSES: usize = NETWORK + offset_of!(Ipv4Header, source);
+
+/// The options of a SYN: MSS, and what else `bits` offers (see [`super::options::Offer`]).
+#[inline(always)]
+pub(super) fn offer(mss: u16, bits: u8, scale: u8, stamp: u32, echo: u32) -> ([U32; 5], u32) {
+    use super::options::{Offer, SACK_OK, STAMPED};
+    let first = U32::new(0x0204_0000 | u32::from(mss));
+    if bits & STAMPED == 0 {
+        return ([first, U32::ZERO, U32::ZERO, U32::ZERO, U32::ZERO], 1);
+    }
+    // SACK permitted, or padding; timestamps; padding and the window's scale, or padding.
+    let second = if bits & SACK_OK == 0 { 0x0101_080a } else { 0x0402_080a };
+    let last = if Offer::scale(bits).is_some() { 0x0103_0300 | u32::from(scale) } else { 0x0101_0101 };
+    ([first, U32::new(second), U32::new(stamp), U32::new(echo), U32::new(last)], 5)
+}
+
+/// Timestamps alone, as segments after the SYN have them; none where they were not offered.
+#[inline(always)]
+pub(super) fn stamps(bits: u8, stamp: u32, echo: u32) -> ([U32; 5], u32) {
+    let words = [U32::new(0x0101_080a), U32::new(stamp), U32::new(echo), U32::ZERO, U32::ZERO];
+    (words, if bits & super::options::STAMPED == 0 { 0 } else { 3 })
+}
+
+/// Makes the frame the segment. Returns 1, or 0 where there is no room. Not inlined: the kernel bounds a function's stack.
+#[inline(never)]
+pub(super) fn put<F: Frame>(frame: &mut F, segment: &Segment) -> u64 {
+    put_all(frame, segment).map_or(0, |()| 1)
+}
+
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "at most 61 bytes")]
+fn put_all<F: Frame>(frame: &mut F, segment: &Segment) -> Option<()> {
+    let mut ethernet = frame.read::<Ethernet>(0)?;
+    let [mut source, mut destination] = frame.read::<[Ipv4; 2]>(ADDRESSES)?;
+    let [mut source_port, mut destination_port] = frame.read::<[U16; 2]>(TRANSPORT)?;
+    if segment.back {
+        (ethernet.source, ethernet.destination) = (ethernet.destination, ethernet.source);
+        (source, destination) = (destination, source);
+        (source_port, destination_port) = (destination_port, source_port);
+    }
+    let words = (segment.words as usize).min(5);
+    let length = HEADERS + words * 4 + (segment.data & 1) as usize;
+    frame.resize(NETWORK + length)?;
+    frame.write(0, &ethernet)?;
+    let mut ip = Ipv4Header {
+        version_ihl: 0x45,
+        tos: 0,
+        total_length: U16::new(length as u16),
+        id: U16::ZERO,
+        fragment: U16::new(0x4000),
+        ttl: TTL,
+        protocol: TCP,
+        checksum: [0; 2],
+        source,
+        destination,
+    };
+    ip.checksum = finish(words_of(&ip));
+    frame.write(NETWORK, &ip)?;
+    let tcp = Tcp {
+        source_port,
+        destination_port,
+        sequence: U32::new(segment.sequence),
+        acknowledgement: U32::new(segment.acknowledgement),
+        data_offset: (5 + words as u8) << 4,
+        flags: segment.flags,
+        window: U16::new(segment.window),
+        checksum: [0; 2],
+        urgent: U16::ZERO,
+    };
+    let pseudo =
+        address(source) + address(destination) + word([0, TCP]) + word((length as u16 - 20).to_be_bytes());
+    let mut total = words_of(&tcp);
+    for index in 0..5 {
+        if index < words {
+            total += address(segment.options[index].to_bytes());
+            frame.write(TRANSPORT + size_of::<Tcp>() + index * 4, &segment.options[index])?;
+        }
+    }
+    frame.write(TRANSPORT, &tcp)?;
+    if segment.data & 1 == 1 {
+        frame.write(TRANSPORT + size_of::<Tcp>() + words * 4, &0u8)?;
+    }
+    frame.set_checksum(TRANSPORT + offset_of!(Tcp, checksum), pseudo, total)
+}
+
+/// Sum of a header's words.
+#[inline(always)]
+fn words_of(header: &(impl IntoBytes + Immutable)) -> u32 {
+    match header.as_bytes().first_chunk::<20>() {
+        Some(bytes) => sum(bytes),
+        None => 0,
+    }
+}

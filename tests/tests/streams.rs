@@ -1,0 +1,273 @@
+//! Connections whose two sides do not count the same: opened by SYN cookies, or begun with the Proxy Protocol's header.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
+
+use privatelink_tests::world::{CHECKED, UNCHECKED, World, config, eventually};
+use std::hash::Hasher;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+const GREETING: &[u8] = b"220 who speaks first\r\n";
+const ENDPOINT: &str = "10.0.9.9:80";
+/// Bytes that go each way.
+const MUCH: usize = 24 << 20;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes that no two places have in common for long.
+fn bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(count + 8);
+    while bytes.len() < count {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend((state >> 16).to_le_bytes());
+    }
+    bytes.truncate(count);
+    bytes
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// A server that speaks first, reads until the client closes its side, says what it has read, and sends as much back. It repeats the first
+/// `header` bytes behind its greeting.
+fn greeter(stream: &mut TcpStream, header: usize) -> std::io::Result<()> {
+    stream.write_all(GREETING)?;
+    let mut first = vec![0; header];
+    stream.read_exact(&mut first)?;
+    stream.write_all(&first)?;
+    let mut read = Vec::new();
+    stream.read_to_end(&mut read)?;
+    stream.write_all(&hash(&read).to_le_bytes())?;
+    stream.write_all(&bytes(7, MUCH))
+}
+
+/// Serves on port 8080 of both targets, for as long as the test lives.
+fn serve(world: &World, header: usize) {
+    for target in ["t1", "t2"] {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        world.thread(target, move || {
+            let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
+            ready.send(()).unwrap();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                std::thread::spawn(move || greeter(&mut stream, header));
+            }
+        });
+        is_ready.recv().unwrap();
+    }
+}
+
+fn connect() -> TcpStream {
+    let stream = TcpStream::connect_timeout(&ENDPOINT.parse::<SocketAddr>().unwrap(), PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// A whole conversation: the greeting, megabytes there, half a connection, megabytes back.
+/// Returns the header that the server has read, and the client's own port.
+fn converse(header: usize) -> (Vec<u8>, u16) {
+    let mut stream = connect();
+    let mut greeting = [0; GREETING.len()];
+    stream.read_exact(&mut greeting).unwrap();
+    assert_eq!(greeting, GREETING);
+    let mut first = vec![0; header];
+    stream.read_exact(&mut first).unwrap();
+    let sent = bytes(3, MUCH);
+    stream.write_all(&sent).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut heard = [0; 8];
+    stream.read_exact(&mut heard).unwrap();
+    assert_eq!(u64::from_le_bytes(heard), hash(&sent), "what the server has read");
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).unwrap();
+    assert!(back == bytes(7, MUCH), "{} bytes came back, of {MUCH}", back.len());
+    (first, stream.local_addr().unwrap().port())
+}
+
+fn count(world: &World, what: &str) -> u64 {
+    world.state().get(what).copied().unwrap_or(0)
+}
+
+#[test]
+fn a_connection_opened_by_a_cookie_carries_megabytes_both_ways_also_where_the_server_speaks_first() {
+    let world = World::new(&config("syn_cookies = \"always\"\n", UNCHECKED));
+    serve(&world, 0);
+    for timestamps in ["1", "0"] {
+        world.shell("ca", &format!("sysctl -qw net.ipv4.tcp_timestamps={timestamps}"));
+        world.thread("ca", || converse(0)).join().unwrap();
+    }
+    assert_eq!(count(&world, "shop syn_cookie"), 2, "each SYN was answered by the path");
+    assert_eq!(count(&world, "shop new_flows"), 2);
+    assert_eq!(count(&world, "map streams"), 2, "what the sides count differently is kept");
+}
+
+#[test]
+fn a_connection_that_a_cookie_opened_to_a_closed_port_is_reset() {
+    let world = World::new(&config("syn_cookies = \"always\"\n", UNCHECKED));
+    let attempt = || -> std::io::Result<usize> {
+        let mut stream = TcpStream::connect_timeout(&ENDPOINT.parse().unwrap(), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.read(&mut [0; 1])
+    };
+    let error = world.thread("ca", move || attempt().unwrap_err().kind()).join().unwrap();
+    assert_eq!(error, ErrorKind::ConnectionReset);
+    eventually("the stream of the flow that did not come about is swept", || {
+        (count(&world, "map streams") == 0).then_some(())
+    });
+}
+
+/// A configuration whose targets are told who the client is.
+fn proxied(extra: &str, checks: &str) -> String {
+    config(extra, &format!("{checks} }}\nproxy_protocol_v2 = {{ enabled = true"))
+}
+
+/// CRC32C, bit by bit (RFC 9260, appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        for bit in 0..8 {
+            let carry = (crc ^ u32::from(byte >> bit)) & 1;
+            crc = crc >> 1 ^ if carry == 1 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    !crc
+}
+
+/// The header that a target should get of a client of the endpoint `shop`.
+fn expected(world: &World, port: u16, family: u8, listener: u16) -> Vec<u8> {
+    let endpoints = world.json("endpoints");
+    let row = endpoints.as_array().unwrap().iter().find(|it| it["endpoint"] == "shop").unwrap().clone();
+    let id = row["id"].as_str().unwrap().to_owned();
+    assert!(id.len() == 22 && id.starts_with("vpce-"), "{id}");
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+    header.extend([family, 0, 84, 10, 0, 1, 5, 10, 0, 9, 9]);
+    header.extend(port.to_be_bytes());
+    header.extend(listener.to_be_bytes());
+    header.extend([3, 0, 4, 0, 0, 0, 0, 0xea, 0, 23, 1]);
+    header.extend(id.as_bytes());
+    header.extend([4, 0, 36]);
+    header.resize(100, 0);
+    let crc = crc32c(&header).to_be_bytes();
+    header[31..35].copy_from_slice(&crc);
+    header
+}
+
+#[test]
+fn targets_read_the_header_once_and_then_every_byte_also_where_it_was_lost_on_its_way() {
+    for cookies in ["", "syn_cookies = \"always\"\n"] {
+        let world = World::new(&proxied(cookies, UNCHECKED));
+        serve(&world, 100);
+        let (header, port) = world.thread("ca", || converse(100)).join().unwrap();
+        assert_eq!(header, expected(&world, port, 0x11, 80), "{cookies}");
+        // The first two segments that carry it are dropped at the target, and one segment of 97 each way, always the same ones.
+        let lossy = |dropped: &str| {
+            format!(
+                "nft 'add table ip f; add chain ip f in {{ type filter hook input priority 0; }}; {dropped} \
+                 add rule ip f in tcp flags ack numgen inc mod 97 3 drop'"
+            )
+        };
+        for target in ["t1", "t2"] {
+            world.shell(
+                target,
+                &lossy("add rule ip f in tcp dport 8080 ip length 140-164 quota until 300 bytes drop;"),
+            );
+        }
+        world.shell("ca", &lossy(""));
+        let (header, port) = world.thread("ca", || converse(100)).join().unwrap();
+        assert_eq!(header, expected(&world, port, 0x11, 80), "{cookies}, lost and sent again");
+        let dropped = world.shell("t1", "nft list table ip f") + &world.shell("t2", "nft list table ip f");
+        assert!(dropped.contains("bytes used"), "none was dropped: {cookies} {dropped}");
+    }
+}
+
+#[test]
+fn nginx_and_haproxy_learn_the_client_from_the_header_and_health_checks_bring_one_of_their_own() {
+    let checks = format!("protocol = \"http\", path = \"/up\", {CHECKED}");
+    let mut world = World::bare(&proxied("", &checks));
+    let dir = world.dir.path().to_owned();
+    let nginx = dir.join("nginx.conf");
+    let place = dir.display();
+    let log = "'$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port $uri'";
+    std::fs::write(dir.join("index.html"), "nginx").unwrap();
+    std::fs::write(dir.join("up"), "").unwrap();
+    std::fs::write(
+        &nginx,
+        format!(
+            "daemon off; master_process off; pid {place}/pid; error_log stderr error; events {{}} http {{ \
+             log_format who {log}; access_log {place}/who.log who; client_body_temp_path {place}/1; proxy_temp_path {place}/2; \
+             fastcgi_temp_path {place}/3; uwsgi_temp_path {place}/4; scgi_temp_path {place}/5; \
+             server {{ listen 8080 proxy_protocol; root {place}; }} }}"
+        ),
+    )
+    .unwrap();
+    let haproxy = dir.join("haproxy.conf");
+    std::fs::write(
+        &haproxy,
+        "defaults\n mode http\n timeout client 20s\n timeout server 20s\n timeout connect 5s\nfrontend f\n bind :8080 accept-proxy\n \
+         http-request return status 200 content-type text/plain lf-string \"haproxy %[src]:%[src_port] %[dst]:%[dst_port]\"\n",
+    )
+    .unwrap();
+    world.spawn("t1", "nginx", &["-c", &nginx.display().to_string()]);
+    world.spawn("t2", "haproxy", &["-db", "-f", &haproxy.display().to_string()]);
+    world.start(&[]);
+    eventually("both targets are healthy, which takes a header", || {
+        world.json("targets").as_array()?.iter().all(|it| it["state"] == "healthy").then_some(())
+    });
+    let (mut by_nginx, mut by_haproxy) = (false, false);
+    for port in 42000..42020 {
+        let line = format!("curl -sSf --max-time 5 --local-port {port} http://10.0.9.9/");
+        match world.shell("ca", &line).as_str() {
+            "nginx" => {
+                let line = format!("10.0.1.5:{port} 10.0.9.9:80 /index.html");
+                eventually("nginx has logged the client", || {
+                    std::fs::read_to_string(dir.join("who.log")).unwrap().contains(&line).then_some(())
+                });
+                by_nginx = true;
+            }
+            other => {
+                assert_eq!(other, format!("haproxy 10.0.1.5:{port} 10.0.9.9:80"));
+                by_haproxy = true;
+            }
+        }
+    }
+    assert!(by_nginx && by_haproxy, "both were reached");
+}
+
+#[test]
+fn the_first_datagram_of_a_flow_brings_the_header_and_the_others_do_not() {
+    let world = World::new(&proxied("", UNCHECKED));
+    let (heard, hear) = std::sync::mpsc::channel();
+    for target in ["t1", "t2"] {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let heard = heard.clone();
+        world.thread(target, move || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:8080").unwrap();
+            ready.send(()).unwrap();
+            let mut message = [0; 2000];
+            while let Ok((length, from)) = socket.recv_from(&mut message) {
+                heard.send(message[..length].to_vec()).unwrap();
+                socket.send_to(b"answer", from).unwrap();
+            }
+        });
+        is_ready.recv().unwrap();
+    }
+    world
+        .thread("ca", || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:5555").unwrap();
+            socket.connect("10.0.9.9:53").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            for message in ["one", "two", "three"] {
+                socket.send(message.as_bytes()).unwrap();
+                socket.recv(&mut [0; 64]).unwrap();
+            }
+        })
+        .join()
+        .unwrap();
+    assert_eq!(hear.recv().unwrap(), [expected(&world, 5555, 0x12, 53), b"one".to_vec()].concat());
+    assert_eq!(hear.recv().unwrap(), b"two");
+    assert_eq!(hear.recv().unwrap(), b"three");
+}
