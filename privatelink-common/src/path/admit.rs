@@ -37,6 +37,9 @@ pub(super) fn admit<K: Key, T: Tables>(
     standing: Standing,
     door: &mut Door,
 ) -> Step {
+    if packet.later {
+        return Step::drop(DropReason::FragmentUnknown);
+    }
     match judge(tables, packet, now, standing) {
         Ok(admitted) => {
             *door = admitted;

@@ -1,12 +1,11 @@
 //! A packet of no established flow: of one that is opening, the first of one, or not ours. The slow path.
 
-use super::Room;
-use super::admit::{Door, admit};
+use super::admit::Door;
 use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
 use super::state::State;
-use crate::tables::{COOKIE, Course, Entry, FlowKey, Flows, Key, SHIFTED, Tables};
+use crate::tables::{COOKIE, Course, Entry, Flow, FlowKey, Flows, Key, SHIFTED, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, FlowEvent};
 use crate::wire::RST;
 
@@ -31,6 +30,8 @@ pub(super) enum Next {
     Cookie(u32),
     /// See whether it bears a right SYN cookie of this endpoint, and ask again.
     Confirm(u32),
+    /// It may open a flow. It is not the last word.
+    Admitted,
     /// Ask the other pair of flow tables.
     Other,
 }
@@ -83,7 +84,7 @@ impl Step {
         Self(8 | (endpoint as u64) << 32)
     }
 
-    /// A flow may be opened. It is not the last word.
+    /// [`Next::Admitted`].
     pub(super) const ADMITTED: Self = Self(10);
 
     /// [`Next::Other`].
@@ -112,6 +113,7 @@ impl Step {
             7 => Next::Cookie(held),
             8 => Next::Confirm(held),
             9 => Next::Other,
+            10 => Next::Admitted,
             _ => Next::Pass,
         }
     }
@@ -141,24 +143,22 @@ pub(super) struct Peer<K: Key> {
 /// Not inlined, as are admission and opening, since the kernel bounds the stack of a function; each returns one register and writes into
 /// memory that the host lends, since the kernel does not let a function return a pointer to its own.
 #[inline(never)]
-pub(super) fn known<T: Tables>(tables: &T, packet: &Packet<FlowKey>, now: u32, room: &mut Room) -> Step {
-    is_known(tables, packet, now, &mut room.flow, &mut room.peer)
-}
-
-/// Decides about a packet of no flow, and puts the flow that it opens, if any, into the room.
-///
-/// An IPv4 packet to an address whose load balancer is dualstack may belong to a flow of either width. It asks the narrow tables first,
-/// then the wide ones, which open what has an IPv6 target, and comes back as `asked` if it is to open a narrow flow. One that is `confirmed`
-/// bears a right SYN cookie, and opens a flow as a SYN does.
-#[inline(always)]
-pub(super) fn unknown<T: Tables>(
+pub(super) fn known<T: Tables>(
     tables: &T,
     packet: &Packet<FlowKey>,
     now: u32,
-    standing: Standing,
-    room: &mut Room,
+    flow: &mut Flow,
+    peer: &mut Peer<FlowKey>,
 ) -> Step {
-    is_unknown(tables, packet, now, standing, &mut room.flow, &mut room.peer)
+    is_known(tables, packet, now, flow, peer)
+}
+
+/// Whether an IPv4 packet is to an address whose load balancer is dualstack, so that it may belong to a flow of either width. The wide
+/// tables are asked before such a packet is judged: they open what has an IPv6 target, and leave the rest to the narrow ones.
+#[inline(never)]
+pub(super) fn is_shared<T: Tables>(tables: &T, packet: &Packet<FlowKey>) -> bool {
+    let destination = VpcAddress::ipv4(packet.key.vpc, packet.key.destination);
+    tables.address(&destination).is_some_and(|address| address.dualstack != 0)
 }
 
 /// [`known`] over either pair of tables.
@@ -184,9 +184,9 @@ pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
     Step::send(super::event(packet))
 }
 
-/// [`unknown`] over either pair of tables.
+/// Opens the flow of a packet that was admitted.
 #[inline(always)]
-pub(super) fn is_unknown<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
+pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     tables: &T,
     packet: &Packet<K>,
     now: u32,
@@ -194,15 +194,8 @@ pub(super) fn is_unknown<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     flow: &mut K::Flow,
     peer: &mut Peer<K>,
 ) -> Step {
-    if packet.later {
-        return Step::drop(DropReason::FragmentUnknown);
-    }
-    match admit(tables, packet, now, standing, &mut peer.door) {
-        Step::ADMITTED => {}
-        step => return step,
-    }
     match choose(tables, packet, now, standing.confirmed, flow, peer) {
-        Step::ADMITTED => open(tables, packet, standing.confirmed, flow, peer),
+        Step::ADMITTED => install(tables, packet, standing.confirmed, flow, peer),
         step => step,
     }
 }
@@ -231,7 +224,7 @@ fn choose<K: Key, T: Tables>(
 
 /// Opens the flow that was chosen.
 #[inline(never)]
-fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
+fn install<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     tables: &T,
     packet: &Packet<K>,
     confirmed: bool,

@@ -38,6 +38,7 @@ use stream::Carried;
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Room {
+    packet: Packet<FlowKey>,
     flow: Flow,
     peer: first::Peer<FlowKey>,
     wide: six::Wide,
@@ -80,7 +81,11 @@ pub fn forward<F: Frame, T: Tables>(
         rewrite::rewrite(frame, &packet, &flow, Correction::default())?;
         return leave(tables, &flow, event(&packet));
     }
-    let verdict = tables.room(|room| slow(frame, tables, &packet, now, room));
+    // From here on in the room, too: of what is there the kernel's verifier knows nothing, so that it goes each way once.
+    let verdict = tables.room(|room| {
+        room.packet = packet;
+        slow(frame, tables, now, room)
+    });
     verdict.unwrap_or(Err(DropReason::Malformed))
 }
 
@@ -90,39 +95,40 @@ pub fn forward<F: Frame, T: Tables>(
 fn slow<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet<FlowKey>,
     now: u32,
     room: &mut Room,
 ) -> Result<Verdict, DropReason> {
+    let Room { packet, flow, peer, wide } = room;
+    let packet: &Packet<FlowKey> = packet;
     let mut standing = Standing::default();
-    let mut next = first::known(tables, packet, now, room).next();
-    if next == Next::Unknown {
-        next = first::unknown(tables, packet, now, standing, room).next();
-    }
-    if next == Next::Other {
-        next = six::ask(tables, packet, now, &mut room.wide).next();
+    let mut next = first::known(tables, packet, now, flow, peer).next();
+    if next == Next::Unknown && first::is_shared(tables, packet) {
+        next = six::ask(tables, packet, now, wide).next();
         match next {
             Next::Send(event) => {
                 let report = |frame: &mut F, mtu| report::report(frame, packet, Report::of(mtu));
-                return six::send(frame, tables, event, now, &room.wide, report).result();
+                return six::send(frame, tables, event, now, wide, report).result();
             }
-            Next::Other => {
-                standing.asked = true;
-                next = first::unknown(tables, packet, now, standing, room).next();
-            }
+            Next::Other => (next, standing.asked) = (Next::Unknown, true),
             _ => {}
         }
+    }
+    if next == Next::Unknown {
+        next = admit::admit(tables, packet, now, standing, &mut peer.door).next();
     }
     if let Next::Confirm(endpoint) = next {
         standing.confirmed = true;
         next = match cookie::check(frame, tables, packet, endpoint) {
             0 => Next::Reset(Answer::ResetNoFlow.code()),
-            _ => first::unknown(tables, packet, now, standing, room).next(),
+            _ => admit::admit(tables, packet, now, standing, &mut peer.door).next(),
         };
     }
+    if next == Next::Admitted {
+        next = first::open(tables, packet, now, standing, flow, peer).next();
+    }
     match next {
-        Next::Pass | Next::Other | Next::Unknown => Ok(Verdict::PASS),
-        Next::Send(event) => send(frame, tables, packet, &room.flow, event, now),
+        Next::Pass | Next::Other | Next::Unknown | Next::Admitted => Ok(Verdict::PASS),
+        Next::Send(event) => send(frame, tables, packet, flow, event, now),
         Next::Stack(interface) => stack::receive(frame, tables, interface),
         Next::Reset(answer) => reset(frame, packet, answer).result(),
         Next::Expired(endpoint) => match hop::pass(frame, tables, packet, endpoint, 0, now).passage() {

@@ -6,7 +6,7 @@ use super::first::{self, Next, Peer, Standing, Step};
 use super::hop::Passage;
 use super::parse::{Packet, fault};
 use super::report::report6;
-use super::{flow, hop, neighbour, reset, stack, translate};
+use super::{admit, flow, hop, neighbour, reset, stack, translate};
 use crate::checksum::Delta;
 use crate::frame::Frame;
 use crate::tables::{Flow6, FlowKey, FlowKey6, Interface, Tables};
@@ -151,7 +151,7 @@ fn decide<F: Frame, T: Tables>(
         Parsed6::Foreign => return Ok(Verdict::PASS),
     }
     match find(tables, now, room).next() {
-        Next::Pass | Next::Other | Next::Unknown => Ok(Verdict::PASS),
+        Next::Pass | Next::Other | Next::Unknown | Next::Admitted => Ok(Verdict::PASS),
         Next::Send(event) => {
             let report = |frame: &mut F, mtu| report6(frame, room.packet.is_tcp(), mtu);
             send(frame, tables, event, now, room, report).result()
@@ -212,7 +212,10 @@ fn known<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
 
 #[inline(always)]
 fn unknown<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
-    first::is_unknown(tables, &room.packet, now, ASKED, &mut room.flow, &mut room.peer)
+    match admit::admit(tables, &room.packet, now, ASKED, &mut room.peer.door) {
+        Step::ADMITTED => first::open(tables, &room.packet, now, ASKED, &mut room.flow, &mut room.peer),
+        step => step,
+    }
 }
 
 /// Whether an IPv4 packet belongs to a flow whose other side is IPv6, or opens one. [`Next::Other`]: to none.

@@ -119,8 +119,9 @@ impl Cookies {
     fn of(cookies: u32, config: &str) -> Self {
         let two = config.replace(", { address = \"10.0.1.23\", zone = \"a\" }", "");
         let model = model::parse(&two, "streams.toml").unwrap();
-        let image = plan::compile(&model, &mut Names::default(), &plan::Known::default(), |_| "stack".into())
-            .unwrap();
+        let image =
+            plan::compile(&model, &mut Names::default(), &plan::Known::connected(&model), |_| "stack".into())
+                .unwrap();
         let (interfaces, memory) = (interfaces(&image), memory(image));
         memory.limits.set(Endpoint { hold: 60, cookies, ..Endpoint::default() });
         Self { memory, interfaces }
