@@ -32,6 +32,8 @@ use crate::tables::{
 };
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{ACK, SYN, TRANSPORT, Tcp};
+use core::mem::offset_of;
+use zerocopy::big_endian::U32;
 
 /// The values of a consumer's MSS that a cookie tells apart; one without the option has the first (RFC 9293, 3.7.1).
 const MSS: [u16; 4] = [536, 1300, 1380, 1460];
@@ -118,13 +120,17 @@ fn answered<F: Frame, T: Tables>(
     endpoint: u32,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    let tcp = frame.read::<Tcp>(TRANSPORT).ok_or(DropReason::Malformed)?;
-    let initial = tcp.sequence.get();
+    let at = TRANSPORT + offset_of!(Tcp, sequence);
+    let initial = frame.read::<U32>(at).ok_or(DropReason::Malformed)?.get();
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, &tcp, &mut offer);
+    options::read(frame, &mut offer);
     let bits = offered(&offer);
-    let of = handshake(packet, endpoint, initial, nearest(offer.mss));
-    let sequence = tables.syn_cookie(&of).ok_or(DropReason::FlowTableFull)?;
+    let sequence = bake(tables, packet, endpoint, initial, offer.mss);
+    if sequence == NONE {
+        return Err(DropReason::FlowTableFull);
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "a sequence number")]
+    let sequence = sequence as u32;
     let mss = if endpoint & PROXIED == 0 { COOKIE_MSS } else { COOKIE_MSS - proxy::LENGTH };
     let stamp = now.wrapping_mul(TICKS) | u32::from(bits);
     let (options, words) = segment::offer(mss, bits, WINDOW_SCALE, stamp, offer.stamp);
@@ -135,6 +141,15 @@ fn answered<F: Frame, T: Tables>(
         &Segment { back: true, flags, window: 0, sequence, acknowledgement, options, words, data: 0 },
     )?;
     Ok(Verdict::answer(Answer::SynCookie.code()))
+}
+
+/// What [`bake`] returns where the kernel makes no cookies.
+const NONE: u64 = u64::MAX;
+
+/// The cookie of a SYN. Not inlined, as above: it takes headers together.
+#[inline(never)]
+fn bake<T: Tables>(tables: &T, packet: &Packet, endpoint: u32, initial: u32, mss: u32) -> u64 {
+    tables.syn_cookie(&handshake(packet, endpoint, initial, nearest(mss))).map_or(NONE, u64::from)
 }
 
 /// What of an offer fits into a timestamp's low bits: everything, or nothing where there are no timestamps.
@@ -193,7 +208,7 @@ fn begin<F: Frame, T: Tables>(
     due: u8,
 ) -> Result<(), InsertError> {
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, tcp, &mut offer);
+    options::read(frame, &mut offer);
     #[allow(clippy::cast_possible_truncation, reason = "six bits")]
     let bits = if offer.bits & u32::from(STAMPED) == 0 { SCALE } else { offer.echo as u8 & 0x3f };
     let stream = Stream {
@@ -231,7 +246,7 @@ fn asked<F: Frame, T: Tables>(
     let stream = tables.stream(&consumers(packet, flow)).ok_or(DropReason::NoFlow)?;
     let tcp = frame.read::<Tcp>(TRANSPORT).ok_or(DropReason::Malformed)?;
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, &tcp, &mut offer);
+    options::read(frame, &mut offer);
     let scale = Offer::scale(stream.offer).unwrap_or(0);
     let (options, words) = segment::offer(stream.mss, stream.offer, scale, offer.stamp, 0);
     // A SYN's window is never scaled (RFC 7323, 2.2).
@@ -268,7 +283,7 @@ fn heard<F: Frame, T: Tables>(
     let mut stream = tables.stream(&key).ok_or(DropReason::NoFlow)?;
     let tcp = frame.read::<Tcp>(TRANSPORT).ok_or(DropReason::Malformed)?;
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, &tcp, &mut offer);
+    options::read(frame, &mut offer);
     learn(&mut stream, tcp.sequence.get(), &offer);
     tables.set_stream(&key, &stream).map_err(|_| DropReason::FlowTableFull)
 }
@@ -295,7 +310,7 @@ fn told<F: Frame, T: Tables>(
     let stream = tables.stream(&consumers(packet, flow)).ok_or(DropReason::NoFlow)?;
     let tcp = frame.read::<Tcp>(TRANSPORT).ok_or(DropReason::Malformed)?;
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, &tcp, &mut offer);
+    options::read(frame, &mut offer);
     let scale = Offer::scale(stream.offer).map_or(0, |_| WINDOW_SCALE);
     let (options, words) = segment::stamps(stream.offer, stream.stamp, offer.echo);
     let (sequence, acknowledgement) = (stream.cookie, stream.initial.wrapping_add(1));

@@ -5,6 +5,7 @@
 use crate::checksum::{address, delta, word};
 use crate::frame::Frame;
 use crate::wire::{TRANSPORT, Tcp};
+use core::mem::offset_of;
 use zerocopy::big_endian::{U16, U32};
 
 /// Where the options are.
@@ -53,8 +54,9 @@ impl Offer {
 
 /// Length of the options, in bytes: up to 40.
 #[inline(always)]
-const fn length(tcp: &Tcp) -> usize {
-    ((tcp.data_offset >> 4) as usize * 4).saturating_sub(size_of::<Tcp>())
+fn length<F: Frame>(frame: &F) -> usize {
+    let offset = frame.read::<u8>(TRANSPORT + offset_of!(Tcp, data_offset)).unwrap_or_default();
+    (usize::from(offset >> 4) * 4).saturating_sub(size_of::<Tcp>())
 }
 
 /// A walk through the options.
@@ -72,8 +74,8 @@ struct Walk {
 ///
 /// The steps are written out, and each forgets what the verifier has learnt, or it would follow every combination of options there is.
 #[inline(never)]
-fn find<F: Frame>(frame: &F, tcp: &Tcp) -> u64 {
-    let mut walk = Walk { at: 0, end: length(tcp) as u64, found: 0 };
+fn find<F: Frame>(frame: &F) -> u64 {
+    let mut walk = Walk { at: 0, end: length(frame) as u64, found: 0 };
     // As many as twelve.
     let _ = four(frame, &mut walk) && four(frame, &mut walk) && four(frame, &mut walk);
     walk.found
@@ -121,8 +123,8 @@ fn option<F: Frame>(frame: &F, found: u64, kind: u8) -> Option<(usize, u8)> {
 
 /// Reads what a segment's options offer. Not inlined, since it is long.
 #[inline(never)]
-pub(super) fn read<F: Frame>(frame: &F, tcp: &Tcp, offer: &mut Offer) {
-    let found = find(frame, tcp);
+pub(super) fn read<F: Frame>(frame: &F, offer: &mut Offer) {
+    let found = find(frame);
     *offer = Offer { mss: 0, bits: SCALE.into(), stamp: 0, echo: 0 };
     if let Some((at, 4)) = option(frame, found, MSS) {
         offer.mss = frame.read::<U16>(at).map_or(0, |it| it.get().into());
@@ -154,8 +156,8 @@ pub(super) struct Numbers {
 
 /// Shifts the numbers in a segment's options; returns what that does to its checksum, in one word. Not inlined, since it is long.
 #[inline(never)]
-pub(super) fn shift<F: Frame>(frame: &mut F, tcp: &Tcp, numbers: &Numbers) -> u64 {
-    let (found, mut change) = (find(frame, tcp), 0u32);
+pub(super) fn shift<F: Frame>(frame: &mut F, numbers: &Numbers) -> u64 {
+    let (found, mut change) = (find(frame), 0u32);
     if let Some((at, 10)) = option(frame, found, TIMESTAMPS) {
         change += pair(frame, at, numbers.stamp, numbers.echo);
     }
@@ -171,8 +173,8 @@ pub(super) fn shift<F: Frame>(frame: &mut F, tcp: &Tcp, numbers: &Numbers) -> u6
 
 /// Lowers the MSS of a SYN to what `most` says, if it is above it; returns what that does to the checksum. Not inlined, since it is long.
 #[inline(never)]
-pub(super) fn clamp<F: Frame>(frame: &mut F, tcp: &Tcp, most: u16) -> u64 {
-    let Some((at, 4)) = option(frame, find(frame, tcp), MSS) else { return 0 };
+pub(super) fn clamp<F: Frame>(frame: &mut F, most: u16) -> u64 {
+    let Some((at, 4)) = option(frame, find(frame), MSS) else { return 0 };
     let Some(old) = frame.read::<U16>(at).filter(|old| old.get() > most) else { return 0 };
     let new = U16::new(most);
     if frame.write(at, &new).is_none() {
@@ -184,8 +186,8 @@ pub(super) fn clamp<F: Frame>(frame: &mut F, tcp: &Tcp, most: u16) -> u64 {
 
 /// The MSS of a SYN; 0 where it does not say. Not inlined, since it is long.
 #[inline(never)]
-pub(super) fn mss<F: Frame>(frame: &F, tcp: &Tcp) -> u64 {
-    let Some((at, 4)) = option(frame, find(frame, tcp), MSS) else { return 0 };
+pub(super) fn mss<F: Frame>(frame: &F) -> u64 {
+    let Some((at, 4)) = option(frame, find(frame), MSS) else { return 0 };
     frame.read::<U16>(at).map_or(0, |it| it.get().into())
 }
 

@@ -1,13 +1,10 @@
 //! A TCP segment of the path's own, in place of the frame at hand.
 
-use crate::checksum::{address, finish, sum, word};
+use crate::checksum::{address, finish, word};
 use crate::frame::Frame;
 use crate::wire::{Ethernet, Ipv4, Ipv4Header, NETWORK, TCP, TRANSPORT, Tcp};
 use core::mem::offset_of;
-use zerocopy::{
-    Immutable, IntoBytes,
-    big_endian::{U16, U32},
-};
+use zerocopy::big_endian::{U16, U32};
 
 /// What Linux sends with.
 const TTL: u8 = 64;
@@ -80,52 +77,64 @@ fn put_all<F: Frame>(frame: &mut F, segment: &Segment) -> Option<()> {
     let length = HEADERS + words * 4 + (segment.data & 1) as usize;
     frame.resize(NETWORK + length)?;
     frame.write(0, &ethernet)?;
-    let mut ip = Ipv4Header {
-        version_ihl: 0x45,
-        tos: 0,
-        total_length: U16::new(length as u16),
-        id: U16::ZERO,
-        fragment: U16::new(0x4000),
-        ttl: TTL,
-        protocol: TCP,
-        checksum: [0; 2],
-        source,
-        destination,
-    };
-    ip.checksum = finish(words_of(&ip));
-    frame.write(NETWORK, &ip)?;
-    let tcp = Tcp {
-        source_port,
-        destination_port,
-        sequence: U32::new(segment.sequence),
-        acknowledgement: U32::new(segment.acknowledgement),
-        data_offset: (5 + words as u8) << 4,
-        flags: segment.flags,
-        window: U16::new(segment.window),
-        checksum: [0; 2],
-        urgent: U16::ZERO,
-    };
+    // Each is written as soon as it is whole, since what waits lies on the stack.
     let pseudo =
         address(source) + address(destination) + word([0, TCP]) + word((length as u16 - 20).to_be_bytes());
-    let mut total = words_of(&tcp);
+    ip_header(frame, length as u16, source, destination)?;
+    let mut total = tcp_header(frame, segment, words as u8, source_port, destination_port)?;
     for index in 0..5 {
         if index < words {
             total += address(segment.options[index].to_bytes());
             frame.write(TRANSPORT + size_of::<Tcp>() + index * 4, &segment.options[index])?;
         }
     }
-    frame.write(TRANSPORT, &tcp)?;
     if segment.data & 1 == 1 {
         frame.write(TRANSPORT + size_of::<Tcp>() + words * 4, &0u8)?;
     }
     frame.set_checksum(TRANSPORT + offset_of!(Tcp, checksum), pseudo, total)
 }
 
-/// Sum of a header's words.
 #[inline(always)]
-fn words_of(header: &(impl IntoBytes + Immutable)) -> u32 {
-    match header.as_bytes().first_chunk::<20>() {
-        Some(bytes) => sum(bytes),
-        None => 0,
-    }
+fn ip_header<F: Frame>(frame: &mut F, length: u16, source: Ipv4, destination: Ipv4) -> Option<()> {
+    let fixed = word([0x45, 0]) + word(length.to_be_bytes()) + word([0x40, 0]) + word([TTL, TCP]);
+    let ip = Ipv4Header {
+        version_ihl: 0x45,
+        tos: 0,
+        total_length: U16::new(length),
+        id: U16::ZERO,
+        fragment: U16::new(0x4000),
+        ttl: TTL,
+        protocol: TCP,
+        checksum: finish(fixed + address(source) + address(destination)),
+        source,
+        destination,
+    };
+    frame.write(NETWORK, &ip)
+}
+
+/// Writes the TCP header, without a checksum, and returns the sum of its words.
+#[inline(always)]
+fn tcp_header<F: Frame>(
+    frame: &mut F,
+    segment: &Segment,
+    words: u8,
+    source_port: U16,
+    destination_port: U16,
+) -> Option<u32> {
+    let offset = (5 + words) << 4;
+    let tcp = Tcp {
+        source_port,
+        destination_port,
+        sequence: U32::new(segment.sequence),
+        acknowledgement: U32::new(segment.acknowledgement),
+        data_offset: offset,
+        flags: segment.flags,
+        window: U16::new(segment.window),
+        checksum: [0; 2],
+        urgent: U16::ZERO,
+    };
+    frame.write(TRANSPORT, &tcp)?;
+    let numbers = address(tcp.sequence.to_bytes()) + address(tcp.acknowledgement.to_bytes());
+    let ports = word(source_port.to_bytes()) + word(destination_port.to_bytes());
+    Some(ports + numbers + word([offset, segment.flags]) + word(tcp.window.to_bytes()))
 }

@@ -186,9 +186,9 @@ fn acknowledged<T: Tables>(tables: &T, key: &FlowKey, tcp: &Tcp, stream: &mut St
 #[inline(never)]
 pub(super) fn greet<F: Frame>(frame: &mut F) -> u64 {
     let Some(tcp) = frame.read::<Tcp>(TRANSPORT) else { return 0 };
-    let mss = options::mss(frame, &tcp);
+    let mss = options::mss(frame);
     #[allow(clippy::cast_possible_truncation, reason = "an MSS, and a folded sum")]
-    let mut change = options::clamp(frame, &tcp, (mss as u16).saturating_sub(LENGTH)) as u32;
+    let mut change = options::clamp(frame, (mss as u16).saturating_sub(LENGTH)) as u32;
     let window = U16::new(tcp.window.get().saturating_sub(LENGTH));
     change += u32::from(delta(word(tcp.window.to_bytes()), word(window.to_bytes())));
     let change = Change { pseudo: 0, header: fold(change) };
@@ -264,7 +264,7 @@ fn shift<F: Frame>(frame: &mut F, tcp: &Tcp, by: &Shift) -> Option<()> {
         let numbers = Numbers { sack: by.sack, stamp: by.stamp, echo: by.echo };
         #[allow(clippy::cast_possible_truncation, reason = "a sum of a few folded words")]
         {
-            change += options::shift(frame, tcp, &numbers) as u32;
+            change += options::shift(frame, &numbers) as u32;
         }
     }
     let changed = Changed(sequence, acknowledgement, [tcp.data_offset, tcp.flags], window);

@@ -413,8 +413,8 @@ fn the_proxy_protocols_header_is_at_the_head_of_the_stream_until_the_target_has_
     let (_, out) = world.back(&at_target, &greeting);
     assert_eq!(
         read(&out).0,
-        says("SA", BACK, there(1), 65060).with(&usual(8860)).bare(),
-        "room for the header"
+        says("SA", BACK, there(1), 65060).with(&usual(8500 - 40 - 100)).bare(),
+        "room for the header in what an endpoint carries"
     );
 
     // The handshake's ACK, and the first data, each as often as it comes; also a probe, which has the number before.
