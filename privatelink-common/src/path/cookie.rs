@@ -148,7 +148,7 @@ const NONE: u64 = u64::MAX;
 
 /// The cookie of a SYN. Not inlined, as above: it takes headers together.
 #[inline(never)]
-fn bake<T: Tables>(tables: &T, packet: &Packet, endpoint: u32, initial: u32, mss: u32) -> u64 {
+fn bake<T: Tables>(tables: &T, packet: &Packet<FlowKey>, endpoint: u32, initial: u32, mss: u32) -> u64 {
     tables.syn_cookie(&handshake(packet, endpoint, initial, nearest(mss))).map_or(NONE, u64::from)
 }
 
