@@ -8,7 +8,7 @@
 
 use aya_ebpf::{
     bindings::xdp_action,
-    btf_maps::{Array, DevMapHash, HashMap, PerCpuArray},
+    btf_maps::{Array, DevMapHash, HashMap, PerCpuArray, ProgramArray},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -26,6 +26,9 @@ static EGRESS: DevMapHash<64> = DevMapHash::new();
 /// How many flows `generate` makes, a power of two, and the one that is next.
 #[btf_map(name = "load")]
 static LOAD: Array<[u32; 2], 1> = Array::new();
+/// The program that `again` goes on with.
+#[btf_map(name = "subject")]
+static SUBJECT: ProgramArray<1> = ProgramArray::new();
 /// What `sink` has counted.
 #[btf_map(name = "arrived")]
 static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
@@ -48,6 +51,16 @@ struct Headers<T> {
 #[xdp(frags)]
 pub(crate) fn empty(_context: XdpContext) -> u32 {
     xdp_action::XDP_DROP
+}
+
+/// Gives a packet its TTL back, and goes on with another program: what that one forwards, it can be given again and again.
+#[xdp(frags)]
+pub(crate) fn again(mut context: XdpContext) -> u32 {
+    let Some(headers) = headers::<Tcp>(&mut context) else { return xdp_action::XDP_ABORTED };
+    headers.ip.ttl = 64;
+    // SAFETY: the context is the program's own.
+    unsafe { SUBJECT.tail_call(&context, 0) };
+    xdp_action::XDP_ABORTED
 }
 
 /// The least, for TCP.

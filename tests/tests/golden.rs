@@ -7,7 +7,7 @@ use privatelink_tests::bench::{
     translated, xdp,
 };
 use privatelink_tests::packet::{ACK, FIN, Ip, Mac, PSH, Packet, RST, SYN, addresses, arp, ethernet};
-use privatelink_tests::world::changes;
+use privatelink_tests::world::{changes, eventually};
 
 #[test]
 fn a_tcp_connection_is_translated_both_ways_and_two_tenants_with_one_five_tuple_are_kept_apart() {
@@ -463,6 +463,21 @@ fn a_frame_that_is_yet_to_be_cut_into_segments_counts_as_what_it_will_be_on_the_
 #[test]
 fn a_jumbo_frame_in_several_buffers_is_translated_and_answered_like_any_other() {
     xdp("", |bench| {
+        let jumbo = std::fs::read_to_string(bench.world.config())
+            .unwrap()
+            .replace("addresses = { a = \"10.0.9.9\" }", "addresses = { a = \"10.0.9.9\" }\nmtu = 9000");
+        let (code, said) = bench.world.apply(&jumbo);
+        assert_eq!(code, Some(0), "{said}");
+        for end in ["ca", "cb", "t1", "t2"] {
+            bench.world.shell(end, "ip link set eth0 mtu 9000");
+            bench.world.shell("dp", &format!("ip link set {end} mtu 9000"));
+        }
+        eventually("the path knows that they carry more", || {
+            let status = bench.world.json("status");
+            let rows = status[0]["interfaces"].as_array()?;
+            let ours = rows.iter().filter(|row| !row["interface"].as_str().unwrap().starts_with("pls"));
+            ours.map(|row| row["mtu"].as_u64()).all(|mtu| mtu == Some(9000)).then_some(())
+        });
         let out = bench.run("ca", &Packet::tcp(SYN).build()).1;
         let (_, nat, target, _) = addresses(&out);
         bench.run(side(target), &reply(&out, SYN | ACK, b"").build());
