@@ -332,6 +332,8 @@ fn targets_see_the_clients_of_the_load_balancers_own_vpc_as_they_are_and_those_o
     world.shell("dp", "ip link add vpc type bridge && ip link set t1 master vpc && ip link set t2 master vpc && ip link set vpc up");
     world.start(&[]);
     world.serve("t1");
+    // So that its port is free again at once, whichever side closes first.
+    world.shell("t2", "sysctl -qw net.ipv4.tcp_max_tw_buckets=0");
     let ask = |world: &World, end: &str, at: &str, port: u16| {
         world.shell(
             end,
