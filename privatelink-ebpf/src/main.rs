@@ -1,10 +1,12 @@
 //! The XDP program `ingress`: hands every frame to [`privatelink_common::path::forward`], does what it says, and counts it once.
+//! `captured` does the same, and hands packets over besides.
 //!
 //! This crate holds all of the dataplane's `unsafe`: in `frame`, where the verifier's bounds are, in `tables`, where the maps'
 //! memory is, and the few helper calls here.
 #![no_std]
 #![no_main]
 
+mod capture;
 mod frame;
 mod maps;
 mod tables;
@@ -30,9 +32,26 @@ use zerocopy::big_endian::U16;
 /// Runs for every frame that comes by an interface of ours.
 #[xdp(frags)]
 pub(crate) fn ingress(context: XdpContext) -> u32 {
+    run::<false>(&context)
+}
+
+/// In the place of `ingress` while a capture runs.
+#[xdp(frags)]
+pub(crate) fn captured(context: XdpContext) -> u32 {
+    run::<true>(&context)
+}
+
+#[inline(always)]
+fn run<const CAPTURED: bool>(context: &XdpContext) -> u32 {
     let mut frame = XdpFrame::new(context.ctx);
     let ifindex = frame.ingress();
+    if CAPTURED {
+        capture::keep(&frame, ifindex);
+    }
     let verdict = path::forward(&mut frame, &KernelTables, ifindex, now());
+    if CAPTURED {
+        capture::hand_over(&frame, Verdict::of(verdict));
+    }
     act(&frame, verdict, ifindex)
 }
 

@@ -5,14 +5,16 @@ use crate::model::Limits;
 use crate::resize;
 use crate::sys::{self, XdpMode};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use aya::EbpfLoader;
 use aya::programs::{ProgramInfo, Xdp};
+use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
+use privatelink_common::capture::Watch;
 use privatelink_common::limits::{LAYOUT, OUTCOMES};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use zerocopy::IntoBytes;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/privatelink.bpf.o"));
 
@@ -220,6 +222,23 @@ impl Kernel {
         Ok(false)
     }
 
+    /// Gives the links that a capture has left without an end their program back; leaves those alone that a capture has. Returns how
+    /// many there were.
+    pub fn reclaim(&self) -> Result<usize> {
+        let Some(_lock) = crate::capture::lock(&self.dir)? else { return Ok(0) };
+        let (own, _) = sys::program_ids(self.program.as_fd()).context("cannot ask for the program")?;
+        let mut reclaimed = 0;
+        for interface in self.links()? {
+            let Ok(link) = sys::open_pin(&self.link_pin(&interface)) else { continue };
+            if sys::link_program(link.as_fd()).is_ok_and(|program| program != own) {
+                sys::replace_program(link.as_fd(), self.program.as_fd())
+                    .with_context(|| format!("cannot replace the program on {interface}"))?;
+                reclaimed += 1;
+            }
+        }
+        Ok(reclaimed)
+    }
+
     /// Takes the program off an interface.
     pub fn detach(&self, interface: &str) -> Result<()> {
         match fs::remove_file(self.link_pin(interface)) {
@@ -293,6 +312,22 @@ fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<OwnedFd> {
     let program: &mut Xdp = object.program_mut("ingress").context("the object has no program")?.try_into()?;
     program.load().context("the kernel refuses the program")?;
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// Loads the program that hands over what `watch` asks for, over the maps that are pinned below `dir`; returns it, and the object with
+/// the maps that are its own.
+pub fn load_watching(dir: &Path, watch: &Watch) -> Result<(OwnedFd, Ebpf)> {
+    let (level, maps) = (Drops::Counted as u8, dir.join("maps"));
+    let mut loader = EbpfLoader::new();
+    loader.override_global("AYA_LOG_LEVEL", &level, true).override_global("WATCH", watch.as_bytes(), true);
+    for name in Maps::NAMES {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    let mut object = loader.load(OBJECT).context("cannot create the capture's maps")?;
+    let program: &mut Xdp =
+        object.program_mut("captured").context("the object has no program")?.try_into()?;
+    program.load().context("the kernel refuses the program")?;
+    Ok((program.fd()?.as_fd().try_clone_to_owned()?, object))
 }
 
 /// Ends a change of sizes that was interrupted: forwards where the old maps had been put aside, back where they had not.

@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
 pub mod packet;
+pub mod pcapng;
 pub mod world;
