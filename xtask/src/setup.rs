@@ -10,13 +10,14 @@ const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// Building bpf-linker.
 const LLVM: [&str; 5] = ["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev", "g++"];
 /// What tests and the demo run.
-const TOOLS: [&str; 11] = [
+const TOOLS: [&str; 12] = [
     "bpftool",
     "nginx-light",
     "curl",
     "iperf3",
     "ethtool",
     "iproute2",
+    "nftables",
     "procps",
     "tcpdump",
     "util-linux",
