@@ -22,6 +22,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tap::{Packet, Tap};
@@ -167,7 +168,10 @@ impl Sink {
         let Some(path) = &options.write else { return Ok(Self::Lines(BufWriter::new(std::io::stdout()))) };
         let to_file = path.as_os_str() != "-";
         let to: Box<dyn Write> = if to_file {
-            Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+            // Packets are their senders' secrets.
+            let mut options = File::options();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            Box::new(options.open(path).with_context(|| format!("cannot write {}", path.display()))?)
         } else {
             Box::new(std::io::stdout())
         };
@@ -330,7 +334,8 @@ struct Capture<'a> {
     written: u64,
     /// What programs missed that are no more.
     missed: Missed,
-    looked: Instant,
+    /// When to look again for what the agent has changed.
+    look_at: Instant,
     /// When there was a program last.
     had: Instant,
 }
@@ -387,7 +392,18 @@ impl<'a> Capture<'a> {
         let sink = Sink::new(options)?;
         let tap = Some(Tap::open(pin_dir, &watch)?);
         let (waiting, missed, now) = (Vec::new(), Missed::default(), Instant::now());
-        Ok(Self { pin_dir, options, names, tap, sink, waiting, written: 0, missed, looked: now, had: now })
+        Ok(Self {
+            pin_dir,
+            options,
+            names,
+            tap,
+            sink,
+            waiting,
+            written: 0,
+            missed,
+            look_at: now + LOOK,
+            had: now,
+        })
     }
 
     fn close(mut self) -> Result<()> {
@@ -402,7 +418,8 @@ impl<'a> Capture<'a> {
 
     /// Takes the program out of the links' place.
     fn leave(&mut self) -> Result<()> {
-        let Some(tap) = self.tap.take() else { return Ok(()) };
+        let Some(mut tap) = self.tap.take() else { return Ok(()) };
+        tap.read(&mut self.waiting);
         self.missed = missed([self.missed, tap.missed()?].into_iter());
         tap.close()
     }
@@ -439,6 +456,12 @@ impl<'a> Capture<'a> {
     /// Writes what has gathered: all of it at the end, before that only what nothing older can follow.
     fn read(&mut self, all: bool) -> Result<Next> {
         let (began, real) = (nanoseconds(ClockId::Monotonic), nanoseconds(ClockId::Realtime));
+        let started = Instant::now();
+        if started >= self.look_at && !all {
+            self.keep_up()?;
+            // Many names take long to read: a tenth of a CPU at most.
+            self.look_at = started + LOOK.max(started.elapsed() * 10);
+        }
         if let Some(tap) = &mut self.tap {
             tap.read(&mut self.waiting);
         }
@@ -446,10 +469,6 @@ impl<'a> Capture<'a> {
         let settled = |packet: &Packet| all || packet.event.left + SETTLED < began;
         let ready = self.waiting.iter().position(|packet| !settled(packet)).unwrap_or(self.waiting.len());
         let packets: Vec<Packet> = self.waiting.drain(..ready).collect();
-        if self.looked.elapsed() > LOOK {
-            self.looked = Instant::now();
-            self.keep_up()?;
-        }
         for packet in packets {
             if self.options.count.is_some_and(|count| self.written >= count) {
                 break;

@@ -126,7 +126,7 @@ enum Command {
     /// Show packets as they come and as they leave, with what becomes of them; or write them to a pcapng file.
     ///
     /// A packet is chosen if all that is asked for is true of one of its sides: as it came, in the VPC that it came from, or as it
-    /// left, in the VPC that it goes to.
+    /// left, in the VPC that it goes to. Times are UTC.
     Capture(Captured),
     /// What `capture` starts: puts the program back when its input ends.
     #[command(hide = true)]

@@ -15,8 +15,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use zerocopy::FromBytes;
 
-/// Room for each CPU, in pages, a power of two.
-const PAGES: usize = 512;
+/// Room for each CPU, in pages, a power of two: less where there are many CPUs, but always some of the largest frames.
+fn pages(cpus: usize) -> usize {
+    let fair = (16384 / cpus.max(1)).clamp(64, 512);
+    1 << fair.ilog2()
+}
 
 /// One packet: what is told of it, and its bytes as it left, cut to the snapshot length.
 #[derive(Clone, Debug)]
@@ -103,8 +106,10 @@ impl Tap {
         let (id, _) = sys::program_ids(program.as_fd()).context("cannot ask for the program")?;
         let mut events = PerfEventArray::try_from(object.take_map("events").context("no events")?)?;
         let mut buffers = Vec::new();
-        for cpu in aya::util::online_cpus().map_err(|(_, error)| error)? {
-            buffers.push(events.open(cpu, Some(PAGES)).context("cannot make a buffer")?);
+        let cpus = aya::util::online_cpus().map_err(|(_, error)| error)?;
+        let pages = pages(cpus.len());
+        for cpu in cpus {
+            buffers.push(events.open(cpu, Some(pages)).context("cannot make a buffer")?);
         }
         let missed = PerCpuArray::try_from(object.take_map("missed").context("no counters")?)?;
         let guard = guard(pin_dir, id)?;
