@@ -1,6 +1,7 @@
 //! The configuration, impossible to get wrong: what is here refers to what exists, and lies where it may.
 
 mod acceptance;
+mod attachments;
 mod balancers;
 mod groups;
 mod rules;
@@ -15,6 +16,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 pub use acceptance::{Acceptance, AutoAccept, EventType, Notification, Principal, Sink, account_of};
+pub use attachments::{Attachment, AttachmentKind};
 pub use balancers::{Listener, LoadBalancer};
 pub use groups::{Attributes, CheckProtocol, HealthCheck, Target, TargetGroup};
 pub use rules::{Entry, Match, NetworkAcl, Rule, SecurityGroup, Source, Traffic};
@@ -34,6 +36,8 @@ pub struct Model {
     pub limits: Limits,
     /// By name.
     pub vpcs: BTreeMap<String, Vpc>,
+    /// By name.
+    pub attachments: BTreeMap<String, Attachment>,
     /// By name.
     pub security_groups: BTreeMap<String, SecurityGroup>,
     /// By name.
@@ -288,6 +292,7 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
     };
     build.top(&mut root);
     build.vpcs(&mut root);
+    build.attachments(&mut root);
     build.security_groups(&mut root);
     build.network_acls(&mut root);
     build.target_groups(&mut root);
@@ -730,6 +735,8 @@ impl Build<'_, '_> {
         let balancers =
             sum(&mut model.load_balancers.values().map(|it| first(&it.addresses) + secondary(it)));
         let own = |it: &LoadBalancer| if it.serves_own_vpc { first(&it.addresses) } else { 0 };
+        let also = |vpc: &str| model.reached_from(vpc).len();
+        let elsewhere = sum(&mut model.endpoints.values().map(|it| first(&it.addresses) * also(&it.vpc)));
         let endpoints = sum(&mut model.endpoints.values().map(|it| first(&it.addresses)))
             + sum(&mut model.load_balancers.values().map(own));
         let targets = sum(&mut model.target_groups.values().map(|it| it.targets.len()));
@@ -740,7 +747,7 @@ impl Build<'_, '_> {
             ("interfaces", interfaces + 1, limits.interfaces),
             ("endpoints", endpoints.max(balancers), limits.endpoints),
             ("targets", targets, limits.targets),
-            ("addresses", (endpoints + balancers).max(targets), limits.addresses),
+            ("addresses", (endpoints + elsewhere + balancers).max(targets), limits.addresses),
         ];
         for (name, used, limit) in uses {
             if used > limit as usize {
