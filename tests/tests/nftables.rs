@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
 use pnet_datalink::{Channel, Config, DataLinkReceiver, DataLinkSender, channel, interfaces};
-use privatelink_tests::packet::{ACK, FIN, Ip, Mac, PSH, Packet, RST, SYN, addresses, checksum};
+use privatelink_tests::packet::{
+    ACK, FIN, Ip, Ip6, Mac, PSH, Packet, RST, SYN, addresses, addresses6, checksum, six,
+};
 use privatelink_tests::pcapng;
-use privatelink_tests::world::{UNCHECKED, World, config};
+use privatelink_tests::world::{UNCHECKED, World, config, dualstack};
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +18,11 @@ const ENDPOINT: Ip = [10, 0, 9, 9];
 const BALANCER: Ip = [10, 0, 1, 10];
 const TARGET: Ip = [10, 0, 1, 21];
 const PORT: u16 = 8080;
+/// The same over IPv6.
+const CLIENT6: Ip6 = six(5);
+const ENDPOINT6: Ip6 = six(0x99);
+const BALANCER6: Ip6 = six(0x10);
+const TARGET6: Ip6 = six(0x21);
 
 /// One end of a link, on which frames are sent and heard as they are.
 struct Wire {
@@ -38,15 +45,15 @@ impl Wire {
     }
 
     /// Sends a frame; returns what comes out at the other wire from this source.
-    fn carry(&mut self, frame: &[u8], to: &mut Self, source: Ip) -> Vec<u8> {
+    fn carry(&mut self, frame: &[u8], to: &mut Self, source: &[u8]) -> Vec<u8> {
         self.sender.send_to(frame, None).unwrap().unwrap();
         let until = Instant::now() + Duration::from_secs(20);
         while Instant::now() < until {
             let Ok(got) = to.receiver.next() else { continue };
-            let is_it = got.len() > 33
-                && got[12..14] == [8, 0]
-                && got[26..30] == source
-                && got[18..20] == frame[18..20];
+            let is_it = got.len() > 53 - 20 * usize::from(got[12] == 8)
+                && got[12..14] == frame[12..14]
+                && source_of(got) == source
+                && number_of(got) == number_of(frame);
             if is_it {
                 return got.to_vec();
             }
@@ -65,17 +72,34 @@ struct Nat {
 
 impl Nat {
     fn carry(&mut self, step: &Step, nat: u16) -> Vec<u8> {
+        let six = is_ipv6(&step.frame);
         if step.from_client {
             let frame = with_macs(&step.frame, self.gateways[0], self.client.mac);
-            self.client.carry(&frame, &mut self.target, BALANCER)
-        } else {
-            let (_, from_port, _, _) = addresses(&step.frame);
-            assert_eq!(from_port, PORT);
-            let frame = readdressed(&step.frame, (TARGET, PORT, BALANCER, nat));
-            let frame = with_macs(&frame, self.gateways[1], self.target.mac);
-            self.target.carry(&frame, &mut self.client, ENDPOINT)
+            let source: &[u8] = if six { &BALANCER6 } else { &BALANCER };
+            return self.client.carry(&frame, &mut self.target, source);
         }
+        let frame = if six {
+            readdressed6(&step.frame, (TARGET6, PORT, BALANCER6, nat))
+        } else {
+            readdressed(&step.frame, (TARGET, PORT, BALANCER, nat))
+        };
+        let frame = with_macs(&frame, self.gateways[1], self.target.mac);
+        let source: &[u8] = if six { &ENDPOINT6 } else { &ENDPOINT };
+        self.target.carry(&frame, &mut self.client, source)
     }
+}
+
+fn is_ipv6(frame: &[u8]) -> bool {
+    frame[12..14] == [0x86, 0xdd]
+}
+
+fn source_of(frame: &[u8]) -> &[u8] {
+    if is_ipv6(frame) { &frame[22..38] } else { &frame[26..30] }
+}
+
+/// What a packet is known again by: IPv4's identification, or IPv6's flow label.
+fn number_of(frame: &[u8]) -> &[u8] {
+    if is_ipv6(frame) { &frame[16..18] } else { &frame[18..20] }
 }
 
 /// A packet of a conversation; the target's are still to be addressed to where the client's come from.
@@ -112,6 +136,29 @@ fn readdressed(frame: &[u8], (from, from_port, to, to_port): (Ip, u16, Ip, u16))
     frame
 }
 
+/// The same over IPv6, where UDP always has a checksum.
+fn readdressed6(frame: &[u8], (from, from_port, to, to_port): (Ip6, u16, Ip6, u16)) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[22..38].copy_from_slice(&from);
+    frame[38..54].copy_from_slice(&to);
+    frame[54..56].copy_from_slice(&from_port.to_be_bytes());
+    frame[56..58].copy_from_slice(&to_port.to_be_bytes());
+    let at = if frame[20] == 6 { 70 } else { 60 };
+    frame[at..at + 2].fill(0);
+    let sum = match transport_sum6(&frame) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+fn transport_sum6(frame: &[u8]) -> u16 {
+    let length = [&[0, 0][..], &frame[18..20], &[0, 0, 0, frame[20]]].concat();
+    let end = 54 + usize::from(u16::from_be_bytes([frame[18], frame[19]]));
+    checksum(&[&frame[22..54], &length, &frame[54..end]])
+}
+
 /// The checksum over TCP or UDP and the pseudo-header; of a packet that has its own, zero.
 fn transport_sum(frame: &[u8]) -> u16 {
     let end = 14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]));
@@ -121,6 +168,11 @@ fn transport_sum(frame: &[u8]) -> u16 {
 
 /// What is to be the same: everything but the link-layer addresses. Checksums must be right.
 fn comparable(frame: &[u8]) -> Vec<u8> {
+    if is_ipv6(frame) {
+        let end = 54 + usize::from(u16::from_be_bytes([frame[18], frame[19]]));
+        assert_eq!(transport_sum6(frame), 0, "the checksum: {frame:02x?}");
+        return [&[0; 12], &frame[12..end]].concat();
+    }
     let end = 14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]));
     let mut frame = frame[..end].to_vec();
     assert_eq!(checksum(&[&frame[14..34]]), 0, "the IPv4 checksum: {frame:02x?}");
@@ -155,6 +207,17 @@ impl Router {
             line(&format!("ip -n {router} route add {address} dev {name}"));
             line(&format!("ip -n {router} neigh add {address} lladdr {mac} dev {name} nud permanent"));
         }
+        for (name, end, address) in [("c", client, "fd00::5"), ("s", target, "fd00::21")] {
+            let mac = mac_of(world, end, "eth0").map(|it| format!("{it:02x}")).join(":");
+            world.shell(
+                "nf",
+                &format!(
+                    "sysctl -qw net.ipv6.conf.all.forwarding=1 net.ipv6.conf.{name}.disable_ipv6=0 && \
+                     ip route add {address} dev {name} && \
+                     ip neigh add {address} lladdr {mac} dev {name} nud permanent"
+                ),
+            );
+        }
         // A route must have a source that is the router's.
         run(&["ip", "-n", router, "addr", "add", "192.0.2.1/32", "dev", "c"]);
         world.shell(
@@ -168,6 +231,13 @@ impl Router {
                 chain pre { type nat hook prerouting priority -100;
                     iifname c ip daddr 10.0.9.9 tcp dport 80 dnat to 10.0.1.21:8080;
                     iifname c ip daddr 10.0.9.9 udp dport 53 dnat to 10.0.1.21:8080; };
+                chain post { type nat hook postrouting priority 100; };
+                chain mss { type filter hook forward priority 0;
+                    tcp flags syn tcp option maxseg size set rt mtu; }; }
+            table ip6 nat {
+                chain pre { type nat hook prerouting priority -100;
+                    iifname c ip6 daddr fd00::99 tcp dport 81 dnat to [fd00::21]:8080;
+                    iifname c ip6 daddr fd00::99 udp dport 81 dnat to [fd00::21]:8080; };
                 chain post { type nat hook postrouting priority 100; };
                 chain mss { type filter hook forward priority 0;
                     tcp flags syn tcp option maxseg size set rt mtu; }; }'",
@@ -203,19 +273,31 @@ struct Pair {
     _router: Router,
     path: Nat,
     nftables: Nat,
-    /// The NAT port of each conversation, by protocol and client's port.
-    ports: BTreeMap<(u8, u16), u16>,
+    /// The NAT port of each conversation, by family, protocol and client's port.
+    ports: BTreeMap<(bool, u8, u16), u16>,
 }
 
 impl Pair {
     fn new() -> Self {
         let one = config("", UNCHECKED).replace(r#", { address = "10.0.1.22", zone = "a" }"#, "");
-        let world = World::new(&one);
+        Self::of(World::new(&one))
+    }
+
+    fn dualstack() -> Self {
+        let one = dualstack("", UNCHECKED)
+            .replace(r#", { address = "10.0.1.22", zone = "a" }"#, "")
+            .replace(r#", { address = "fd00::22", zone = "a" }"#, "");
+        Self::of(World::dualstack(&one, &["ca", "t1"]))
+    }
+
+    fn of(world: World) -> Self {
         for end in ["ca", "t1"] {
             // The namespaces' own stacks answer ARP, and say nothing to the packets of others.
             world.shell(
                 end,
-                "nft 'table ip f { chain in { type filter hook input priority 0; policy drop; }; }'",
+                "nft 'table ip f { chain in { type filter hook input priority 0; policy drop; }; }
+                    table ip6 f { chain in { type filter hook input priority 0;
+                        meta l4proto { tcp, udp } drop; }; }'",
             );
         }
         let endpoint =
@@ -241,14 +323,17 @@ impl Pair {
 
     /// Sends a packet through both, and compares what comes out; returns what the path makes of it.
     fn compare(&mut self, name: &str, client_port: u16, step: &Step) -> Vec<u8> {
-        let flow = (step.frame[23], client_port);
+        let six = is_ipv6(&step.frame);
+        let flow = (six, step.frame[if six { 20 } else { 23 }], client_port);
         let nat = self.ports.get(&flow).copied();
         let by_path = self.path.carry(step, nat.unwrap_or(0));
         let nat = nat.unwrap_or_else(|| {
-            let (_, port, _, _) = addresses(&by_path);
-            let protocol = if flow.0 == 6 { "tcp" } else { "udp" };
-            let rule =
-                format!("nft add rule ip nat post {protocol} sport {client_port} snat to 10.0.1.10:{port}");
+            let port = if six { addresses6(&by_path).1 } else { addresses(&by_path).1 };
+            let protocol = if flow.1 == 6 { "tcp" } else { "udp" };
+            let (table, address) = if six { ("ip6", "[fd00::10]") } else { ("ip", "10.0.1.10") };
+            let rule = format!(
+                "nft add rule {table} nat post {protocol} sport {client_port} snat to {address}:{port}"
+            );
             self.world.shell("nf", &rule);
             self.ports.insert(flow, port);
             port
@@ -264,7 +349,7 @@ impl Pair {
         let error = packet.icmp_code(kind, code, &[&rest, &got[14..]].concat());
         let by = |nat: &mut Nat| {
             let frame = with_macs(&error, nat.gateways[1], nat.target.mac);
-            comparable(&nat.target.carry(&frame, &mut nat.client, ENDPOINT))
+            comparable(&nat.target.carry(&frame, &mut nat.client, &ENDPOINT))
         };
         let (by_path, by_nftables) = (by(&mut self.path), by(&mut self.nftables));
         assert_eq!(by_path, by_nftables, "{name}");
@@ -390,6 +475,42 @@ fn summed(id: u16, wanted: u16) -> Step {
     step.frame[at..].copy_from_slice(&rest.to_be_bytes());
     step.frame = readdressed(&step.frame, (CLIENT, SUMMED, ENDPOINT, 53));
     step
+}
+
+/// The same conversation over IPv6; its packets are told apart by their flow labels.
+fn over_ipv6(steps: Vec<Step>) -> Vec<Step> {
+    let translate = |step: Step| {
+        let old = step.frame;
+        let length = u16::try_from(old.len() - 34).unwrap().to_be_bytes();
+        let mut frame =
+            [&old[..12], &[0x86, 0xdd, 0x6a, 0xb0], &old[18..20], &length, &[old[23], old[22]]].concat();
+        frame.extend([0; 32]);
+        frame.extend(&old[34..]);
+        let (from_port, to_port) = (u16::from_be_bytes([old[34], old[35]]), 81);
+        let ends = if step.from_client {
+            (CLIENT6, from_port, ENDPOINT6, to_port)
+        } else {
+            (TARGET6, PORT, BALANCER6, 1)
+        };
+        Step { frame: readdressed6(&frame, ends), ..step }
+    };
+    steps.into_iter().map(translate).collect()
+}
+
+#[test]
+fn the_path_and_nftables_make_the_same_packets_of_the_same_packets_over_ipv6() {
+    let mut pair = Pair::dualstack();
+    for number in 0..9_u16 {
+        let (port, payload) = (40000 + number, vec![0x5a; 100 * usize::from(number)]);
+        let steps = match number % 3 {
+            0 => connection(port, &payload, false),
+            1 => exchange(port, &payload, false),
+            _ => connection(port, &payload, true),
+        };
+        for (at, step) in over_ipv6(steps).iter().enumerate() {
+            pair.compare(&format!("packet {at} of conversation {number}"), port, step);
+        }
+    }
 }
 
 #[test]
