@@ -20,7 +20,7 @@ fn main() {
     for variable in ["PRIVATELINK_EBPF_TOOLCHAIN", "PRIVATELINK_EBPF_SKIP"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let objects = ["privatelink", "bench"];
+    let objects = ["privatelink", "captured", "bench"];
     if env::var_os("PRIVATELINK_EBPF_SKIP").is_some() {
         // For lints, which read this crate but run nothing of it.
         objects.iter().for_each(|object| write(&out.join(format!("{object}.bpf.o")), &[]));

@@ -9,6 +9,7 @@
 //! tables  tables                     every map's key and value; the trait by which the path reaches them
 //! path    path/*                     the packet's way, in order: start at path::forward
 //! plan    plan/*                     what fills the tables (Maglev)
+//! beside  capture                    what is told of packets to those who watch
 //! ```
 //!
 //! Glossary (AWS's words): a *VPC* is one private address space; a *consumer* has an *endpoint*, an address in its VPC;
@@ -21,6 +22,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod capture;
 pub mod checksum;
 pub mod frame;
 pub mod limits;

@@ -205,7 +205,7 @@ impl SkbFrame {
 
     /// A word of the context. Volatile, as in [`XdpFrame::bounds`].
     #[inline(always)]
-    fn word(&self, offset: usize) -> u32 {
+    pub(crate) fn word(&self, offset: usize) -> u32 {
         // SAFETY: the offsets below are those of aligned words of the context, which outlives the program's run.
         unsafe { self.context.cast::<u8>().add(offset).cast::<u32>().read_volatile() }
     }

@@ -2,39 +2,25 @@
 //! what it says, and counts it once.
 //!
 //! This crate holds all of the dataplane's `unsafe`: in `frame`, where the verifier's bounds are, in `tables`, where the maps'
-//! memory is, and the few helper calls here.
+//! memory is, and in the few helper calls of `act` and `capture`.
 #![no_std]
 #![no_main]
 // For one instruction that Rust has no other word for: see tables.
 #![feature(asm_experimental_arch)]
 
+mod act;
 mod frame;
 mod maps;
 mod tables;
 
+use act::{act, now};
 use aya_ebpf::{
-    EbpfContext,
-    bindings::{
-        tcx_action_base::{TCX_DROP, TCX_NEXT, TCX_REDIRECT},
-        xdp_action,
-    },
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_redirect},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use aya_log_ebpf::info;
-use core::mem::offset_of;
-use core::net::{Ipv4Addr, Ipv6Addr};
 use frame::{SkbFrame, XdpFrame};
-use privatelink_common::frame::Frame;
-use privatelink_common::{
-    limits::OUTCOMES,
-    path,
-    verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
-    wire::{Ipv4Header, Ipv6Header, NETWORK, TRANSPORT, TRANSPORT6},
-};
-use tables::{Exit, KernelTables, TcxExit, XdpExit, interface};
-use zerocopy::big_endian::U16;
+use privatelink_common::{path, verdict::Verdict};
+use tables::{KernelTables, TcxExit, XdpExit};
 
 /// Runs for every frame that comes by an interface of ours, before the kernel has made a socket buffer of it.
 #[xdp(frags)]
@@ -57,213 +43,3 @@ pub(crate) fn ingress_tcx(context: TcContext) -> i32 {
     let verdict = path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now());
     act(&frame, verdict, ifindex)
 }
-
-/// What differs between the hooks, once the path has decided.
-trait Host: Frame {
-    /// The context of its programs.
-    type Context: EbpfContext;
-    /// What its programs return.
-    type Action;
-    /// The frame goes on to whoever is next.
-    const PASS: Self::Action;
-    /// The frame ends here.
-    const DROP: Self::Action;
-    /// The frame leaves by the redirect that was set up.
-    const REDIRECT: Self::Action;
-
-    /// The context, for helpers.
-    fn log_context(&self) -> Self::Context;
-
-    /// Sends the frame back where it came from.
-    fn back(&self, ifindex: u32) -> Self::Action;
-
-    /// How many packets, and how many bytes in all, a frame of `length` is on the wire.
-    fn on_the_wire(&self, length: u64) -> (u64, u64);
-}
-
-impl Host for XdpFrame {
-    type Context = XdpContext;
-    type Action = u32;
-    const PASS: u32 = xdp_action::XDP_PASS;
-    const DROP: u32 = xdp_action::XDP_DROP;
-    const REDIRECT: u32 = xdp_action::XDP_REDIRECT;
-
-    #[inline(always)]
-    fn log_context(&self) -> XdpContext {
-        self.context()
-    }
-
-    /// By a redirect, since a veth wakes its other end after XDP_TX only if that end has an XDP program of its own, but after a
-    /// redirect also where it has GRO; XDP_TX for an interface that is not in `egress` yet.
-    #[inline(always)]
-    fn back(&self, ifindex: u32) -> u32 {
-        let slot = interface(ifindex).unwrap_or_default().slot;
-        if XdpExit.leave(slot) { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
-    }
-
-    #[inline(always)]
-    fn on_the_wire(&self, length: u64) -> (u64, u64) {
-        (1, length)
-    }
-}
-
-impl Host for SkbFrame {
-    type Context = TcContext;
-    type Action = i32;
-    const PASS: i32 = TCX_NEXT;
-    const DROP: i32 = TCX_DROP;
-    const REDIRECT: i32 = TCX_REDIRECT;
-
-    #[inline(always)]
-    fn log_context(&self) -> TcContext {
-        self.context()
-    }
-
-    #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "the helper returns an action")]
-    fn back(&self, ifindex: u32) -> i32 {
-        // SAFETY: the helper checks the index.
-        unsafe { bpf_redirect(ifindex, 0) as i32 }
-    }
-
-    #[inline(always)]
-    fn on_the_wire(&self, length: u64) -> (u64, u64) {
-        self.wire(length)
-    }
-}
-
-/// Seconds since boot. The coarse clock is a few milliseconds behind and costs a fraction of the exact one.
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "136 years after boot")]
-fn now() -> u32 {
-    // SAFETY: the helper takes no arguments and only reads the clock.
-    let nanoseconds = unsafe { bpf_ktime_get_coarse_ns() };
-    (nanoseconds / 1_000_000_000) as u32
-}
-
-#[inline(always)]
-fn act<H: Host>(frame: &H, verdict: Result<Verdict, DropReason>, ifindex: u32) -> H::Action {
-    let verdict = match verdict {
-        Ok(verdict) => verdict,
-        Err(reason) => {
-            report(frame, ifindex, reason.code());
-            count(frame, ifindex, reason.code());
-            return H::DROP;
-        }
-    };
-    match verdict.action() {
-        Action::Forward { endpoint, direction, event, ipv6, .. } => {
-            count_forwarded(frame, endpoint, direction, event, ipv6);
-            H::REDIRECT
-        }
-        Action::Steer { .. } => {
-            count(frame, ifindex, STEERED);
-            H::REDIRECT
-        }
-        Action::Pass => {
-            count(frame, ifindex, PASSED);
-            H::PASS
-        }
-        Action::Answer(answer) => {
-            count(frame, ifindex, answer);
-            frame.back(ifindex)
-        }
-    }
-}
-
-#[inline(always)]
-fn count<H: Host>(frame: &H, ifindex: u32, outcome: u32) {
-    let vpc = interface(ifindex).unwrap_or_default().vpc;
-    let (packets, bytes) = frame.on_the_wire(frame.len() as u64);
-    if let Some(counter) = maps::OUTCOMES_BY_VPC.get_ptr_mut(u32::from(vpc) * OUTCOMES + outcome) {
-        // SAFETY: the map returned a pointer to this CPU's own value, and programs of neither hook nest on a CPU.
-        unsafe {
-            (*counter).packets += packets;
-            (*counter).bytes += bytes;
-        }
-    }
-}
-
-/// Tells user space about a dropped packet, where somebody listens; without one, the verifier removes this. What it says is taken
-/// apart by privatelink-user's `drops`. Not inlined: the kernel bounds a function's stack.
-#[inline(never)]
-fn report<H: Host>(frame: &H, ifindex: u32, reason: u32) {
-    let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else { return };
-    if ip.version_ihl >> 4 == 6 {
-        return report6(frame, ifindex, reason);
-    }
-    let ports = frame.read::<[U16; 2]>(TRANSPORT).unwrap_or_default();
-    let (source, destination) = (Ipv4Addr::from(ip.source), Ipv4Addr::from(ip.destination));
-    info!(
-        &frame.log_context(),
-        "{} {} {} {:i}:{} {:i}:{}",
-        reason,
-        ifindex,
-        ip.protocol,
-        source,
-        ports[0].get(),
-        destination,
-        ports[1].get()
-    );
-}
-
-/// The same of an IPv6 packet.
-#[inline(never)]
-fn report6<H: Host>(frame: &H, ifindex: u32, reason: u32) {
-    let Some(ip) = frame.read::<Ipv6Header>(NETWORK) else { return };
-    let ports = frame.read::<[U16; 2]>(TRANSPORT6).unwrap_or_default();
-    let (source, destination) = (Ipv6Addr::from(ip.source), Ipv6Addr::from(ip.destination));
-    info!(
-        &frame.log_context(),
-        "{} {} {} {:i}:{} {:i}:{}",
-        reason,
-        ifindex,
-        ip.next_header,
-        source,
-        ports[0].get(),
-        destination,
-        ports[1].get()
-    );
-}
-
-#[inline(always)]
-fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, event: FlowEvent, ipv6: bool) {
-    // The packet's own word for its length was checked, and is nearer than the frame's.
-    let length = if ipv6 {
-        let payload = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length)).unwrap_or_default();
-        TRANSPORT6 as u64 + u64::from(payload.get())
-    } else {
-        let total = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
-        (NETWORK + frame.ip_length(total.get())) as u64
-    };
-    let (packets, bytes) = frame.on_the_wire(length);
-    let Some(counters) = maps::COUNTERS.get_ptr_mut(endpoint) else { return };
-    // SAFETY: as in `count`.
-    let counters = unsafe { &mut *counters };
-    match direction {
-        Direction::ToProvider => {
-            counters.to_provider_packets += packets;
-            counters.to_provider_bytes += bytes;
-        }
-        Direction::ToConsumer => {
-            counters.to_consumer_packets += packets;
-            counters.to_consumer_bytes += bytes;
-        }
-    }
-    match event {
-        FlowEvent::None => {}
-        FlowEvent::Opened => counters.new_flows += 1,
-        FlowEvent::Reset => counters.resets += 1,
-    }
-}
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    // The verifier refuses a program in which this is reachable.
-    loop {}
-}
-
-/// The kernel grants helpers by licence; those used here need a GPL-compatible one.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -358,6 +358,10 @@ impl Agent {
         if now >= self.peers_at {
             self.peers_at = now + PEERS;
             self.look_at_peers();
+            let reclaimed = self.kernel.reclaim()?;
+            if reclaimed > 0 {
+                warn!("a capture has died on {reclaimed} interfaces; they have the program back");
+            }
         }
 
         if now >= self.resync_at {

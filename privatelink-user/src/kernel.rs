@@ -5,17 +5,22 @@ use crate::model::Limits;
 use crate::resize;
 use crate::sys::{self, XdpMode};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use aya::EbpfLoader;
 use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
+use privatelink_common::capture::Watch;
 use privatelink_common::limits::{LAYOUT, OUTCOMES};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use zerocopy::IntoBytes;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/privatelink.bpf.o"));
+
+/// What the links have while a capture runs.
+static CAPTURED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/captured.bpf.o"));
 
 /// What the pin of a TCX link has behind the interface's name.
 const TCX_LINK: &str = ":tcx";
@@ -42,9 +47,19 @@ pub struct Kernel {
 
 /// The programs of one object, which share its maps.
 #[derive(Debug)]
-struct Programs {
+pub struct Programs {
     xdp: OwnedFd,
     tcx: OwnedFd,
+}
+
+impl Programs {
+    /// A hook's.
+    pub fn of(&self, hook: Hook) -> BorrowedFd<'_> {
+        match hook {
+            Hook::Xdp(_) => self.xdp.as_fd(),
+            Hook::Tcx => self.tcx.as_fd(),
+        }
+    }
 }
 
 /// Where a program meets the packets of an interface.
@@ -57,11 +72,22 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// Both, where XDP's mode does not matter.
+    pub const BOTH: [Self; 2] = [Self::Xdp(XdpMode::Native), Self::Tcx];
+
     /// The program's name, and its pin's.
     pub const fn program(self) -> &'static str {
         match self {
             Self::Xdp(_) => "ingress",
             Self::Tcx => "ingress_tcx",
+        }
+    }
+
+    /// The name of the program that stands there while a capture runs.
+    const fn captured(self) -> &'static str {
+        match self {
+            Self::Xdp(_) => "captured",
+            Self::Tcx => "captured_tcx",
         }
     }
 }
@@ -200,7 +226,7 @@ impl Kernel {
 
     /// Replaces the pins, each by one exchange of names, so that there is always one to open.
     fn pin_programs(&self) -> Result<()> {
-        for hook in [Hook::Xdp(XdpMode::Native), Hook::Tcx] {
+        for hook in Hook::BOTH {
             let old = self.dir.join("programs").join(hook.program());
             let new = old.with_file_name(format!("{}_new", hook.program()));
             let _ = fs::remove_file(&new);
@@ -211,10 +237,7 @@ impl Kernel {
     }
 
     fn program(&self, hook: Hook) -> BorrowedFd<'_> {
-        match hook {
-            Hook::Xdp(_) => self.programs.xdp.as_fd(),
-            Hook::Tcx => self.programs.tcx.as_fd(),
-        }
+        self.programs.of(hook)
     }
 
     /// Whether the kernel can attach programs by TCX.
@@ -295,6 +318,27 @@ impl Kernel {
         Ok(false)
     }
 
+    /// Gives the links that a capture has left without an end their program back; leaves those alone that a capture has. Returns how
+    /// many there were.
+    pub fn reclaim(&self) -> Result<usize> {
+        let Some(_lock) = crate::capture::lock(&self.dir)? else { return Ok(0) };
+        let mut reclaimed = 0;
+        for hook in Hook::BOTH {
+            let own = self.program(hook);
+            let (id, _) = sys::program_ids(own).context("cannot ask for the program")?;
+            for link in open_links(&self.dir, hook)? {
+                let Ok(found) = sys::link_program(link.as_fd()) else { continue };
+                let Some(other) = sys::program_by_id(found).ok().filter(|_| found != id) else { continue };
+                if sys::exchange_program(link.as_fd(), other.as_fd(), own)
+                    .context("cannot replace the program")?
+                {
+                    reclaimed += 1;
+                }
+            }
+        }
+        Ok(reclaimed)
+    }
+
     /// Takes the programs off an interface.
     pub fn detach(&self, interface: &str) -> Result<()> {
         self.remove_link(interface, Hook::Xdp(XdpMode::Native))?;
@@ -371,14 +415,47 @@ fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<Programs> {
         loader.map_pin_path(name, maps.join(name));
     }
     let mut object = loader.load(OBJECT).context("cannot create the maps")?;
+    programs(&mut object, Hook::program)
+}
+
+/// Loads the two programs that are so named.
+fn programs(object: &mut Ebpf, name: impl Fn(Hook) -> &'static str) -> Result<Programs> {
     let none = "the object has no program";
-    let xdp: &mut Xdp = object.program_mut(Hook::Xdp(XdpMode::Native).program()).context(none)?.try_into()?;
+    let xdp: &mut Xdp = object.program_mut(name(Hook::Xdp(XdpMode::Native))).context(none)?.try_into()?;
     xdp.load().context("the kernel refuses the XDP program")?;
     let xdp = xdp.fd()?.as_fd().try_clone_to_owned()?;
-    let tcx: &mut SchedClassifier = object.program_mut(Hook::Tcx.program()).context(none)?.try_into()?;
+    let tcx: &mut SchedClassifier = object.program_mut(name(Hook::Tcx)).context(none)?.try_into()?;
     tcx.load().context("the kernel refuses the TCX program")?;
     let tcx = tcx.fd()?.as_fd().try_clone_to_owned()?;
     Ok(Programs { xdp, tcx })
+}
+
+/// Loads the programs that hand over what `watch` asks for, over the maps that are pinned below `dir`; returns them, and the object with
+/// the maps that are its own.
+pub fn load_watching(dir: &Path, watch: &Watch) -> Result<(Programs, Ebpf)> {
+    let (level, maps) = (Drops::Counted as u8, dir.join("maps"));
+    let mut loader = EbpfLoader::new();
+    loader.override_global("AYA_LOG_LEVEL", &level, true).override_global("WATCH", watch.as_bytes(), true);
+    for name in Maps::NAMES {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    let mut object = loader.load(CAPTURED).context("cannot create the capture's maps")?;
+    Ok((programs(&mut object, Hook::captured)?, object))
+}
+
+/// The links of a hook that are pinned below `dir`.
+pub fn open_links(dir: &Path, hook: Hook) -> Result<Vec<OwnedFd>> {
+    let entries = fs::read_dir(dir.join("links")).context("cannot list the links")?;
+    let is_of_hook = |path: &PathBuf| path.to_string_lossy().ends_with(TCX_LINK) == (hook == Hook::Tcx);
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_of_hook);
+    // One that is gone by now needs nothing.
+    Ok(paths.filter_map(|path| sys::open_pin(&path).ok()).collect())
+}
+
+/// The program of a hook that is pinned below `dir`.
+pub fn open_program(dir: &Path, hook: Hook) -> Result<OwnedFd> {
+    let pin = dir.join("programs").join(hook.program());
+    sys::open_pin(&pin).with_context(|| format!("there is no program at {}", pin.display()))
 }
 
 /// Ends a change of sizes that was interrupted: forwards where the old maps had been put aside, back where they had not.

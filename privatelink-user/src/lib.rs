@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod analyze;
 pub mod api;
+pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod connections;

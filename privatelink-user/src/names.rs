@@ -60,6 +60,12 @@ impl Names {
         self.names.get(&(kind as u32, id)).cloned().unwrap_or_else(|| format!("#{id}"))
     }
 
+    /// Every name of a kind, with its number.
+    pub fn all(&self, kind: Kind) -> impl Iterator<Item = (u32, &str)> {
+        let kind = kind as u32;
+        self.names.range((kind, 0)..=(kind, u32::MAX)).map(|((_, id), name)| (*id, name.as_str()))
+    }
+
     /// The number of a name, which gets the lowest free one below `limit` if it has none. Numbers begin at 1.
     pub fn assign(&mut self, kind: Kind, name: &str, limit: u32) -> Result<u32> {
         if let Some(id) = self.id(kind, name) {

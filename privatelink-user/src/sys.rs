@@ -27,6 +27,8 @@ pub enum Command {
     Pin = 6,
     /// BPF_OBJ_GET
     Get = 7,
+    /// BPF_PROG_GET_FD_BY_ID
+    ProgramById = 13,
     /// BPF_MAP_GET_FD_BY_ID
     MapById = 14,
     /// BPF_OBJ_GET_INFO_BY_FD
@@ -233,15 +235,55 @@ pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<
         .map(drop)
 }
 
-/// The interface that an XDP or TCX link is attached to; 0 where the interface is gone. `struct bpf_link_info`.
-pub fn link_ifindex(link: BorrowedFd<'_>) -> Result<u32> {
+/// The same, if the link still has the program `old` (`BPF_F_REPLACE`) and its interface is still there; says whether that was so.
+pub fn exchange_program(link: BorrowedFd<'_>, old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> Result<bool> {
+    const REPLACE: u32 = 4;
+    let attributes =
+        Attributes::default().set(0, fd_word(link)).set(1, fd_word(new)).set(2, REPLACE).set(3, fd_word(old));
+    match bpf(Command::LinkUpdate, &mut { attributes }) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOLINK)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// `struct bpf_link_info` of an XDP or TCX link, as words.
+fn link_info(link: BorrowedFd<'_>) -> Result<[u32; 16]> {
     let mut info = [0u32; 16];
     let length = u32::try_from(size_of_val(&info)).map_err(Error::other)?;
     bpf(
         Command::Info,
         &mut Attributes::default().set(0, fd_word(link)).set(1, length).pointer(2, info.as_mut_ptr()),
     )?;
-    Ok(info[4])
+    Ok(info)
+}
+
+/// The interface that an XDP or TCX link is attached to; 0 where the interface is gone.
+pub fn link_ifindex(link: BorrowedFd<'_>) -> Result<u32> {
+    link_info(link).map(|info| info[4])
+}
+
+/// The kernel-wide identifier of the program that a link has.
+pub fn link_program(link: BorrowedFd<'_>) -> Result<u32> {
+    link_info(link).map(|info| info[2])
+}
+
+/// A program's kernel-wide identifier, and those of its maps. `struct bpf_prog_info`.
+pub fn program_ids(program: BorrowedFd<'_>) -> Result<(u32, Vec<u32>)> {
+    let (mut info, mut maps) = (Attributes::default(), [0u32; 64]);
+    info = info.set(13, u32::try_from(maps.len()).map_err(Error::other)?).pointer(14, maps.as_mut_ptr());
+    let length = u32::try_from(size_of_val(&info)).map_err(Error::other)?;
+    bpf(
+        Command::Info,
+        &mut Attributes::default().set(0, fd_word(program)).set(1, length).pointer(2, &raw mut info),
+    )?;
+    let count = (info.0[13] as usize).min(maps.len());
+    Ok((info.0[1], maps[..count].to_vec()))
+}
+
+/// Opens a program by its kernel-wide identifier.
+pub fn program_by_id(id: u32) -> Result<OwnedFd> {
+    bpf(Command::ProgramById, &mut Attributes::default().set(0, id)).map(owned)
 }
 
 /// Device features that one ioctl reads and one sets.

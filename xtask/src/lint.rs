@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Licences that code may have which is linked with ours or builds it, and why.
-const LICENCES: [(&str, &str); 14] = [
+const LICENCES: [(&str, &str); 15] = [
     ("Apache-2.0", "our own"),
     ("Apache-2.0 WITH LLVM-exception", "asks for less than our own"),
     ("MIT", "asks for its notice to be kept"),
@@ -25,12 +25,14 @@ const LICENCES: [(&str, &str); 14] = [
     ("CC0-1.0", "asks for nothing"),
     ("0BSD", "asks for nothing"),
     ("BSL-1.0", "asks for its notice to be kept in source"),
+    ("NCSA", "asks for its notice to be kept; the fuzzer's, which is in nothing that we ship"),
     ("MPL-2.0", "asks for changes to its own files, of which we make none"),
 ];
 
 /// Which of our crates a crate may know.
-const CRATES: [(&str, &[&str]); 5] = [
+const CRATES: [(&str, &[&str]); 6] = [
     ("privatelink-common", &[]),
+    ("privatelink-fuzz", &["privatelink-common"]),
     ("privatelink-ebpf", &["privatelink-common"]),
     ("privatelink-user", &["privatelink-common"]),
     ("privatelink-tests", &["privatelink-common"]),
@@ -45,6 +47,8 @@ pub(crate) fn lint() -> Result<()> {
         "clippy",
         "-p",
         "privatelink-common",
+        "-p",
+        "privatelink-fuzz",
         "-p",
         "privatelink-user",
         "-p",

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a tool that talks to a person")]
 
 mod demo;
+mod fuzz;
 mod lint;
 mod setup;
 mod test;
@@ -32,6 +33,14 @@ enum Task {
         /// Only tests whose names contain one of these.
         filters: Vec<String>,
     },
+    /// Look for inputs for which something does not hold that must, guided by coverage. What is found is kept, and replayed by `test`.
+    Fuzz {
+        /// Only these targets; `privatelink-common/fuzz/src/targets` has them.
+        targets: Vec<String>,
+        /// How long for each target.
+        #[arg(long, default_value_t = fuzz::SECONDS)]
+        seconds: u32,
+    },
     /// Measure the packet path, the agent and the tables, each against something in the same minute. Needs root.
     Bench {
         /// Only these parts: established, new-flow, udp-pps, bulk, syn-flood, footprint.
@@ -42,7 +51,7 @@ enum Task {
     },
     /// Format, lint, licences, and who may import whom.
     Lint,
-    /// What CI runs: lint, then test.
+    /// What CI runs: lint, then fuzz for a while, then test.
     Ci,
 }
 
@@ -60,9 +69,10 @@ fn main() -> ExitCode {
         Task::Build => build().map(drop),
         Task::Demo => demo::demo(),
         Task::Test { filters } => test::test(&filters),
+        Task::Fuzz { targets, seconds } => fuzz::fuzz(&targets, seconds),
         Task::Bench { parts, json } => bench(&parts, json.as_deref()),
         Task::Lint => lint::lint(),
-        Task::Ci => lint::lint().and_then(|()| test::test(&[])),
+        Task::Ci => lint::lint().and_then(|()| fuzz::fuzz(&[], fuzz::SECONDS)).and_then(|()| test::test(&[])),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,9 +6,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 /// What needs no privilege.
-const PLAIN: [&str; 12] = [
+const PLAIN: [&str; 16] = [
     "--package",
     "privatelink-common",
+    "--package",
+    "privatelink-fuzz",
     "--package",
     "privatelink-user",
     "--lib",
@@ -18,11 +20,20 @@ const PLAIN: [&str; 12] = [
     "plan",
     "--test",
     "connections",
+    "--test",
+    "analyze",
     "--no-fail-fast",
 ];
 /// The host's tests, with those that load programs.
-const HOST: [&str; 5] =
-    ["--package", "privatelink-common", "--package", "privatelink-user", "--no-fail-fast"];
+const HOST: [&str; 7] = [
+    "--package",
+    "privatelink-common",
+    "--package",
+    "privatelink-fuzz",
+    "--package",
+    "privatelink-user",
+    "--no-fail-fast",
+];
 /// The built binary, in namespaces.
 const OUTSIDE: [&str; 3] = ["--package", "privatelink-tests", "--no-fail-fast"];
 

@@ -106,6 +106,10 @@ fn echo_reply<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, icmp: &Icmp, ma
     let addresses = Addresses(packet.key.destination, packet.key.source);
     frame.write(NETWORK + offset_of!(Ipv4Header, source), &addresses)?;
     let change = delta(word([ECHO_REQUEST, 0]), word([ECHO_REPLY, 0]));
-    let checksum = update(icmp.checksum, change.into());
+    let checksum = match update(icmp.checksum, change.into()) {
+        // Nothing but zeros in a reply without number and data: of the two zeros, only this one is then right (RFC 1624, 3).
+        [0, 0] => [0xff; 2],
+        checksum => checksum,
+    };
     frame.write(TRANSPORT, &Icmp { kind: ECHO_REPLY, code: 0, checksum })
 }

@@ -156,7 +156,11 @@ fn claim_port<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     peer: &mut Peer<K>,
 ) -> Result<(), Refusal> {
     let hash = flow_hash(&packet.key);
-    let preserved = K::source_of(forward).widen() == packet.key.source().widen();
+    // A consumer may have the load balancer's address in a VPC of its own: that does not make the port its own, too.
+    let own_vpc = peer.door.address.kind == BALANCER;
+    let same = K::source_of(forward).widen() == packet.key.source().widen();
+    // Both are asked, whatever the first says: the verifier follows the probes below once for each way to them.
+    let preserved = own_vpc & same;
     let shared = peer.door.address.dualstack != 0;
     #[allow(clippy::cast_possible_truncation, reason = "only the lower bits choose the port")]
     let (start, step) = (hash as u32 % NAT_PORT_COUNT, stride((hash >> 24) as u32));

@@ -106,7 +106,9 @@ fn step<F: Frame>(frame: &F, walk: &mut Walk) -> bool {
         return false;
     }
     if (MSS..=TIMESTAMPS).contains(&kind) {
-        walk.found |= (walk.at + 1) << ((u64::from(kind - MSS) * 8) & 63);
+        // Of one that comes twice, the last counts, as with Linux.
+        let place = (u64::from(kind - MSS) * 8) & 63;
+        walk.found = walk.found & !(0xff << place) | (walk.at + 1) << place;
     }
     walk.at += long;
     true

@@ -146,9 +146,11 @@ fn write6<F: Frame>(frame: &mut F, is_tcp: bool, kind: u8, mtu: u16) -> Option<(
     let error = IcmpError { kind, code: 0, checksum: finish(own + held), unused: U16::ZERO, mtu };
     frame.prepend(FRONT6)?;
     frame.truncate(NETWORK + FRONT6 + quoted::<Ipv6Header>(is_tcp))?;
+    if !turn6(frame) {
+        return None;
+    }
     frame.write(NETWORK, &Ipv6Start(U32::new(6 << 28), length, ICMPV6, TTL))?;
-    frame.write(TRANSPORT6, &error)?;
-    turn6(frame).then_some(())
+    frame.write(TRANSPORT6, &error)
 }
 
 /// The sum of what an error holds of a packet, but for its addresses.
@@ -163,16 +165,18 @@ fn held6<F: Frame>(frame: &F, is_tcp: bool) -> u32 {
     start + transport
 }
 
-/// Addresses what is in front of a packet to whom the packet came from. Says whether it could.
+/// Addresses what is in front of a packet to whom the packet came from. Says whether it could. The link-layer addresses come first, since
+/// what is in front reaches into where they were.
 #[inline(never)]
 fn turn6<F: Frame>(frame: &mut F) -> bool {
     let mut turn = || -> Option<()> {
+        let ethernet = frame.read::<Ethernet>(FRONT6)?;
+        frame
+            .write(0, &Ethernet { destination: ethernet.source, source: ethernet.destination, ..ethernet })?;
         let source = frame.read::<Ip>(FRONT6 + DESTINATION)?;
         let destination = frame.read::<Ip>(FRONT6 + SOURCE)?;
         frame.write(SOURCE, &source)?;
-        frame.write(DESTINATION, &destination)?;
-        let ethernet = frame.read::<Ethernet>(FRONT6)?;
-        frame.write(0, &Ethernet { destination: ethernet.source, source: ethernet.destination, ..ethernet })
+        frame.write(DESTINATION, &destination)
     };
     turn().is_some()
 }

@@ -284,7 +284,7 @@ fn check_ipv4(outcome: &Outcome) {
 
 fn check_dualstack(outcome: &Outcome) {
     assert!(outcome.narrow > 0 && outcome.wide > 0, "flows of both widths came about");
-    assert!(outcome.translated > 500, "{} frames were translated", outcome.translated);
+    assert!(outcome.translated > 400, "{} frames were translated", outcome.translated);
 }
 
 /// A hook, as a test run knows it.

@@ -1,0 +1,25 @@
+//! Any frame, by any interface: what is passed is untouched, what is sent on is what a plain reading of its headers says it may be.
+
+use crate::input::Input;
+use crate::view::{View, check_answer, check_forwarded};
+use crate::world::{DATAGRAMS, PROXIED, SLOTS, World};
+use privatelink_common::verdict::Action;
+
+pub fn run(input: &[u8]) {
+    let mut input = Input(input);
+    let (slot, vpc) = input.of(&SLOTS);
+    let frame = input.0;
+    let (result, after) = World::default().send(slot, frame, 1000);
+    let Ok(verdict) = result else { return };
+    match verdict.action() {
+        Action::Pass => assert_eq!(after, frame, "passed by {slot} in {vpc}"),
+        Action::Forward { .. } => {
+            let came = View::of(frame).expect("a whole packet without options or extension headers");
+            assert!(came.has_ports() && came.parts().is_some(), "{came:02x?}");
+            let is_proxied = [PROXIED, PROXIED + DATAGRAMS].contains(&came.ports().1);
+            check_forwarded(frame, &after, is_proxied);
+        }
+        Action::Steer { .. } => assert_eq!(after[12..], frame[12..], "only the link-layer addresses change"),
+        Action::Answer(code) => check_answer(code, frame, &after),
+    }
+}
