@@ -1,6 +1,7 @@
 //! The agent and the command line of privatelink.
 
 pub mod agent;
+pub mod analyze;
 pub mod api;
 pub mod capture;
 pub mod cli;
@@ -25,6 +26,7 @@ pub mod plan;
 pub mod probe;
 pub mod reconcile;
 pub mod resize;
+pub mod rules;
 pub mod store;
 pub mod sys;
 pub mod zones;

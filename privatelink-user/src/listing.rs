@@ -2,7 +2,7 @@
 
 use crate::agent::Agent;
 use crate::api::{Asked, Chosen};
-use crate::connections::State;
+use crate::connections::{Connection, State};
 use crate::explain::mac;
 use crate::ip::{self, with_port};
 use crate::kernel::Hook;
@@ -179,6 +179,19 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
     let (image, maps) = (&agent.image, &agent.maps);
     let rows = [
         ("prefixes", image.prefixes.len(), maps.prefixes.info()?, maps.prefixes.memory()?),
+        (
+            "rules_by_address",
+            image.rules_by_address.len(),
+            maps.rules_by_address.info()?,
+            maps.rules_by_address.memory()?,
+        ),
+        (
+            "rules_by_port",
+            image.rules_by_port.len(),
+            maps.rules_by_port.info()?,
+            maps.rules_by_port.memory()?,
+        ),
+        ("subnets", image.subnets.len(), maps.subnets.info()?, maps.subnets.memory()?),
         ("addresses", image.addresses.len(), maps.addresses.info()?, maps.addresses.memory()?),
         ("endpoints", image.endpoints.len(), maps.endpoints.info()?, maps.endpoints.memory()?),
         ("balancers", image.balancers.len(), maps.balancers.info()?, maps.balancers.memory()?),
@@ -398,7 +411,33 @@ pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
 
 /// What the path would do.
 pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
-    let steps = explain::explain(&agent.maps, &agent.names, &asked.into())?;
+    let connections = agent.book.connections.values().filter(|it| !it.state.is_gone());
+    let standing = |it: &Connection| match it.state {
+        State::PendingAcceptance | State::Rejected | State::Expired => {
+            format!("{}: privatelink accept {} lets it in", it.state.name(), it.endpoint)
+        }
+        state => state.name().to_owned(),
+    };
+    let standing: BTreeMap<_, _> = connections.map(|it| (it.endpoint.clone(), standing(it))).collect();
+    let mut steps =
+        explain::explain(&agent.maps, &agent.names, &agent.image.rules, &standing, &asked.into())?;
+    // Of an endpoint whose principal is not allowed, the path knows nothing.
+    let failed = agent.model.endpoints.iter().find(|(name, endpoint)| {
+        let here = endpoint.addresses.values().flat_map(Addresses::iter).any(|it| it == asked.to.ip());
+        let state = agent.book.of(name).map(|it| it.state);
+        endpoint.vpc == asked.vpc && here && state == Some(State::Failed)
+    });
+    if let Some((name, endpoint)) = failed {
+        steps.insert(
+            0,
+            format!(
+                "endpoint {name} would be {}, but {} is not among the allowed principals of {}",
+                asked.to.ip(),
+                endpoint.principal,
+                endpoint.service
+            ),
+        );
+    }
     Ok(steps
         .into_iter()
         .enumerate()
@@ -438,6 +477,11 @@ pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
     changes(&mut rows, "table", &from.tables, &to.tables, |id, table| {
         format!("{} of {} slots", names.name(Kind::Table, *id), table.len())
     });
+    let said = |image: &Image| -> BTreeMap<String, ()> {
+        image.rules.values().flatten().map(|rule| (rule.clone(), ())).collect()
+    };
+    changes(&mut rows, "rule", &said(from), &said(to), |rule, ()| rule.clone());
+    changes(&mut rows, "subnet", &from.subnets, &to.subnets, |_, subnet| names.name(Kind::Subnet, subnet.id));
     changes(&mut rows, "prefix", &from.prefixes, &to.prefixes, |key, _| {
         let vpc = names.name(Kind::Vpc, key.prefix.vpc.get());
         let network = Ip(key.prefix.address);

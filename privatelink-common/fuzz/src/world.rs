@@ -6,7 +6,8 @@ use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
     Address, BALANCER, Balancer, Bucket, Course, Datagram, ENDPOINT, Endpoint, Entry, Face, Flow, Flow6,
     FlowKey, FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu,
-    Neighbour, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
+    Neighbour, Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress,
+    VpcEndpointId, Words,
 };
 use privatelink_common::verdict::{DropReason, Verdict};
 use privatelink_common::wire::{Ip, Mac, TCP, UDP};
@@ -62,6 +63,18 @@ const ESTABLISHED: usize = 24;
 const PENDING: usize = 16;
 const STREAMS: usize = 12;
 const DATAGRAMS_AT_A_TIME: usize = 8;
+
+/// A set of rules that nothing matches, so that it denies everything.
+pub const NOTHING: u32 = 9;
+
+/// A value of the tables of rules: the same word throughout.
+struct Mask(u64);
+
+impl Words for Mask {
+    fn word(&self, _: usize) -> u64 {
+        self.0
+    }
+}
 
 /// Free bytes in front of a frame and behind it, as the kernel has them (XDP_PACKET_HEADROOM).
 const HEADROOM: usize = 256;
@@ -141,6 +154,10 @@ pub struct World {
     /// What the listeners' tables hold: of IPv4 targets, and of IPv6 ones.
     pub slots: [Vec<u32>; 2],
     pub mtus: BTreeMap<u16, Mtu>,
+    /// The sets of rules of the load balancer's security groups, of the subnets that network ACLs are about, and of what rules allow.
+    pub listener_rules: u32,
+    pub subnet_rules: [u32; 2],
+    pub allows: u64,
     pub gone: BTreeSet<u16>,
     room: RefCell<Room>,
     bucket: Cell<Bucket>,
@@ -167,6 +184,9 @@ impl Default for World {
             neighbours: [hop(0, 3), hop(1, 4), hop(3, 3), hop(4, 4)].into(),
             slots: [vec![1, 2, 1, 2, 3], vec![4, 5, 4, 5, 6]],
             mtus: SLOTS.map(|(slot, _)| (slot, 9000)).into(),
+            listener_rules: 0,
+            subnet_rules: [0; 2],
+            allows: u64::MAX,
             gone: BTreeSet::new(),
             room: RefCell::default(),
             bucket: Cell::default(),
@@ -304,6 +324,20 @@ impl Tables for World {
         };
         ours && (SHOP..=PAYMENTS).contains(&address.vpc)
     }
+    fn rules_of_address(&self, address: &RuleAddress) -> Option<impl Words> {
+        // One rule for every address of a network, and one for each few of them.
+        let last = u32::from(address.address[15] & 7);
+        (address.set.get() != NOTHING).then_some(Mask(1 << 63 | 1 << last))
+    }
+    fn rules_of_port(&self, port: &RulePort) -> Option<impl Words> {
+        let rules = if port.protocol == TCP { u64::MAX } else { u64::MAX << 4 };
+        (port.set.get() != NOTHING).then_some(Mask(rules & self.allows))
+    }
+    fn subnet(&self, address: &VpcAddress) -> Option<Subnet> {
+        let [ingress, egress] = self.subnet_rules;
+        let id = 1 + u32::from(address.address.0[14]) % 3;
+        (address.vpc == PAYMENTS || id != 1).then_some(Subnet { id, ingress, egress })
+    }
     fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32> {
         let sources = if to_ipv4 { [1, 2, 1, 2, 1, 2, 1, 2] } else { [3; 8] };
         (balancer == 1).then(|| sources[pick & 7])
@@ -335,6 +369,7 @@ impl Tables for World {
             ipv6: is(table == 2),
             proxied: is(port == PROXIED),
             reserved: 0,
+            rules: self.listener_rules,
         })
     }
     fn slot(&self, table: u32, slot: u32) -> Option<u32> {

@@ -1,10 +1,13 @@
 //! Where targets are reached: asked by ARP and neighbour solicitations, kept fresh, and followed when they move.
 
 use super::Agent;
+use crate::ip;
+use crate::names::Kind;
 use crate::neighbours::Heard;
 use crate::plan::Image;
 use anyhow::Result;
 use privatelink_common::tables::{Balancer, Neighbour, VpcAddress};
+use privatelink_common::wire::Ip;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -12,8 +15,9 @@ use std::time::{Duration, Instant};
 const FRESH: Duration = Duration::from_secs(5);
 
 impl Agent {
-    /// The targets' addresses, each with the load balancer's address and link-layer address that asks for it.
-    fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, Balancer> {
+    /// The targets' addresses, each with the address that is asked for, its own or a gateway's, and the load balancer's address and
+    /// link-layer address that asks for it.
+    fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, (Ip, Balancer)> {
         let targets = self.image.targets.values();
         let asker = |vpc, ipv4| {
             let mut balancers = self.image.balancers.values();
@@ -21,14 +25,17 @@ impl Agent {
         };
         targets
             .filter_map(|it| {
-                Some((VpcAddress::new(it.vpc, it.address), asker(it.vpc, it.address.is_ipv4())?))
+                let vpc = self.names.name(Kind::Vpc, it.vpc.into());
+                let gateway = self.model.gateway(&vpc, ip::shown(it.address)).map(ip::entry);
+                let asker = asker(it.vpc, it.address.is_ipv4())?;
+                Some((VpcAddress::new(it.vpc, it.address), (gateway.unwrap_or(it.address), asker)))
             })
             .collect()
     }
 
     pub(super) fn ask_neighbours(&mut self) {
         let now = Instant::now();
-        for (wanted, asker) in self.wanted_neighbours() {
+        for (wanted, (address, asker)) in self.wanted_neighbours() {
             let fresh = self.confirmed.get(&wanted).is_some_and(|at| now.duration_since(*at) < FRESH);
             let asked =
                 self.asked.get(&wanted).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(1));
@@ -42,7 +49,7 @@ impl Agent {
                     continue;
                 };
                 // An interface that is down or just going cannot be asked; the next tick tries again.
-                let _ = self.neighbours.ask(attached.ifindex, asker.address, asker.mac, wanted.address);
+                let _ = self.neighbours.ask(attached.ifindex, asker.address, asker.mac, address);
             }
         }
     }
@@ -54,15 +61,15 @@ impl Agent {
         else {
             return Ok(());
         };
-        let key = VpcAddress::new(place.vpc, heard.address);
-        if !self.wanted_neighbours().contains_key(&key) {
-            return Ok(());
-        }
         let neighbour = Neighbour { mac: heard.mac, interface: place.slot };
-        if self.maps.neighbours.get(&key)? != Some(neighbour) {
-            self.maps.neighbours.set(&key, &neighbour)?;
+        let wanted = self.wanted_neighbours().into_iter();
+        let behind = wanted.filter(|(key, (asked, _))| key.vpc == place.vpc && *asked == heard.address);
+        for (key, _) in behind {
+            if self.maps.neighbours.get(&key)? != Some(neighbour) {
+                self.maps.neighbours.set(&key, &neighbour)?;
+            }
+            self.confirmed.insert(key, Instant::now());
         }
-        self.confirmed.insert(key, Instant::now());
         Ok(())
     }
 
