@@ -65,6 +65,9 @@ const PENDING: usize = 16;
 const STREAMS: usize = 12;
 const DATAGRAMS_AT_A_TIME: usize = 8;
 
+/// A set of rules that nothing matches, so that it denies everything.
+pub const NOTHING: u32 = 9;
+
 /// Free bytes in front of a frame and behind it, as the kernel has them (XDP_PACKET_HEADROOM).
 const HEADROOM: usize = 256;
 
@@ -143,6 +146,10 @@ pub struct World {
     /// What the listeners' tables hold: of IPv4 targets, and of IPv6 ones.
     pub slots: [Vec<u32>; 2],
     pub mtus: BTreeMap<u16, Mtu>,
+    /// The sets of rules of the load balancer's security groups, of the subnets that network ACLs are about, and of what rules allow.
+    pub listener_rules: u32,
+    pub subnet_rules: [u32; 2],
+    pub allows: u64,
     pub gone: BTreeSet<u16>,
     room: RefCell<Room>,
     bucket: Cell<Bucket>,
@@ -171,6 +178,9 @@ impl Default for World {
             neighbours: [hop(0, 3), hop(1, 4), hop(3, 3), hop(4, 4)].into(),
             slots: [vec![1, 2, 1, 2, 3], vec![4, 5, 4, 5, 6]],
             mtus: SLOTS.map(|(slot, _)| (slot, 9000)).into(),
+            listener_rules: 0,
+            subnet_rules: [0; 2],
+            allows: u64::MAX,
             gone: BTreeSet::new(),
             room: RefCell::default(),
             bucket: Cell::default(),
@@ -346,17 +356,30 @@ impl Tables for World {
         ours && (SHOP..=PAYMENTS).contains(&address.vpc)
     }
     fn rules_of_address(&self, address: &RuleAddress) -> Option<impl Words> {
-        let client = CLIENTS.iter().position(|it| it.0 == address.address)?;
-        Some(mask(self.rules.iter().map(|rule| rule.is_about(client))))
+        if !self.rules.is_empty() {
+            let client = CLIENTS.iter().position(|it| it.0 == address.address)?;
+            return Some(mask(self.rules.iter().map(|rule| rule.is_about(client))));
+        }
+        // One rule for every address of a network, and one for each few of them.
+        let last = u32::from(address.address[15] & 7);
+        (address.set.get() != NOTHING).then(|| Mask(vec![1 << 63 | 1 << last]))
     }
     fn rules_of_port(&self, port: &RulePort) -> Option<impl Words> {
-        let matches =
-            |rule: &Rule| rule.tcp == (port.protocol == TCP) && rule.ports.contains(&port.port.get());
-        let rules = mask(self.rules.iter().map(matches)).0;
-        Some(Mask([rules, mask(self.rules.iter().map(|rule| rule.allow)).0].concat()))
+        if !self.rules.is_empty() {
+            let matches =
+                |rule: &Rule| rule.tcp == (port.protocol == TCP) && rule.ports.contains(&port.port.get());
+            let rules = mask(self.rules.iter().map(matches)).0;
+            return Some(Mask([rules, mask(self.rules.iter().map(|rule| rule.allow)).0].concat()));
+        }
+        let rules = if port.protocol == TCP { u64::MAX } else { u64::MAX << 4 };
+        let mut words = vec![0; 2 * RULE_WORDS];
+        (words[0], words[RULE_WORDS]) = (rules & self.allows, u64::MAX);
+        (port.set.get() != NOTHING).then(|| Mask(words))
     }
-    fn subnet(&self, _: &VpcAddress) -> Option<Subnet> {
-        None
+    fn subnet(&self, address: &VpcAddress) -> Option<Subnet> {
+        let [ingress, egress] = self.subnet_rules;
+        let id = 1 + u32::from(address.address.0[14]) % 3;
+        (address.vpc == PAYMENTS || id != 1).then_some(Subnet { id, ingress, egress })
     }
     fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32> {
         let sources = if to_ipv4 { [1, 2, 1, 2, 1, 2, 1, 2] } else { [3; 8] };
@@ -389,7 +412,7 @@ impl Tables for World {
             ipv6: is(table == 2),
             proxied: is(port == PROXIED),
             reserved: 0,
-            rules: 0,
+            rules: self.listener_rules,
         })
     }
     fn slot(&self, table: u32, slot: u32) -> Option<u32> {

@@ -6,12 +6,12 @@ use crate::input::Input;
 use crate::packet::{Packet, Packet6, arp};
 use crate::view::{View, check_answer, check_forwarded};
 use crate::world::{
-    ADDRESSES, BALANCERS, CLIENTS, CONSUMERS, DATAGRAMS, PAYMENTS, PORT, PORT6, PRESERVED, PROXIED, Pair,
-    SLOTS, STACK, TARGET_PORT, TARGETS, World, vpc_of,
+    ADDRESSES, BALANCERS, CLIENTS, CONSUMERS, DATAGRAMS, NOTHING, PAYMENTS, PORT, PORT6, PRESERVED, PROXIED,
+    Pair, SLOTS, STACK, TARGET_PORT, TARGETS, World, vpc_of,
 };
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::tables::{Course, FlowKey, FlowKey6, Key, Neighbour, VpcAddress, Width};
-use privatelink_common::verdict::{Action, Direction};
+use privatelink_common::verdict::{Action, Direction, FlowEvent};
 use privatelink_common::wire::Ip;
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -157,7 +157,7 @@ impl Game {
     fn configure(&mut self, input: &mut Input<'_>) {
         let id = 1 + input.below(6) as u32;
         let endpoint = self.world.endpoints.get_mut(&id).unwrap();
-        match input.below(14) {
+        match input.below(17) {
             0 => endpoint.generation += 1,
             1 => endpoint.open ^= 1,
             2 => endpoint.full ^= 1,
@@ -184,7 +184,15 @@ impl Game {
             11 => {
                 (endpoint.mtu, endpoint.reserve) = (input.of(&[0, 68, 100, 1280, 9000]), input.byte().into())
             }
-            12 => drop(self.world.mtus.insert(input.of(&SLOTS).0, input.of(&[0, 68, 100, 1280, 9000]))),
+            12 => {
+                (endpoint.acls, endpoint.rules) = (u16::from(input.byte() & 1), input.of(&[0, 0, 1, NOTHING]))
+            }
+            13 => self.world.listener_rules = input.of(&[0, 0, 1, NOTHING]),
+            14 => {
+                self.world.subnet_rules = [input.of(&[0, 0, 1, NOTHING]), input.of(&[0, 0, 1, NOTHING])];
+                self.world.allows = u64::from(input.byte()) << 56 | u64::from(input.byte());
+            }
+            15 => drop(self.world.mtus.insert(input.of(&SLOTS).0, input.of(&[0, 68, 100, 1280, 9000]))),
             _ => endpoint.hold = u32::from(input.byte()),
         }
     }
@@ -211,7 +219,11 @@ impl Game {
                 assert_eq!(after[12..], frame[12..], "only the link-layer addresses change");
             }
             Action::Answer(code) => check_answer(code, &frame, &after),
-            Action::Forward { interface, endpoint, direction, ipv6, .. } => {
+            Action::Forward { interface, endpoint, direction, ipv6, event } => {
+                let rules = [self.world.endpoints[&endpoint].rules, self.world.listener_rules];
+                // A load balancer that serves its own VPC has its groups in the place of the endpoint's.
+                let asked = if [3, 6].contains(&endpoint) { &rules[..1] } else { &rules };
+                assert!(event != FlowEvent::Opened || !asked.contains(&NOTHING), "no rule lets this flow in");
                 let (_, consumer) = *CONSUMERS.iter().find(|(id, _)| *id == endpoint).expect("an endpoint");
                 let to = vpc_of(interface).expect("an interface");
                 let (from_vpc, to_vpc) = match direction {
