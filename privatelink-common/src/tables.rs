@@ -30,7 +30,7 @@ macro_rules! table {
 }
 
 table! {
-    /// Value of `interfaces`, an array by the kernel's interface index.
+    /// Value of `interfaces`, an array by the kernel's interface index; and, behind those, by [`VlanKey`]'s value.
     /// Written by the agent, read for every packet. An index beyond the array cannot be attached.
     Interface, 8, align 4, {
         /// The VPC that the interface belongs to; 0: none, its packets pass.
@@ -48,6 +48,40 @@ table! {
 /// Value of `mtus`, an array by slot: the largest IP packet that both ends of the interface take, in bytes; 0: not known.
 /// Written by the agent, read for SYNs and for packets larger than [`Interface::fits`]. As large as `egress`.
 pub type Mtu = u32;
+
+table! {
+    /// Key of `vlans`, a sparse hash: the tags that frames of a trunk come with (IEEE 802.1Q). Its value is the index in `interfaces` of
+    /// what they stand for. Written by the agent, read for tagged frames. As large as `egress`.
+    VlanKey, 8, align 4, {
+        /// The kernel's index of the trunk.
+        ifindex: u32,
+        /// The outer tag's VLAN, where that is a service tag (802.1ad); 0: there is none.
+        service_vlan: u16,
+        /// The VLAN of the only tag, or of the one behind the service tag; 0: there is none.
+        vlan: u16,
+    }
+}
+
+/// A tag as it stands in a frame, between the link-layer addresses and the EtherType: an EtherType of its own, and priority, drop
+/// eligibility and VLAN in 3, 1 and 12 bits; zeros: none.
+pub type Tag = [u8; 4];
+
+table! {
+    /// Value of `trunks`, an array by slot: how frames leave by an interface that is tags on a trunk; such a slot is neither in `egress` nor
+    /// in `egress_tcx`. Written by the agent, read for frames that find no interface there. As large as `egress`.
+    Trunk, 16, align 4, {
+        /// The kernel's index of the trunk; 0: the slot is no such interface, or the trunk is gone.
+        ifindex: u32,
+        /// The trunk's own slot.
+        slot: u16,
+        /// Zero.
+        reserved: u16,
+        /// The outer tag.
+        outer: Tag,
+        /// The inner one, if there are two.
+        inner: Tag,
+    }
+}
 
 table! {
     /// Key of `addresses` and `neighbours`: an address within a VPC.
@@ -831,6 +865,18 @@ pub trait Flows<K: Key> {
     fn remove_pending(&self, key: &K);
 }
 
+/// How a packet leaves by a slot. A word, as a verdict is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Egress {
+    /// Not at all: there is no such interface.
+    Gone,
+    /// As it is.
+    Plain,
+    /// With tags, which the host puts on: the slot has a [`Trunk`].
+    Tagged,
+}
+
 /// What the path may look up, claim or install.
 pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     /// Lends the path memory, which no one else uses until `work` returns; it does not ask for it twice at a time. What is in it is not
@@ -888,8 +934,8 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn count(&self, target: u32, event: TargetEvent);
     /// The largest IP packet that can leave by this slot, in bytes; 0: not known.
     fn mtu(&self, interface: u16) -> Mtu;
-    /// Whether a packet can leave by this slot; in the kernel, this is where the redirect is set up.
-    fn egress(&self, interface: u16) -> bool;
+    /// Whether and how a packet can leave by this slot; in the kernel, this is where the redirect is set up.
+    fn egress(&self, interface: u16) -> Egress;
 }
 
 impl VpcAddress {

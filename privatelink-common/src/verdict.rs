@@ -1,5 +1,7 @@
 //! What may happen to a packet, each with the one name that counters, commands, metrics and tests use.
 
+use crate::tables::Egress;
+
 /// Declares a fieldless enum whose variants have a code, a name and a meaning, all written once.
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $code:literal => $word:literal,)+ }) => {
@@ -188,6 +190,7 @@ impl Verdict {
     const STEER: u64 = 2;
     const ANSWER: u64 = 3;
     const DROP: u64 = 4;
+    const TAGGED: u64 = 1 << 12;
 
     /// [`Action::Forward`].
     #[inline(always)]
@@ -206,6 +209,22 @@ impl Verdict {
     #[inline(always)]
     pub const fn steer(interface: u16) -> Self {
         Self(Self::STEER | (interface as u64) << 16)
+    }
+
+    /// The same, of a packet that leaves so; none where it cannot.
+    #[inline(always)]
+    pub fn leaving(self, how: Egress) -> Result<Self, DropReason> {
+        match how {
+            Egress::Gone => Err(DropReason::NoInterface),
+            Egress::Plain => Ok(self),
+            Egress::Tagged => Ok(Self(self.0 | Self::TAGGED)),
+        }
+    }
+
+    /// Whether tags are still to be put on it.
+    #[inline(always)]
+    pub const fn is_tagged(self) -> bool {
+        self.0 & Self::TAGGED != 0
     }
 
     /// [`Action::Answer`], by its [`Answer::code`].

@@ -1,5 +1,5 @@
-//! The programs `ingress` (XDP) and `ingress_tcx` (sched_cls): each hands every frame to [`privatelink_common::path::forward`], does
-//! what it says, and counts it once.
+//! The programs `ingress` (XDP) and `ingress_tcx` (sched_cls), and their like for trunks, `ingress_trunk` and `ingress_tcx_trunk`: each
+//! hands every frame to [`privatelink_common::path::forward`], does what it says, and counts it once.
 //!
 //! This crate holds all of the dataplane's `unsafe`: in `frame`, where the verifier's bounds are, in `tables`, where the maps'
 //! memory is, and the few helper calls here.
@@ -11,6 +11,7 @@
 mod frame;
 mod maps;
 mod tables;
+mod vlan;
 
 use aya_ebpf::{
     EbpfContext,
@@ -30,10 +31,12 @@ use privatelink_common::frame::Frame;
 use privatelink_common::{
     limits::OUTCOMES,
     path,
+    tables::Egress,
     verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
     wire::{Ipv4Header, Ipv6Header, NETWORK, TRANSPORT, TRANSPORT6},
 };
 use tables::{Exit, KernelTables, TcxExit, XdpExit, interface};
+use vlan::{Came, Tagging};
 use zerocopy::big_endian::U16;
 
 /// Runs for every frame that comes by an interface of ours, before the kernel has made a socket buffer of it.
@@ -41,25 +44,56 @@ use zerocopy::big_endian::U16;
 pub(crate) fn ingress(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(context.ctx);
     let ifindex = frame.ingress();
-    let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
-    act(&frame, verdict, ifindex)
+    let tables = KernelTables(XdpExit);
+    let verdict = path::forward(&mut frame, &tables, ifindex, now());
+    act(&mut frame, verdict, Came::plainly(ifindex))
+}
+
+/// Runs in its place where the interface is a trunk: a program of its own, so that frames of others are not asked for tags.
+#[xdp(frags)]
+pub(crate) fn ingress_trunk(context: XdpContext) -> u32 {
+    let mut frame = XdpFrame::new(context.ctx);
+    let ifindex = frame.ingress();
+    let Some(came) = vlan::enter(&mut frame, ifindex) else {
+        return act(&mut frame, Ok(Verdict::PASS), Came::plainly(ifindex));
+    };
+    let (came, tables) = (*came, KernelTables(XdpExit));
+    let verdict = path::forward(&mut frame, &tables, came.ifindex, now());
+    act(&mut frame, verdict, came)
 }
 
 /// Runs for every frame that comes by an interface of ours whose other end leaves checksums and segments to its device.
 #[classifier]
 pub(crate) fn ingress_tcx(context: TcContext) -> i32 {
-    let mut frame = SkbFrame::new(context.skb.skb);
-    let ifindex = frame.ingress();
+    let context = context.skb.skb;
+    let mut frame = SkbFrame::new(context);
+    let came = Came::plainly(frame.ingress());
     if frame.is_tagged() {
         // To XDP, the tag is a part of the frame, and such a frame is none of ours.
-        return act(&frame, Ok(Verdict::PASS), ifindex);
+        return act(&mut frame, Ok(Verdict::PASS), came);
     }
-    let verdict = path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now());
-    act(&frame, verdict, ifindex)
+    let tables = KernelTables(TcxExit(context));
+    let verdict = path::forward(&mut frame, &tables, came.ifindex, now());
+    act(&mut frame, verdict, came)
+}
+
+/// Runs in its place where the interface is a trunk.
+#[classifier]
+pub(crate) fn ingress_tcx_trunk(context: TcContext) -> i32 {
+    let context = context.skb.skb;
+    let mut frame = SkbFrame::bare(context);
+    let ifindex = frame.ingress();
+    let Some(came) = vlan::enter(&mut frame, ifindex) else {
+        return act(&mut frame, Ok(Verdict::PASS), Came::plainly(ifindex));
+    };
+    let (mut frame, tables) = (SkbFrame::new(context), KernelTables(TcxExit(context)));
+    let came = *came;
+    let verdict = path::forward(&mut frame, &tables, came.ifindex, now());
+    act(&mut frame, verdict, came)
 }
 
 /// What differs between the hooks, once the path has decided.
-trait Host: Frame {
+trait Host: Frame + Tagging {
     /// The context of its programs.
     type Context: EbpfContext;
     /// What its programs return.
@@ -98,7 +132,7 @@ impl Host for XdpFrame {
     #[inline(always)]
     fn back(&self, ifindex: u32) -> u32 {
         let slot = interface(ifindex).unwrap_or_default().slot;
-        if XdpExit.leave(slot) { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
+        if XdpExit.leave(slot) != Egress::Gone { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
     }
 
     #[inline(always)]
@@ -121,9 +155,9 @@ impl Host for SkbFrame {
 
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "the helper returns an action")]
-    fn back(&self, ifindex: u32) -> i32 {
+    fn back(&self, _: u32) -> i32 {
         // SAFETY: the helper checks the index.
-        unsafe { bpf_redirect(ifindex, 0) as i32 }
+        unsafe { bpf_redirect(self.ingress(), 0) as i32 }
     }
 
     #[inline(always)]
@@ -142,33 +176,47 @@ fn now() -> u32 {
 }
 
 #[inline(always)]
-fn act<H: Host>(frame: &H, verdict: Result<Verdict, DropReason>, ifindex: u32) -> H::Action {
+fn act<H: Host>(
+    frame: &mut H,
+    verdict: Result<Verdict, DropReason>,
+    came: Came,
+) -> H::Action {
     let verdict = match verdict {
         Ok(verdict) => verdict,
-        Err(reason) => {
-            report(frame, ifindex, reason.code());
-            count(frame, ifindex, reason.code());
-            return H::DROP;
-        }
+        Err(reason) => return refuse(frame, came.ifindex, reason),
     };
     match verdict.action() {
-        Action::Forward { endpoint, direction, event, ipv6, .. } => {
-            count_forwarded(frame, endpoint, direction, event, ipv6);
+        Action::Forward { interface, endpoint, direction, event, ipv6 } => {
+            let size = size(frame, ipv6);
+            if verdict.is_tagged() && !vlan::leave(frame, interface) {
+                return refuse(frame, came.ifindex, DropReason::TooBig);
+            }
+            count_forwarded(size, endpoint, direction, event);
             H::REDIRECT
         }
-        Action::Steer { .. } => {
-            count(frame, ifindex, STEERED);
+        Action::Steer { interface } => {
+            count(frame, came.ifindex, STEERED);
+            if verdict.is_tagged() && !vlan::leave(frame, interface) {
+                return H::DROP;
+            }
             H::REDIRECT
         }
         Action::Pass => {
-            count(frame, ifindex, PASSED);
-            H::PASS
+            count(frame, came.ifindex, PASSED);
+            if vlan::back(frame, came) { H::PASS } else { H::DROP }
         }
         Action::Answer(answer) => {
-            count(frame, ifindex, answer);
-            frame.back(ifindex)
+            count(frame, came.ifindex, answer);
+            if vlan::back(frame, came) { frame.back(came.ifindex) } else { H::DROP }
         }
     }
+}
+
+#[inline(always)]
+fn refuse<H: Host>(frame: &H, ifindex: u32, reason: DropReason) -> H::Action {
+    report(frame, ifindex, reason.code());
+    count(frame, ifindex, reason.code());
+    H::DROP
 }
 
 #[inline(always)]
@@ -226,8 +274,9 @@ fn report6<H: Host>(frame: &H, ifindex: u32, reason: u32) {
     );
 }
 
+/// How many packets, and how many bytes in all, a frame that is forwarded is on the wire, without its tags.
 #[inline(always)]
-fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, event: FlowEvent, ipv6: bool) {
+fn size<H: Host>(frame: &H, ipv6: bool) -> (u64, u64) {
     // The packet's own word for its length was checked, and is nearer than the frame's.
     let length = if ipv6 {
         let payload = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length)).unwrap_or_default();
@@ -236,7 +285,11 @@ fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, even
         let total = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
         (NETWORK + frame.ip_length(total.get())) as u64
     };
-    let (packets, bytes) = frame.on_the_wire(length);
+    frame.on_the_wire(length)
+}
+
+#[inline(always)]
+fn count_forwarded((packets, bytes): (u64, u64), endpoint: u32, direction: Direction, event: FlowEvent) {
     let Some(counters) = maps::COUNTERS.get_ptr_mut(endpoint) else { return };
     // SAFETY: as in `count`.
     let counters = unsafe { &mut *counters };

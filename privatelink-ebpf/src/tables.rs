@@ -3,7 +3,7 @@
 use crate::maps::{
     ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, ESTABLISHED6, FENCE,
     FRAGMENTS, IDENTIFICATION, INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING, PENDING6, PREFIXES,
-    PRESSURES, ROOM, STREAMS, TABLES, TARGET_COUNTERS, TARGETS, VPC_ENDPOINT_IDS,
+    PRESSURES, ROOM, STREAMS, TABLES, TARGET_COUNTERS, TARGETS, TRUNKS, VPC_ENDPOINT_IDS,
 };
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, iphdr, tcphdr, tcx_action_base::TCX_REDIRECT, xdp_action},
@@ -15,9 +15,9 @@ use aya_ebpf::{
 use privatelink_common::{
     path::Room,
     tables::{
-        Address, Balancer, Bucket, Datagram, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
+        Address, Balancer, Bucket, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
         FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix,
-        Pressure, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
+        Pressure, Stream, Tables, Target, TargetEvent, Trunk, VpcAddress, VpcEndpointId,
     },
     wire::{Ipv4Header, Mac, TCP, Tcp},
 };
@@ -31,8 +31,14 @@ const EXISTS: i32 = -17;
 
 /// How frames leave by a slot, which each hook does in a way of its own.
 pub(crate) trait Exit {
-    /// Sets the redirect up; says no where there is no such interface.
-    fn leave(&self, slot: u16) -> bool;
+    /// Sets the redirect up, if there is such an interface.
+    fn leave(&self, slot: u16) -> Egress;
+}
+
+/// The trunk that an interface is on, if it is tags on one.
+#[inline(always)]
+fn trunk(slot: u16) -> Option<&'static Trunk> {
+    TRUNKS.get(slot.into()).filter(|trunk| trunk.ifindex != 0)
 }
 
 /// XDP's way out: the map `egress`.
@@ -40,8 +46,13 @@ pub(crate) struct XdpExit;
 
 impl Exit for XdpExit {
     #[inline(always)]
-    fn leave(&self, slot: u16) -> bool {
-        EGRESS.redirect(slot.into(), 0) == Ok(xdp_action::XDP_REDIRECT)
+    fn leave(&self, slot: u16) -> Egress {
+        let redirected = |slot: u16| EGRESS.redirect(slot.into(), 0) == Ok(xdp_action::XDP_REDIRECT);
+        match redirected(slot) {
+            true => Egress::Plain,
+            false if trunk(slot).is_some_and(|trunk| redirected(trunk.slot)) => Egress::Tagged,
+            false => Egress::Gone,
+        }
     }
 }
 
@@ -50,9 +61,13 @@ pub(crate) struct TcxExit(pub *mut __sk_buff);
 
 impl Exit for TcxExit {
     #[inline(always)]
-    fn leave(&self, slot: u16) -> bool {
-        let Some(ifindex) = EGRESS_TCX.get(slot.into()).copied().filter(|ifindex| *ifindex != 0) else {
-            return false;
+    fn leave(&self, slot: u16) -> Egress {
+        let (ifindex, how) = match EGRESS_TCX.get(slot.into()).copied().filter(|ifindex| *ifindex != 0) {
+            Some(ifindex) => (ifindex, Egress::Plain),
+            None => match trunk(slot) {
+                Some(trunk) => (trunk.ifindex, Egress::Tagged),
+                None => return Egress::Gone,
+            },
         };
         let mut mtu = 0;
         // The kernel takes a vanished interface out of `egress`, but not out of an array, and would lose the frame uncounted. This is
@@ -60,7 +75,7 @@ impl Exit for TcxExit {
         // SAFETY: the helpers check the context and the index, and `mtu` outlives the call.
         let known = unsafe { bpf_check_mtu(self.0.cast(), ifindex, &raw mut mtu, 0, 0) } >= 0;
         // SAFETY: as above.
-        known && unsafe { bpf_redirect(ifindex, 0) } == i64::from(TCX_REDIRECT)
+        if known && unsafe { bpf_redirect(ifindex, 0) } == i64::from(TCX_REDIRECT) { how } else { Egress::Gone }
     }
 }
 
@@ -387,7 +402,7 @@ impl<E: Exit> Tables for KernelTables<E> {
     }
 
     #[inline(always)]
-    fn egress(&self, interface: u16) -> bool {
+    fn egress(&self, interface: u16) -> Egress {
         self.0.leave(interface)
     }
 }

@@ -5,11 +5,11 @@ use crate::model::Limits;
 use crate::resize;
 use crate::sys::{self, XdpMode};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use aya::EbpfLoader;
+use aya::{Ebpf, EbpfLoader};
 use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
 use aya_log::EbpfLogger;
 use privatelink_common::limits::{LAYOUT, OUTCOMES};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,11 +40,11 @@ pub struct Kernel {
     _lock: File,
 }
 
-/// The programs of one object, which share its maps.
+/// The programs of one object, which share its maps, as far as they are needed.
 #[derive(Debug)]
 struct Programs {
-    xdp: OwnedFd,
-    tcx: OwnedFd,
+    object: Ebpf,
+    loaded: BTreeMap<Program, OwnedFd>,
 }
 
 /// Where a program meets the packets of an interface.
@@ -57,11 +57,41 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// The program's name, and its pin's.
-    pub const fn program(self) -> &'static str {
+    /// Its program for an interface that is a trunk, or is not.
+    pub const fn program(self, trunk: bool) -> Program {
+        match (self, trunk) {
+            (Self::Xdp(_), false) => Program::Xdp,
+            (Self::Xdp(_), true) => Program::XdpTrunk,
+            (Self::Tcx, false) => Program::Tcx,
+            (Self::Tcx, true) => Program::TcxTrunk,
+        }
+    }
+}
+
+/// The programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// XDP's.
+    Xdp,
+    /// TCX's.
+    Tcx,
+    /// XDP's for trunks, which is loaded when there is one.
+    XdpTrunk,
+    /// TCX's for trunks, likewise.
+    TcxTrunk,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Xdp, Self::Tcx, Self::XdpTrunk, Self::TcxTrunk];
+
+    /// Its name, and its pin's.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Xdp(_) => "ingress",
+            Self::Xdp => "ingress",
             Self::Tcx => "ingress_tcx",
+            Self::XdpTrunk => "ingress_trunk",
+            Self::TcxTrunk => "ingress_tcx_trunk",
         }
     }
 }
@@ -104,12 +134,15 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 24] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 26] {
     [
-        ("interfaces", "max_ifindex", limits.max_ifindex),
+        // What is tags on a trunk comes behind what has an index of the kernel's.
+        ("interfaces", "max_ifindex", limits.max_ifindex.saturating_add(limits.interfaces)),
         ("egress", "interfaces", limits.interfaces),
         ("mtus", "interfaces", limits.interfaces),
         ("egress_tcx", "interfaces", limits.interfaces),
+        ("vlans", "interfaces", limits.interfaces),
+        ("trunks", "interfaces", limits.interfaces),
         ("prefixes", "addresses", limits.addresses),
         ("addresses", "addresses", limits.addresses),
         ("endpoints", "endpoints", limits.endpoints),
@@ -181,7 +214,10 @@ impl Kernel {
         }
         let adopted = found != Found::Nothing;
         let kernel = Self { dir: dir.to_owned(), place, programs, adopted, before, _lock: lock };
-        kernel.pin_programs()?;
+        kernel.programs.loaded.keys().try_for_each(|program| kernel.pin_program(*program))?;
+        for program in Program::ALL.into_iter().filter(|it| !kernel.programs.loaded.contains_key(it)) {
+            let _ = fs::remove_file(dir.join("programs").join(program.name()));
+        }
         Ok(kernel)
     }
 
@@ -197,33 +233,37 @@ impl Kernel {
         Ok(true)
     }
 
-    /// Replaces the pins, each by one exchange of names, so that there is always one to open.
-    fn pin_programs(&self) -> Result<()> {
-        for hook in [Hook::Xdp(XdpMode::Native), Hook::Tcx] {
-            let old = self.dir.join("programs").join(hook.program());
-            let new = old.with_file_name(format!("{}_new", hook.program()));
-            let _ = fs::remove_file(&new);
-            sys::pin(self.program(hook), &new).context("cannot pin a program")?;
-            fs::rename(&new, &old).context("cannot pin a program")?;
+    /// Replaces a program's pin, by one exchange of names, so that there is always one to open.
+    fn pin_program(&self, program: Program) -> Result<()> {
+        let old = self.dir.join("programs").join(program.name());
+        let new = old.with_file_name(format!("{}_new", program.name()));
+        let _ = fs::remove_file(&new);
+        sys::pin(self.program(program)?, &new).context("cannot pin a program")?;
+        fs::rename(&new, &old).context("cannot pin a program")
+    }
+
+    fn program(&self, program: Program) -> Result<BorrowedFd<'_>> {
+        let loaded = self.programs.loaded.get(&program);
+        loaded.map(AsFd::as_fd).with_context(|| format!("the program {} is not loaded", program.name()))
+    }
+
+    /// Loads a program, if it is not loaded yet.
+    fn load(&mut self, program: Program) -> Result<()> {
+        if !self.programs.loaded.contains_key(&program) {
+            self.programs.load(program)?;
+            self.pin_program(program)?;
         }
         Ok(())
     }
 
-    fn program(&self, hook: Hook) -> BorrowedFd<'_> {
-        match hook {
-            Hook::Xdp(_) => self.programs.xdp.as_fd(),
-            Hook::Tcx => self.programs.tcx.as_fd(),
-        }
-    }
-
     /// Whether the kernel can attach programs by TCX.
     pub fn has_tcx(&self) -> bool {
-        sys::has_tcx(self.program(Hook::Tcx))
+        self.program(Program::Tcx).is_ok_and(sys::has_tcx)
     }
 
     /// Where the programs name what they drop, which is the same place for both; handed to `log`.
     pub fn drops<T: log::Log>(&self, log: T) -> Result<EbpfLogger<T>> {
-        EbpfLogger::init_from_id_with_logger(self.program_info(Hook::Tcx)?.id(), log)
+        EbpfLogger::init_from_id_with_logger(self.program_info(Program::Tcx)?.id(), log)
             .context("cannot listen to the programs")
     }
 
@@ -232,9 +272,14 @@ impl Kernel {
         Maps::open(&self.place)
     }
 
-    /// What the kernel says of a hook's program.
-    pub fn program_info(&self, hook: Hook) -> Result<ProgramInfo> {
-        Ok(ProgramInfo::from_pin(self.dir.join("programs").join(hook.program()))?)
+    /// The programs that are loaded.
+    pub fn programs(&self) -> impl Iterator<Item = Program> {
+        self.programs.loaded.keys().copied()
+    }
+
+    /// What the kernel says of a program.
+    pub fn program_info(&self, program: Program) -> Result<ProgramInfo> {
+        Ok(ProgramInfo::from_pin(self.dir.join("programs").join(program.name()))?)
     }
 
     fn link_pin(&self, interface: &str, hook: Hook) -> PathBuf {
@@ -246,52 +291,25 @@ impl Kernel {
         })
     }
 
-    /// Attaches a hook's program to an interface, or gives the link that is there the program of this agent. The other hook's link, if
+    /// Attaches a hook's program to an interface, which is a `trunk` or is not, or gives the link that is there the program of this agent. The other hook's link, if
     /// there is one, is taken away when this one is in place, so that every packet meets one of them. A link of the other XDP mode
     /// is replaced, and packets in between meet no program.
-    pub fn attach(&self, interface: &str, ifindex: u32, hook: Hook) -> Result<(), Refused> {
-        let pin = self.link_pin(interface, hook);
-        if !self.adopt(&pin, interface, ifindex, hook)? {
-            let link = self.link(interface, ifindex, hook)?;
+    pub fn attach(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        hook: Hook,
+        trunk: bool,
+    ) -> Result<(), Refused> {
+        self.load(hook.program(trunk))?;
+        let (pin, program) = (self.link_pin(interface, hook), self.program(hook.program(trunk))?);
+        if !adopt(&pin, interface, ifindex, hook, program)? {
+            let link = link(interface, ifindex, hook, program)?;
             sys::pin(link.as_fd(), &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
         }
         let other = if hook == Hook::Tcx { Hook::Xdp(XdpMode::Native) } else { Hook::Tcx };
         self.remove_link(interface, other)?;
         Ok(())
-    }
-
-    fn link(&self, interface: &str, ifindex: u32, hook: Hook) -> Result<OwnedFd, Refused> {
-        let mode = match hook {
-            Hook::Xdp(mode) => mode,
-            Hook::Tcx => {
-                let link = sys::attach_tcx(self.program(hook), ifindex);
-                return Ok(link.with_context(|| format!("cannot attach to {interface} by TCX"))?);
-            }
-        };
-        sys::attach_xdp(self.program(hook), ifindex, mode).map_err(|error| match (error.kind(), mode) {
-            (ErrorKind::ResourceBusy, _) => Refused::Other(anyhow!(
-                "another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it"
-            )),
-            (_, XdpMode::Native) => Refused::Native(error),
-            (_, XdpMode::Generic) => Refused::Other(anyhow!(error).context(format!("cannot attach to {interface}"))),
-        })
-    }
-
-    /// Takes over the link that is pinned at `pin`, if it is one to this interface and of this mode; removes it if not.
-    fn adopt(&self, pin: &Path, interface: &str, ifindex: u32, hook: Hook) -> Result<bool> {
-        let Ok(link) = sys::open_pin(pin) else { return Ok(false) };
-        let is_ours = sys::link_ifindex(link.as_fd()).is_ok_and(|attached| attached == ifindex);
-        let is_so = match hook {
-            Hook::Xdp(mode) => crate::net::xdp_mode(interface) == mode,
-            Hook::Tcx => true,
-        };
-        if is_ours && is_so {
-            sys::replace_program(link.as_fd(), self.program(hook))
-                .with_context(|| format!("cannot replace the program on {interface}"))?;
-            return Ok(true);
-        }
-        fs::remove_file(pin).with_context(|| format!("cannot remove {}", pin.display()))?;
-        Ok(false)
     }
 
     /// Takes the programs off an interface.
@@ -318,6 +336,41 @@ impl Kernel {
         }
         Ok(names)
     }
+}
+
+/// Attaches a program to an interface.
+fn link(interface: &str, ifindex: u32, hook: Hook, program: BorrowedFd<'_>) -> Result<OwnedFd, Refused> {
+    let mode = match hook {
+        Hook::Xdp(mode) => mode,
+        Hook::Tcx => {
+            let link = sys::attach_tcx(program, ifindex);
+            return Ok(link.with_context(|| format!("cannot attach to {interface} by TCX"))?);
+        }
+    };
+    sys::attach_xdp(program, ifindex, mode).map_err(|error| match (error.kind(), mode) {
+        (ErrorKind::ResourceBusy, _) => Refused::Other(anyhow!(
+            "another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it"
+        )),
+        (_, XdpMode::Native) => Refused::Native(error),
+        (_, XdpMode::Generic) => Refused::Other(anyhow!(error).context(format!("cannot attach to {interface}"))),
+    })
+}
+
+/// Takes over the link that is pinned at `pin`, if it is one to this interface and of this mode; removes it if not.
+fn adopt(pin: &Path, interface: &str, ifindex: u32, hook: Hook, program: BorrowedFd<'_>) -> Result<bool> {
+    let Ok(link) = sys::open_pin(pin) else { return Ok(false) };
+    let is_ours = sys::link_ifindex(link.as_fd()).is_ok_and(|attached| attached == ifindex);
+    let is_so = match hook {
+        Hook::Xdp(mode) => crate::net::xdp_mode(interface) == mode,
+        Hook::Tcx => true,
+    };
+    if is_ours && is_so {
+        sys::replace_program(link.as_fd(), program)
+            .with_context(|| format!("cannot replace the program on {interface}"))?;
+        return Ok(true);
+    }
+    fs::remove_file(pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+    Ok(false)
 }
 
 /// What is pinned already.
@@ -369,15 +422,34 @@ fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<Programs> {
     for name in Maps::NAMES {
         loader.map_pin_path(name, maps.join(name));
     }
-    let mut object = loader.load(OBJECT).context("cannot create the maps")?;
-    let none = "the object has no program";
-    let xdp: &mut Xdp = object.program_mut(Hook::Xdp(XdpMode::Native).program()).context(none)?.try_into()?;
-    xdp.load().context("the kernel refuses the XDP program")?;
-    let xdp = xdp.fd()?.as_fd().try_clone_to_owned()?;
-    let tcx: &mut SchedClassifier = object.program_mut(Hook::Tcx.program()).context(none)?.try_into()?;
-    tcx.load().context("the kernel refuses the TCX program")?;
-    let tcx = tcx.fd()?.as_fd().try_clone_to_owned()?;
-    Ok(Programs { xdp, tcx })
+    let object = loader.load(OBJECT).context("cannot create the maps")?;
+    let mut programs = Programs { object, loaded: BTreeMap::new() };
+    for program in [Program::Xdp, Program::Tcx] {
+        programs.load(program)?;
+    }
+    Ok(programs)
+}
+
+impl Programs {
+    fn load(&mut self, program: Program) -> Result<()> {
+        let name = program.name();
+        let found = self.object.program_mut(name).context("the object has no such program")?;
+        let refused = || format!("the kernel refuses the program {name}");
+        let fd = match program {
+            Program::Xdp | Program::XdpTrunk => {
+                let found: &mut Xdp = found.try_into()?;
+                found.load().with_context(refused)?;
+                found.fd()?
+            }
+            Program::Tcx | Program::TcxTrunk => {
+                let found: &mut SchedClassifier = found.try_into()?;
+                found.load().with_context(refused)?;
+                found.fd()?
+            }
+        };
+        self.loaded.insert(program, fd.as_fd().try_clone_to_owned()?);
+        Ok(())
+    }
 }
 
 /// Ends a change of sizes that was interrupted: forwards where the old maps had been put aside, back where they had not.

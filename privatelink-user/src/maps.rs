@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
     FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream,
-    Target, TargetCounters, VpcAddress, VpcEndpointId,
+    Target, TargetCounters, Trunk, VlanKey, VpcAddress, VpcEndpointId,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -349,6 +349,8 @@ pub struct Maps {
     pub egress: Map<u32, [u32; 2]>,
     pub mtus: Map<u32, Mtu>,
     pub egress_tcx: Map<u32, u32>,
+    pub vlans: Map<VlanKey, u32>,
+    pub trunks: Map<u32, Trunk>,
     pub prefixes: Map<PrefixKey, u32>,
     pub addresses: Map<VpcAddress, Address>,
     pub endpoints: Map<u32, Endpoint>,
@@ -376,11 +378,13 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 27] = [
+    pub const NAMES: [&str; 29] = [
         "interfaces",
         "egress",
         "mtus",
         "egress_tcx",
+        "vlans",
+        "trunks",
         "prefixes",
         "addresses",
         "endpoints",
@@ -413,6 +417,8 @@ impl Maps {
             egress: Map::open(dir, "egress")?,
             mtus: Map::open(dir, "mtus")?,
             egress_tcx: Map::open(dir, "egress_tcx")?,
+            vlans: Map::open(dir, "vlans")?,
+            trunks: Map::open(dir, "trunks")?,
             prefixes: Map::open(dir, "prefixes")?,
             addresses: Map::open(dir, "addresses")?,
             endpoints: Map::open(dir, "endpoints")?,

@@ -4,4 +4,5 @@
 
 pub mod bench;
 pub mod packet;
+pub mod wire;
 pub mod world;

@@ -7,7 +7,7 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Course, Datagram, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
+    Address, Balancer, Bucket, Course, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
     Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Pressure,
     Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
 };
@@ -294,8 +294,9 @@ impl Tables for Memory {
     fn mtu(&self, interface: u16) -> Mtu {
         self.mtus.borrow().get(&interface).copied().unwrap_or_default()
     }
-    fn egress(&self, interface: u16) -> bool {
-        self.image.interfaces.values().any(|place| place.slot == interface)
+    fn egress(&self, interface: u16) -> Egress {
+        let known = self.image.interfaces.values().any(|place| place.slot == interface);
+        if known { Egress::Plain } else { Egress::Gone }
     }
 }
 
