@@ -867,14 +867,13 @@ pub trait Flows<K: Key> {
 
 /// How a packet leaves by a slot. A word, as a verdict is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum Egress {
-    /// Not at all: there is no such interface.
-    Gone,
+pub struct Egress(pub u64);
+
+impl Egress {
     /// As it is.
-    Plain,
+    pub const PLAIN: Self = Self(0);
     /// With tags, which the host puts on: the slot has a [`Trunk`].
-    Tagged,
+    pub const TAGGED: Self = Self(1);
 }
 
 /// What the path may look up, claim or install.
@@ -934,8 +933,8 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn count(&self, target: u32, event: TargetEvent);
     /// The largest IP packet that can leave by this slot, in bytes; 0: not known.
     fn mtu(&self, interface: u16) -> Mtu;
-    /// Whether and how a packet can leave by this slot; in the kernel, this is where the redirect is set up.
-    fn egress(&self, interface: u16) -> Egress;
+    /// How a packet leaves by this slot, if there is such an interface; in the kernel, this is where the redirect is set up.
+    fn egress(&self, interface: u16) -> Option<Egress>;
 }
 
 impl VpcAddress {

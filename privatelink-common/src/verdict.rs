@@ -190,7 +190,7 @@ impl Verdict {
     const STEER: u64 = 2;
     const ANSWER: u64 = 3;
     const DROP: u64 = 4;
-    const TAGGED: u64 = 1 << 12;
+    const TAGGED: u32 = 12;
 
     /// [`Action::Forward`].
     #[inline(always)]
@@ -213,18 +213,15 @@ impl Verdict {
 
     /// The same, of a packet that leaves so; none where it cannot.
     #[inline(always)]
-    pub fn leaving(self, how: Egress) -> Result<Self, DropReason> {
-        match how {
-            Egress::Gone => Err(DropReason::NoInterface),
-            Egress::Plain => Ok(self),
-            Egress::Tagged => Ok(Self(self.0 | Self::TAGGED)),
-        }
+    pub fn leaving(self, how: Option<Egress>) -> Result<Self, DropReason> {
+        let Some(Egress(tagged)) = how else { return Err(DropReason::NoInterface) };
+        Ok(Self(self.0 | tagged << Self::TAGGED))
     }
 
     /// Whether tags are still to be put on it.
     #[inline(always)]
     pub const fn is_tagged(self) -> bool {
-        self.0 & Self::TAGGED != 0
+        self.0 >> Self::TAGGED & 1 != 0
     }
 
     /// [`Action::Answer`], by its [`Answer::code`].

@@ -88,6 +88,11 @@ impl XdpFrame {
 
 impl Tagging for XdpFrame {
     #[inline(always)]
+    fn by(&self) -> u32 {
+        self.ingress()
+    }
+
+    #[inline(always)]
     fn tags(&self) -> Option<Tags> {
         let outer: Tag = self.read(TAGS)?;
         if !is_tag(outer) {
@@ -354,6 +359,11 @@ impl SkbFrame {
 }
 
 impl Tagging for SkbFrame {
+    #[inline(always)]
+    fn by(&self) -> u32 {
+        self.ingress()
+    }
+
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "16 bits each")]
     fn tags(&self) -> Option<Tags> {

@@ -5,7 +5,7 @@
 //! memory is, and the few helper calls here.
 #![no_std]
 #![no_main]
-// For one instruction that Rust has no other word for: see tables.
+// For instructions that Rust has no other words for.
 #![feature(asm_experimental_arch)]
 
 mod frame;
@@ -31,12 +31,11 @@ use privatelink_common::frame::Frame;
 use privatelink_common::{
     limits::OUTCOMES,
     path,
-    tables::Egress,
     verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
     wire::{Ipv4Header, Ipv6Header, NETWORK, TRANSPORT, TRANSPORT6},
 };
 use tables::{Exit, KernelTables, TcxExit, XdpExit, interface};
-use vlan::{Came, Tagging};
+use vlan::Tagging;
 use zerocopy::big_endian::U16;
 
 /// Runs for every frame that comes by an interface of ours, before the kernel has made a socket buffer of it.
@@ -44,52 +43,48 @@ use zerocopy::big_endian::U16;
 pub(crate) fn ingress(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(context.ctx);
     let ifindex = frame.ingress();
-    let tables = KernelTables(XdpExit);
-    let verdict = path::forward(&mut frame, &tables, ifindex, now());
-    act(&mut frame, verdict, Came::plainly(ifindex))
+    let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
+    act(&mut frame, verdict, ifindex, false)
 }
 
 /// Runs in its place where the interface is a trunk: a program of its own, so that frames of others are not asked for tags.
 #[xdp(frags)]
 pub(crate) fn ingress_trunk(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(context.ctx);
-    let ifindex = frame.ingress();
-    let Some(came) = vlan::enter(&mut frame, ifindex) else {
-        return act(&mut frame, Ok(Verdict::PASS), Came::plainly(ifindex));
-    };
-    let (came, tables) = (*came, KernelTables(XdpExit));
-    let verdict = path::forward(&mut frame, &tables, came.ifindex, now());
-    act(&mut frame, verdict, came)
+    let ifindex = vlan::enter(&mut frame);
+    if ifindex == 0 {
+        let ifindex = frame.ingress();
+        return act(&mut frame, Ok(Verdict::PASS), ifindex, false);
+    }
+    let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
+    act(&mut frame, verdict, vlan::ifindex(), true)
 }
 
 /// Runs for every frame that comes by an interface of ours whose other end leaves checksums and segments to its device.
 #[classifier]
 pub(crate) fn ingress_tcx(context: TcContext) -> i32 {
-    let context = context.skb.skb;
-    let mut frame = SkbFrame::new(context);
-    let came = Came::plainly(frame.ingress());
+    let mut frame = SkbFrame::new(context.skb.skb);
+    let ifindex = frame.ingress();
     if frame.is_tagged() {
         // To XDP, the tag is a part of the frame, and such a frame is none of ours.
-        return act(&mut frame, Ok(Verdict::PASS), came);
+        return act(&mut frame, Ok(Verdict::PASS), ifindex, false);
     }
-    let tables = KernelTables(TcxExit(context));
-    let verdict = path::forward(&mut frame, &tables, came.ifindex, now());
-    act(&mut frame, verdict, came)
+    let verdict = path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now());
+    act(&mut frame, verdict, ifindex, false)
 }
 
 /// Runs in its place where the interface is a trunk.
 #[classifier]
 pub(crate) fn ingress_tcx_trunk(context: TcContext) -> i32 {
-    let context = context.skb.skb;
-    let mut frame = SkbFrame::bare(context);
-    let ifindex = frame.ingress();
-    let Some(came) = vlan::enter(&mut frame, ifindex) else {
-        return act(&mut frame, Ok(Verdict::PASS), Came::plainly(ifindex));
-    };
-    let (mut frame, tables) = (SkbFrame::new(context), KernelTables(TcxExit(context)));
-    let came = *came;
-    let verdict = path::forward(&mut frame, &tables, came.ifindex, now());
-    act(&mut frame, verdict, came)
+    let mut frame = SkbFrame::bare(context.skb.skb);
+    let ifindex = vlan::enter(&mut frame);
+    if ifindex == 0 {
+        let ifindex = frame.ingress();
+        return act(&mut frame, Ok(Verdict::PASS), ifindex, false);
+    }
+    let mut frame = SkbFrame::new(context.skb.skb);
+    let verdict = path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now());
+    act(&mut frame, verdict, vlan::ifindex(), true)
 }
 
 /// What differs between the hooks, once the path has decided.
@@ -132,7 +127,7 @@ impl Host for XdpFrame {
     #[inline(always)]
     fn back(&self, ifindex: u32) -> u32 {
         let slot = interface(ifindex).unwrap_or_default().slot;
-        if XdpExit.leave(slot) != Egress::Gone { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
+        if XdpExit.leave(slot).is_some() { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
     }
 
     #[inline(always)]
@@ -175,54 +170,84 @@ fn now() -> u32 {
     (nanoseconds / 1_000_000_000) as u32
 }
 
+/// Does what the path has decided about a frame that came by `ifindex`, an index in `interfaces`; from a trunk, it may have had tags.
 #[inline(always)]
 fn act<H: Host>(
     frame: &mut H,
     verdict: Result<Verdict, DropReason>,
-    came: Came,
+    ifindex: u32,
+    trunk: bool,
 ) -> H::Action {
-    let verdict = match verdict {
+    let verdict = match blur(Verdict::of(verdict), ifindex).result() {
         Ok(verdict) => verdict,
-        Err(reason) => return refuse(frame, came.ifindex, reason),
+        Err(reason) => {
+            report(frame, ifindex, reason.code());
+            count(frame, ifindex, reason.code());
+            return H::DROP;
+        }
     };
+    if verdict.is_tagged() {
+        return if send_tagged(frame, verdict, ifindex) { H::REDIRECT } else { H::DROP };
+    }
     match verdict.action() {
-        Action::Forward { interface, endpoint, direction, event, ipv6 } => {
-            let size = size(frame, ipv6);
-            if verdict.is_tagged() && !vlan::leave(frame, interface) {
-                return refuse(frame, came.ifindex, DropReason::TooBig);
-            }
-            count_forwarded(size, endpoint, direction, event);
+        Action::Forward { endpoint, direction, event, ipv6, .. } => {
+            count_forwarded(size(frame, ipv6), endpoint, direction, event);
             H::REDIRECT
         }
-        Action::Steer { interface } => {
-            count(frame, came.ifindex, STEERED);
-            if verdict.is_tagged() && !vlan::leave(frame, interface) {
-                return H::DROP;
-            }
+        Action::Steer { .. } => {
+            count(frame, ifindex, STEERED);
             H::REDIRECT
         }
         Action::Pass => {
-            count(frame, came.ifindex, PASSED);
-            if vlan::back(frame, came) { H::PASS } else { H::DROP }
+            count(frame, ifindex, PASSED);
+            if !trunk || vlan::back(frame) { H::PASS } else { H::DROP }
         }
         Action::Answer(answer) => {
-            count(frame, came.ifindex, answer);
-            if vlan::back(frame, came) { frame.back(came.ifindex) } else { H::DROP }
+            count(frame, ifindex, answer);
+            if !trunk || vlan::back(frame) { frame.back(ifindex) } else { H::DROP }
         }
     }
 }
 
+/// The same verdict, of which the kernel's verifier knows nothing any more, so that it goes each of the ways from here once, and not once
+/// for every place that a verdict comes from: it does not see that a number of which it knows nothing cancels out.
 #[inline(always)]
-fn refuse<H: Host>(frame: &H, ifindex: u32, reason: DropReason) -> H::Action {
-    report(frame, ifindex, reason.code());
-    count(frame, ifindex, reason.code());
-    H::DROP
+fn blur(verdict: Verdict, ifindex: u32) -> Verdict {
+    let mut word = verdict.word();
+    // SAFETY: two instructions that change nothing but a register, which has its value again after the second.
+    unsafe {
+        core::arch::asm!("{word} ^= {by}", "{word} ^= {by}", word = inout(reg) word, by = in(reg) u64::from(ifindex));
+    }
+    Verdict::from_word(word)
+}
+
+/// Counts a frame, and puts the tags on that it leaves with. Says whether it could. Not inlined, so that frames without any do not pay.
+#[inline(never)]
+fn send_tagged<H: Host>(frame: &mut H, verdict: Verdict, ifindex: u32) -> bool {
+    let (interface, size, forwarded) = match verdict.action() {
+        Action::Forward { interface, endpoint, direction, event, ipv6 } => {
+            (interface, size(frame, ipv6), Some((endpoint, direction, event)))
+        }
+        Action::Steer { interface } => (interface, frame.on_the_wire(frame.len() as u64), None),
+        Action::Pass | Action::Answer(_) => return false,
+    };
+    let tagged = vlan::leave(frame, interface);
+    match forwarded {
+        _ if !tagged => add(size, ifindex, DropReason::TooBig.code()),
+        Some((endpoint, direction, event)) => count_forwarded(size, endpoint, direction, event),
+        None => add(size, ifindex, STEERED),
+    }
+    tagged
 }
 
 #[inline(always)]
 fn count<H: Host>(frame: &H, ifindex: u32, outcome: u32) {
+    add(frame.on_the_wire(frame.len() as u64), ifindex, outcome);
+}
+
+#[inline(always)]
+fn add((packets, bytes): (u64, u64), ifindex: u32, outcome: u32) {
     let vpc = interface(ifindex).unwrap_or_default().vpc;
-    let (packets, bytes) = frame.on_the_wire(frame.len() as u64);
     if let Some(counter) = maps::OUTCOMES_BY_VPC.get_ptr_mut(u32::from(vpc) * OUTCOMES + outcome) {
         // SAFETY: the map returned a pointer to this CPU's own value, and programs of neither hook nest on a CPU.
         unsafe {

@@ -32,7 +32,7 @@ const EXISTS: i32 = -17;
 /// How frames leave by a slot, which each hook does in a way of its own.
 pub(crate) trait Exit {
     /// Sets the redirect up, if there is such an interface.
-    fn leave(&self, slot: u16) -> Egress;
+    fn leave(&self, slot: u16) -> Option<Egress>;
 }
 
 /// The trunk that an interface is on, if it is tags on one.
@@ -46,13 +46,12 @@ pub(crate) struct XdpExit;
 
 impl Exit for XdpExit {
     #[inline(always)]
-    fn leave(&self, slot: u16) -> Egress {
+    fn leave(&self, slot: u16) -> Option<Egress> {
         let redirected = |slot: u16| EGRESS.redirect(slot.into(), 0) == Ok(xdp_action::XDP_REDIRECT);
-        match redirected(slot) {
-            true => Egress::Plain,
-            false if trunk(slot).is_some_and(|trunk| redirected(trunk.slot)) => Egress::Tagged,
-            false => Egress::Gone,
+        if redirected(slot) {
+            return Some(Egress::PLAIN);
         }
+        redirected(trunk(slot)?.slot).then_some(Egress::TAGGED)
     }
 }
 
@@ -61,21 +60,24 @@ pub(crate) struct TcxExit(pub *mut __sk_buff);
 
 impl Exit for TcxExit {
     #[inline(always)]
-    fn leave(&self, slot: u16) -> Egress {
-        let (ifindex, how) = match EGRESS_TCX.get(slot.into()).copied().filter(|ifindex| *ifindex != 0) {
-            Some(ifindex) => (ifindex, Egress::Plain),
-            None => match trunk(slot) {
-                Some(trunk) => (trunk.ifindex, Egress::Tagged),
-                None => return Egress::Gone,
-            },
-        };
+    fn leave(&self, slot: u16) -> Option<Egress> {
+        match EGRESS_TCX.get(slot.into()).copied().filter(|ifindex| *ifindex != 0) {
+            Some(ifindex) => self.redirect(ifindex).then_some(Egress::PLAIN),
+            None => self.redirect(trunk(slot)?.ifindex).then_some(Egress::TAGGED),
+        }
+    }
+}
+
+impl TcxExit {
+    #[inline(always)]
+    fn redirect(&self, ifindex: u32) -> bool {
         let mut mtu = 0;
         // The kernel takes a vanished interface out of `egress`, but not out of an array, and would lose the frame uncounted. This is
         // the helper that says whether there is one with this index.
         // SAFETY: the helpers check the context and the index, and `mtu` outlives the call.
         let known = unsafe { bpf_check_mtu(self.0.cast(), ifindex, &raw mut mtu, 0, 0) } >= 0;
         // SAFETY: as above.
-        if known && unsafe { bpf_redirect(ifindex, 0) } == i64::from(TCX_REDIRECT) { how } else { Egress::Gone }
+        known && unsafe { bpf_redirect(ifindex, 0) } == i64::from(TCX_REDIRECT)
     }
 }
 
@@ -402,7 +404,7 @@ impl<E: Exit> Tables for KernelTables<E> {
     }
 
     #[inline(always)]
-    fn egress(&self, interface: u16) -> Egress {
+    fn egress(&self, interface: u16) -> Option<Egress> {
         self.0.leave(interface)
     }
 }

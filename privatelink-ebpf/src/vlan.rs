@@ -81,6 +81,8 @@ impl Tags {
 
 /// A frame that can have tags.
 pub(crate) trait Tagging: Frame {
+    /// The kernel's index of the interface that it came by.
+    fn by(&self) -> u32;
     /// The tags that it has; nothing where they are more than two, or no frame follows them.
     fn tags(&self) -> Option<Tags>;
     /// Takes these off, which it has.
@@ -89,62 +91,64 @@ pub(crate) trait Tagging: Frame {
     fn tag(&mut self, tags: Tags) -> Option<()>;
 }
 
-/// How a frame came.
+/// How a frame came, and the tags that were taken off it.
+///
+/// In memory of a map's while the path has it: a function's stack is bounded, and of what is there the kernel's verifier knows nothing, so
+/// that it goes each way once.
 #[derive(Clone, Copy)]
 pub(crate) struct Came {
-    /// The index in `interfaces` of what it came by.
-    pub(crate) ifindex: u32,
-    /// The tags that were taken off.
+    ifindex: u32,
     tags: Tags,
 }
 
-impl Came {
-    /// Without any that were taken off.
-    #[inline(always)]
-    pub(crate) fn plainly(ifindex: u32) -> Self {
-        Self { ifindex, tags: Tags::default() }
+/// Takes the tags off a frame, if they stand for an interface; a tag that says nothing but a priority (VLAN 0) changes nothing about what it
+/// came by. Returns the index in `interfaces` of what it came by; 0: the tags stand for nothing, and are where they were.
+///
+/// Not inlined, as the others: the kernel bounds a function's stack.
+#[inline(never)]
+pub(crate) fn enter<F: Tagging>(frame: &mut F) -> u32 {
+    if find(frame).is_none() {
+        return 0;
     }
+    ifindex()
 }
 
-/// Takes the tags off a frame that came by `ifindex`, if they stand for an interface; a tag that says nothing but a priority (VLAN 0)
-/// changes nothing about what it came by. Nothing: the tags stand for nothing, and are where they were.
-///
-/// How it came is told in memory of the map's, of which the kernel's verifier knows nothing, so that it goes on from here once. Not
-/// inlined: the kernel bounds a function's stack.
-#[inline(never)]
-pub(crate) fn enter<F: Tagging>(frame: &mut F, ifindex: u32) -> Option<&'static Came> {
+#[inline(always)]
+fn find<F: Tagging>(frame: &mut F) -> Option<()> {
     let came = CAME.get_ptr_mut(0)?;
-    let tags = frame.tags()?;
-    let mut index = ifindex;
+    let (tags, mut ifindex) = (frame.tags()?, frame.by());
     if !tags.is_empty() {
         let key = tags.key(ifindex)?;
         if (key.service_vlan, key.vlan) != (0, 0) {
             // SAFETY: copied at once; the agent replaces a value by one update, which the kernel makes a new entry.
-            index = *unsafe { VLANS.get(&key) }?;
+            ifindex = *unsafe { VLANS.get(&key) }?;
         }
         frame.untag(tags)?;
     }
     // SAFETY: the map returned a pointer to this CPU's own value, which outlives the run, and programs do not nest on a CPU.
-    unsafe {
-        *came = Came { ifindex: index, tags };
-        Some(&*came)
-    }
+    unsafe { *came = Came { ifindex, tags } };
+    Some(())
+}
+
+/// What the frame at hand came by, as [`enter`] has found.
+#[inline(always)]
+pub(crate) fn ifindex() -> u32 {
+    // SAFETY: as above.
+    CAME.get_ptr_mut(0).map_or(0, |came| unsafe { (&raw const (*came).ifindex).read_volatile() })
 }
 
 /// Puts the tags of the interface with this slot on a frame. Says whether it could.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn leave<F: Tagging>(frame: &mut F, slot: u16) -> bool {
     let Some(&Trunk { outer, inner, .. }) = TRUNKS.get(slot.into()) else { return false };
     frame.tag(Tags { outer, inner }).is_some()
 }
 
-/// Puts the tags on that a frame came with, if it had some. Says whether it could.
-#[inline(always)]
-pub(crate) fn back<F: Tagging>(frame: &mut F, came: Came) -> bool {
-    came.tags.is_empty() || put(frame, &came.tags)
-}
-
+/// Puts the tags on that [`enter`] has taken off the frame at hand, if it had some. Says whether it could.
 #[inline(never)]
-fn put<F: Tagging>(frame: &mut F, tags: &Tags) -> bool {
-    frame.tag(*tags).is_some()
+pub(crate) fn back<F: Tagging>(frame: &mut F) -> bool {
+    let Some(came) = CAME.get_ptr_mut(0) else { return false };
+    // SAFETY: as above.
+    let tags = unsafe { (*came).tags };
+    tags.is_empty() || frame.tag(tags).is_some()
 }

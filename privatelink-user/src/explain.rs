@@ -276,13 +276,13 @@ impl Tables for Narrator<'_> {
         self.maps.mtus.get(&interface.into()).ok().flatten().unwrap_or_default()
     }
 
-    fn egress(&self, interface: u16) -> Egress {
+    fn egress(&self, interface: u16) -> Option<Egress> {
         let slot = interface.into();
         let trunk = || self.maps.trunks.get(&slot).ok().flatten().filter(|trunk| trunk.ifindex != 0);
-        let plain = self.maps.egress.get(&slot).ok().flatten().map(|_| Egress::Plain);
-        let found = plain.or_else(|| trunk().map(|_| Egress::Tagged));
+        let plain = self.maps.egress.get(&slot).ok().flatten().map(|_| Egress::PLAIN);
+        let found = plain.or_else(|| trunk().map(|_| Egress::TAGGED));
         let what = format!("interface {}", self.names.name(Kind::Interface, interface.into()));
-        self.tell(what, found, |_| "is there".into()).unwrap_or(Egress::Gone)
+        self.tell(what, found, |_| "is there".into())
     }
 }
 

@@ -4,5 +4,6 @@
 
 pub mod bench;
 pub mod packet;
+pub mod switch;
 pub mod wire;
 pub mod world;

@@ -157,7 +157,12 @@ impl Agent {
         let mut emptied = BTreeSet::new();
         for (name, place) in &was {
             match image.interfaces.get(name) {
-                Some(now) if now != place && goes_on(name, place, now) => emptied.insert(place.slot),
+                Some(now) if now != place && goes_on(name, place, now) => {
+                    if let Some(attached) = self.links.get(name) {
+                        self.maps.interfaces.set(&attached.ifindex, &Interface::default())?;
+                    }
+                    emptied.insert(place.slot)
+                }
                 Some(now) if now != place => gone.insert(place.slot),
                 _ => false,
             };
@@ -272,7 +277,8 @@ impl Agent {
         for (name, choice) in choices {
             let Some(attached) = self.links.get_mut(&name) else { continue };
             let same = attached.choice.as_ref().map(|before| before.hook) == Some(choice.hook);
-            if !same || attached.hook.is_some() && attached.runs_as_trunk != attached.trunk {
+            let other_program = attached.hook.is_some() && attached.runs_as_trunk != attached.trunk;
+            if !same || other_program && attached.problem.is_none() {
                 changed.push((attached.hook.is_none(), name));
             }
             attached.choice = Some(choice);

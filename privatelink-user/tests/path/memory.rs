@@ -294,9 +294,8 @@ impl Tables for Memory {
     fn mtu(&self, interface: u16) -> Mtu {
         self.mtus.borrow().get(&interface).copied().unwrap_or_default()
     }
-    fn egress(&self, interface: u16) -> Egress {
-        let known = self.image.interfaces.values().any(|place| place.slot == interface);
-        if known { Egress::Plain } else { Egress::Gone }
+    fn egress(&self, interface: u16) -> Option<Egress> {
+        self.image.interfaces.values().any(|place| place.slot == interface).then_some(Egress::PLAIN)
     }
 }
 
