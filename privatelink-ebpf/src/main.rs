@@ -5,7 +5,7 @@
 //! memory is, and the few helper calls here.
 #![no_std]
 #![no_main]
-// For instructions that Rust has no other words for.
+// For one instruction that Rust has no other word for: see tables.
 #![feature(asm_experimental_arch)]
 
 mod frame;
@@ -34,7 +34,7 @@ use privatelink_common::{
     verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
     wire::{Ipv4Header, Ipv6Header, NETWORK, TRANSPORT, TRANSPORT6},
 };
-use tables::{Exit, KernelTables, TcxExit, XdpExit, interface};
+use tables::{Exit, KernelTables, OfTrunk, TcxExit, XdpExit, interface};
 use vlan::Tagging;
 use zerocopy::big_endian::U16;
 
@@ -56,7 +56,7 @@ pub(crate) fn ingress_trunk(context: XdpContext) -> u32 {
         let ifindex = frame.ingress();
         return act(&mut frame, Ok(Verdict::PASS), ifindex, false);
     }
-    let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
+    let verdict = path::forward(&mut frame, &KernelTables(OfTrunk(XdpExit)), ifindex, now());
     act(&mut frame, verdict, vlan::ifindex(), true)
 }
 
@@ -83,7 +83,8 @@ pub(crate) fn ingress_tcx_trunk(context: TcContext) -> i32 {
         return act(&mut frame, Ok(Verdict::PASS), ifindex, false);
     }
     let mut frame = SkbFrame::new(context.skb.skb);
-    let verdict = path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now());
+    let tables = KernelTables(OfTrunk(TcxExit(context.skb.skb)));
+    let verdict = path::forward(&mut frame, &tables, ifindex, now());
     act(&mut frame, verdict, vlan::ifindex(), true)
 }
 
@@ -178,7 +179,7 @@ fn act<H: Host>(
     ifindex: u32,
     trunk: bool,
 ) -> H::Action {
-    let verdict = match blur(Verdict::of(verdict), ifindex).result() {
+    let verdict = match verdict {
         Ok(verdict) => verdict,
         Err(reason) => {
             report(frame, ifindex, reason.code());
@@ -207,18 +208,6 @@ fn act<H: Host>(
             if !trunk || vlan::back(frame) { frame.back(ifindex) } else { H::DROP }
         }
     }
-}
-
-/// The same verdict, of which the kernel's verifier knows nothing any more, so that it goes each of the ways from here once, and not once
-/// for every place that a verdict comes from: it does not see that a number of which it knows nothing cancels out.
-#[inline(always)]
-fn blur(verdict: Verdict, ifindex: u32) -> Verdict {
-    let mut word = verdict.word();
-    // SAFETY: two instructions that change nothing but a register, which has its value again after the second.
-    unsafe {
-        core::arch::asm!("{word} ^= {by}", "{word} ^= {by}", word = inout(reg) word, by = in(reg) u64::from(ifindex));
-    }
-    Verdict::from_word(word)
 }
 
 /// Counts a frame, and puts the tags on that it leaves with. Says whether it could. Not inlined, so that frames without any do not pay.

@@ -81,6 +81,17 @@ impl TcxExit {
     }
 }
 
+/// The same way out of the programs for trunks. What is told apart by it is compiled for each program, and into it: a function that two of
+/// them share would not be, and takes more of the stack and of the kernel's verifier.
+pub(crate) struct OfTrunk<E>(pub E);
+
+impl<E: Exit> Exit for OfTrunk<E> {
+    #[inline(always)]
+    fn leave(&self, slot: u16) -> Option<Egress> {
+        self.0.leave(slot)
+    }
+}
+
 /// The maps of this object.
 pub(crate) struct KernelTables<E>(pub E);
 
