@@ -1,15 +1,15 @@
 //! [`Frame`] over what the kernel hands to each hook: an XDP buffer, or a socket buffer.
 
+use crate::vlan::{TAG, TAGS, Tagging, Tags, is_tag};
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_md},
     helpers::generated::{
         bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_proto, bpf_skb_change_tail,
-        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-        bpf_xdp_get_buff_len,
+        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head,
+        bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
     },
     programs::{TcContext, XdpContext},
 };
-use crate::vlan::{TAG, TAGS, Tagging, Tags, is_tag};
 use core::mem::{offset_of, size_of};
 use privatelink_common::checksum::fold;
 use privatelink_common::frame::{Change, DIFFERENCE, Frame};

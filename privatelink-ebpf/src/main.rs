@@ -173,12 +173,7 @@ fn now() -> u32 {
 
 /// Does what the path has decided about a frame that came by `ifindex`, an index in `interfaces`; from a trunk, it may have had tags.
 #[inline(always)]
-fn act<H: Host>(
-    frame: &mut H,
-    verdict: Result<Verdict, DropReason>,
-    ifindex: u32,
-    trunk: bool,
-) -> H::Action {
+fn act<H: Host>(frame: &mut H, verdict: Result<Verdict, DropReason>, ifindex: u32, trunk: bool) -> H::Action {
     let verdict = match verdict {
         Ok(verdict) => verdict,
         Err(reason) => {

@@ -15,8 +15,8 @@ use aya_ebpf::{
 use privatelink_common::{
     path::Room,
     tables::{
-        Address, Balancer, Bucket, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
-        FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix,
+        Address, Balancer, Bucket, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
+        Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix,
         Pressure, Stream, Tables, Target, TargetEvent, Trunk, VpcAddress, VpcEndpointId,
     },
     wire::{Ipv4Header, Mac, TCP, Tcp},

@@ -10,9 +10,9 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::{DIFFERENCE, SliceFrame};
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Bucket, Course, Datagram, ENDPOINT, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
-    Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu, Neighbour,
-    Prefix, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Width,
+    Address, Bucket, Course, Datagram, ENDPOINT, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey,
+    FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu,
+    Neighbour, Prefix, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Width,
 };
 use privatelink_common::verdict::{Action, Direction};
 use privatelink_common::wire::Mac;

@@ -5,8 +5,8 @@ use crate::model::Limits;
 use crate::resize;
 use crate::sys::{self, XdpMode};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use aya::{Ebpf, EbpfLoader};
 use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use privatelink_common::limits::{LAYOUT, OUTCOMES};
 use std::collections::{BTreeMap, BTreeSet};
@@ -294,13 +294,7 @@ impl Kernel {
     /// Attaches a hook's program to an interface, which is a `trunk` or is not, or gives the link that is there the program of this agent. The other hook's link, if
     /// there is one, is taken away when this one is in place, so that every packet meets one of them. A link of the other XDP mode
     /// is replaced, and packets in between meet no program.
-    pub fn attach(
-        &mut self,
-        interface: &str,
-        ifindex: u32,
-        hook: Hook,
-        trunk: bool,
-    ) -> Result<(), Refused> {
+    pub fn attach(&mut self, interface: &str, ifindex: u32, hook: Hook, trunk: bool) -> Result<(), Refused> {
         self.load(hook.program(trunk))?;
         let (pin, program) = (self.link_pin(interface, hook), self.program(hook.program(trunk))?);
         if !adopt(&pin, interface, ifindex, hook, program)? {

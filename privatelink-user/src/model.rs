@@ -510,7 +510,11 @@ impl Build<'_, '_> {
         }
         let (first, of) = self.trunks.entry(device.to_owned()).or_insert_with(|| (hook, vpc.to_owned()));
         if *first != hook {
-            let message = format!("the hook of \"{device}\" is {} here and {} for the VPC \"{of}\"", hook.name(), first.name());
+            let message = format!(
+                "the hook of \"{device}\" is {} here and {} for the VPC \"{of}\"",
+                hook.name(),
+                first.name()
+            );
             let help = "a trunk and all of its VLANs have one hook";
             self.reader.problem(item.span(), message, Some(help.into()));
         }
@@ -545,7 +549,11 @@ impl Build<'_, '_> {
         if vlan.is_none() {
             fields.need(self.reader, "vlan");
         }
-        Some(Vlan { trunk: trunk?, service_vlan: service_vlan.map_or(Some(None), |it| it.map(Some))?, vlan: vlan?? })
+        Some(Vlan {
+            trunk: trunk?,
+            service_vlan: service_vlan.map_or(Some(None), |it| it.map(Some))?,
+            vlan: vlan??,
+        })
     }
 
     fn interface_name(&mut self, value: &Value<'_>) -> Option<String> {

@@ -8,9 +8,10 @@ use log::warn;
 use privatelink_common::checksum::{finish, sum};
 use privatelink_common::tables::{Tag, VlanKey};
 use privatelink_common::wire::{
-    ADVERTISEMENT, Arp, ETHERTYPE_ARP, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Ethernet, ICMPV6, Ip, Ipv6, Ipv6Header, Mac,
-    NEIGHBOUR_HOP_LIMIT, NETWORK, NeighbourMessage, NeighbourOption, SOLICITATION, SOURCE_LINK_LAYER,
-    TARGET_LINK_LAYER, TRANSPORT6, UNSPECIFIED, multicast_mac, solicited_node,
+    ADVERTISEMENT, Arp, ETHERTYPE_ARP, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Ethernet,
+    ICMPV6, Ip, Ipv6, Ipv6Header, Mac, NEIGHBOUR_HOP_LIMIT, NETWORK, NeighbourMessage, NeighbourOption,
+    SOLICITATION, SOURCE_LINK_LAYER, TARGET_LINK_LAYER, TRANSPORT6, UNSPECIFIED, multicast_mac,
+    solicited_node,
 };
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet};

@@ -408,6 +408,8 @@ pub fn tell_tags(socket: BorrowedFd<'_>) -> Result<()> {
 pub fn receive_tagged(socket: BorrowedFd<'_>, frame: &mut [u8]) -> Result<(usize, Option<[u8; 4]>)> {
     /// What a tag that names no EtherType has.
     const VLAN: u16 = 0x8100;
+    const TOLD: libc::c_uint = 20;
+    const _: () = assert!(size_of::<libc::tpacket_auxdata>() == TOLD as usize);
     let mut control = [0u64; 16];
     let mut part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
     // SAFETY: all zeros are an empty header.
@@ -423,7 +425,7 @@ pub fn receive_tagged(socket: BorrowedFd<'_>, frame: &mut [u8]) -> Result<(usize
         let mut told = None;
         let mut message = libc::CMSG_FIRSTHDR(&raw const header);
         while let Some(found) = message.as_ref() {
-            let length = libc::CMSG_LEN(size_of::<libc::tpacket_auxdata>() as libc::c_uint) as usize;
+            let length = libc::CMSG_LEN(TOLD) as usize;
             let is_it = (found.cmsg_level, found.cmsg_type) == (libc::SOL_PACKET, libc::PACKET_AUXDATA);
             if is_it && found.cmsg_len >= length {
                 told = Some(libc::CMSG_DATA(message).cast::<libc::tpacket_auxdata>().read_unaligned());

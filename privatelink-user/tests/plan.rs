@@ -314,7 +314,8 @@ fn vlans_have_slots_of_their_own_and_a_trunk_that_no_vpc_names_is_nobodys() {
         plan::compile(&model, names, &Known::connected(&model), |_| "stack".into()).unwrap()
     };
     let mut names = Names::default();
-    let tags = r#"{ trunk = "eth1", vlan = 120 }, { trunk = "eth1", service_vlan = 200, vlan = 120, hook = "tcx" }"#;
+    let tags =
+        r#"{ trunk = "eth1", vlan = 120 }, { trunk = "eth1", service_vlan = 200, vlan = 120, hook = "tcx" }"#;
     let image = compile(tags, r#"{ trunk = "eth1", vlan = 121 }"#, &mut names);
     assert_eq!(image.vlans.keys().collect::<Vec<_>>(), ["eth1@120", "eth1@121", "eth1@200.120"]);
     assert_eq!((image.interfaces["eth1"].vpc, image.hooks["eth1"]), (0, model::Hook::Tcx));

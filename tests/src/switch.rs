@@ -41,7 +41,12 @@ fn into(trunk: u32, tags: &[Tag]) -> Vec<Instruction> {
     let mut program = vec![(MOVE, 6, 1, 0, 0)];
     for (kind, vlan) in tags.iter().rev() {
         let kind = u16::from_ne_bytes(kind.to_be_bytes()).into();
-        program.extend([(MOVE, 1, 6, 0, 0), (SET, 2, 0, 0, kind), (SET, 3, 0, 0, u32::from(*vlan)), (CALL, 0, 0, 0, PUSH)]);
+        program.extend([
+            (MOVE, 1, 6, 0, 0),
+            (SET, 2, 0, 0, kind),
+            (SET, 3, 0, 0, u32::from(*vlan)),
+            (CALL, 0, 0, 0, PUSH),
+        ]);
     }
     program.extend(leave(trunk));
     program
@@ -74,7 +79,10 @@ fn out_of(ports: &[(u32, &[Tag])]) -> Vec<Instruction> {
     program
 }
 
-/// A file with a section header: name, type, flags, place, size, what it refers to, size of an entry.
+/// A section of a file: name, type, flags, contents, the two things that it refers to, size of an entry.
+type Section<'a> = (&'a str, u32, u64, &'a [u8], u32, u32, u64);
+
+/// The file of a program.
 fn elf(program: &[Instruction]) -> Vec<u8> {
     let mut code = Vec::new();
     for (operation, to, from, offset, immediate) in program {
@@ -93,7 +101,7 @@ fn elf(program: &[Instruction]) -> Vec<u8> {
     symbols.extend([0x12, 0, 1, 0]);
     symbols.extend(0u64.to_le_bytes());
     symbols.extend((code.len() as u64).to_le_bytes());
-    let parts: [(&str, u32, u64, &[u8], u32, u32, u64); 4] = [
+    let parts: [Section<'_>; 4] = [
         ("classifier", 1, 6, &code, 0, 0, 0),
         ("license", 1, 3, b"GPL\0", 0, 0, 0),
         (".symtab", 2, 0, &symbols, 4, 1, 24),
@@ -119,7 +127,15 @@ fn elf(program: &[Instruction]) -> Vec<u8> {
     file.extend(headers);
     file[..16].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     // A relocatable file (1) for BPF (247), its section headers, of which the fourth has the names.
-    let header = [&1u16.to_le_bytes()[..], &247u16.to_le_bytes(), &1u32.to_le_bytes(), &[0; 16], &at.to_le_bytes(), &[0; 4]].concat();
+    let header = [
+        &1u16.to_le_bytes()[..],
+        &247u16.to_le_bytes(),
+        &1u32.to_le_bytes(),
+        &[0; 16],
+        &at.to_le_bytes(),
+        &[0; 4],
+    ]
+    .concat();
     let sizes = [64u16, 0, 0, 64, 5, 4].map(u16::to_le_bytes).concat();
     file[16..16 + header.len()].copy_from_slice(&header);
     file[52..64].copy_from_slice(&sizes);
@@ -147,7 +163,8 @@ impl Switch {
                 program.attach(device, TcAttachType::Ingress).unwrap();
                 object
             };
-            let mut programs: Vec<_> = ports.iter().map(|(port, tags)| attach(port, &into(index(trunk), tags))).collect();
+            let mut programs: Vec<_> =
+                ports.iter().map(|(port, tags)| attach(port, &into(index(trunk), tags))).collect();
             let out: Vec<_> = ports.iter().map(|(port, tags)| (index(port), *tags)).collect();
             programs.push(attach(trunk, &out_of(&out)));
             Self { _programs: programs }

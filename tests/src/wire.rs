@@ -34,8 +34,10 @@ pub struct Wire {
 
 /// A frame with tags, from the outside in.
 pub fn tagged(frame: &[u8], tags: &[Tag]) -> Vec<u8> {
-    let tags: Vec<u8> =
-        tags.iter().flat_map(|(kind, control)| [kind.to_be_bytes(), control.to_be_bytes()].concat()).collect();
+    let tags: Vec<u8> = tags
+        .iter()
+        .flat_map(|(kind, control)| [kind.to_be_bytes(), control.to_be_bytes()].concat())
+        .collect();
     [&frame[..12], &tags, &frame[12..]].concat()
 }
 
@@ -74,7 +76,8 @@ fn answer(frame: &[u8], hosts: &[Host]) -> Option<Vec<u8>> {
 /// Whether a frame asks where somebody is, or is said to all by whoever is there.
 fn is_question(frame: &[u8]) -> bool {
     let plain = untagged(frame).1;
-    plain[12..14] == [8, 6] && plain[20..22] == [0, 1] || plain[12..14] == [0x86, 0xdd] && plain.get(54) == Some(&135)
+    plain[12..14] == [8, 6] && plain[20..22] == [0, 1]
+        || plain[12..14] == [0x86, 0xdd] && plain.get(54) == Some(&135)
 }
 
 fn hear(socket: &UnixDatagram, hosts: &Mutex<Vec<Host>>, heard: &Sender<Vec<u8>>) {
@@ -99,7 +102,9 @@ impl Wire {
         let other = format!("UNIX-SENDTO:{},bind={}", ours.display(), theirs.display());
         world.spawn("dp", "socat", &["-b", "70000", &tap, &other]);
         eventually("the tap device is there", || socket.connect(&theirs).ok());
-        eventually("it is up", || world.shell("dp", &format!("ip link show {device} up || true")).contains("UP").then_some(()));
+        eventually("it is up", || {
+            world.shell("dp", &format!("ip link show {device} up || true")).contains("UP").then_some(())
+        });
         let hosts = Arc::<Mutex<Vec<Host>>>::default();
         let (sender, frames) = channel();
         let (listening, known) = (socket.try_clone().unwrap(), Arc::clone(&hosts));

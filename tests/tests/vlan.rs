@@ -18,11 +18,8 @@ const CONSUMERS: [(&str, &str, &[Tag]); 3] =
     [("shop", "trunk", &[(C, 120)]), ("bank", "trunk", &[(S, 200), (C, 120)]), ("plain", "plain", &[])];
 
 /// The targets: last byte of the address, listener's port, device, tags.
-const TARGETS: [(u8, u16, &str, &[Tag]); 3] = [
-    (21, 80, "trunk", &[(C, 300)]),
-    (22, 81, "side", &[]),
-    (23, 82, "other", &[(S, 400), (C, 300)]),
-];
+const TARGETS: [(u8, u16, &str, &[Tag]); 3] =
+    [(21, 80, "trunk", &[(C, 300)]), (22, 81, "side", &[]), (23, 82, "other", &[(S, 400), (C, 300)])];
 
 fn config(hook: &str) -> String {
     let mut text = format!("hook = \"{hook}\"\n");
@@ -34,11 +31,14 @@ fn config(hook: &str) -> String {
     text += &vpc("shop", "111122223333", r#"{ trunk = "trunk", vlan = 120 }"#);
     text += &vpc("bank", "444455556666", r#"{ trunk = "trunk", service_vlan = 200, vlan = 120 }"#);
     text += &vpc("plain", "777788889999", r#""plain""#);
-    let provider = r#"{ trunk = "trunk", vlan = 300 }, "side", { trunk = "other", service_vlan = 400, vlan = 300 }"#;
+    let provider =
+        r#"{ trunk = "trunk", vlan = 300 }, "side", { trunk = "other", service_vlan = 400, vlan = 300 }"#;
     text += &vpc("payments", "999900001111", provider);
     let mut listeners = Vec::new();
     for (last, port, ..) in TARGETS {
-        for (family, address, port) in [("ipv4", format!("10.0.1.{last}"), port), ("ipv6", format!("fd00::{last}"), port + 10)] {
+        for (family, address, port) in
+            [("ipv4", format!("10.0.1.{last}"), port), ("ipv6", format!("fd00::{last}"), port + 10)]
+        {
             text += &format!(
                 "[target_groups.{family}-{last}]\nvpc = \"payments\"\nprotocol = \"tcp_udp\"\nip_address_type = \"{family}\"\n\
                  port = 8080\ntargets = [{{ address = \"{address}\", zone = \"a\" }}]\nhealth_check = {{ enabled = false }}\n"
@@ -196,7 +196,8 @@ fn tags_are_rewritten_on_the_way_across_and_back_whatever_each_side_has() {
                 let expected = Packet { flags: ACK, ack: 77, payload: b"hello".to_vec(), ..at_target };
                 assert_eq!(frame, tagged(&expected.build(), target_tags), "{what}: the data");
                 let moved = changes(&before, &lan.world.state());
-                for (count, by) in [("to_provider_packets", 2), ("to_consumer_packets", 1), ("new_flows", 1)] {
+                for (count, by) in [("to_provider_packets", 2), ("to_consumer_packets", 1), ("new_flows", 1)]
+                {
                     assert!(moved.contains(&(format!("{consumer} {count}"), by)), "{what}: {moved:?}");
                 }
                 ports.push((nat, target));
@@ -218,12 +219,18 @@ fn ipv6_and_a_change_of_the_family_keep_the_tags_right() {
             for (last, port, target_device, target_tags) in TARGETS {
                 let host = host(last, target_tags);
                 // IPv6 to IPv6, IPv6 to IPv4, IPv4 to IPv6.
-                for (number, (six_in, six_out)) in [(true, true), (true, false), (false, true)].into_iter().enumerate() {
+                for (number, (six_in, six_out)) in
+                    [(true, true), (true, false), (false, true)].into_iter().enumerate()
+                {
                     let what = format!("{consumer} to {last}, {six_in} {six_out}");
                     let to_port = if six_out { port + 10 } else { port };
                     let from_port = 41000 + u16::try_from(number).unwrap();
                     let syn = Packet { to_port, from_port, ..Packet::tcp(SYN) };
-                    let sent = if six_in { Packet6::of(CLIENT6, six(0x99), syn.clone()).build() } else { syn.build() };
+                    let sent = if six_in {
+                        Packet6::of(CLIENT6, six(0x99), syn.clone()).build()
+                    } else {
+                        syn.build()
+                    };
                     lan.wire(device).send(&tagged(&sent, tags));
                     let (got, frame) = untagged(&lan.wire(target_device).next(&what));
                     assert_eq!(got, target_tags, "{what}");
@@ -303,13 +310,17 @@ fn answers_leave_with_the_tags_that_their_questions_came_with() {
             assert_eq!(advertisement[80..86], advertisement[6..12], "it says where it is");
             let echo = Packet::tcp(0);
             let reply = ask("an echo", &echo.icmp(8, b"\x00\x01\x00\x01abcdefgh"));
-            let back = Packet { from: ENDPOINT, to: CLIENT, from_mac: echo.to_mac, to_mac: echo.from_mac, ..echo };
+            let back =
+                Packet { from: ENDPOINT, to: CLIENT, from_mac: echo.to_mac, to_mac: echo.from_mac, ..echo };
             assert_eq!(reply[34..], back.icmp(0, b"\x00\x01\x00\x01abcdefgh")[34..]);
             let reset = ask("a segment of no flow", &Packet::tcp(ACK).build());
             assert_eq!((reset[47] & 4, addresses(&reset).0), (4, ENDPOINT));
             let old = Packet { ttl: 1, ..Packet::tcp(SYN) };
             let error = ask("a SYN without hops", &old.build());
-            assert_eq!((error[23], error[34], &error[26..30], &error[30..34]), (1, 11, &ENDPOINT[..], &CLIENT[..]));
+            assert_eq!(
+                (error[23], error[34], &error[26..30], &error[30..34]),
+                (1, 11, &ENDPOINT[..], &CLIENT[..])
+            );
             assert_eq!(error[42..62], old.build()[14..34], "it holds the header");
             let old6 = Packet6::of(six(5), six(0x99), old);
             let error = ask("an IPv6 SYN without hops", &old6.build());
@@ -328,7 +339,9 @@ fn what_is_nobodys_or_nothing_of_ours_passes_with_the_tags_that_it_came_with() {
         let other = ethernet([2, 7, 7, 7, 7, 7], [2, 1, 1, 1, 1, 1], 0x88cc, b"something else entirely");
         // Of interfaces: what is to none of our addresses.
         for (vpc, tags) in [("shop", vec![(C, 0x7078)]), ("bank", vec![(S, 0xf0c8), (C, 0x3078)])] {
-            for (what, frame) in [("a datagram", &strange), ("a question", &announced), ("another EtherType", &other)] {
+            for (what, frame) in
+                [("a datagram", &strange), ("a question", &announced), ("another EtherType", &other)]
+            {
                 let (sent, before) = (tagged(frame, &tags), lan.world.state());
                 lan.trunk.send(&sent);
                 if what != "a question" {
@@ -389,7 +402,9 @@ fn the_trunk_itself_may_be_a_vpcs_and_a_priority_without_a_vlan_is_no_tag() {
         let (code, said) = lan.world.apply(&with(&hook));
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains("trunk in plain"), "{said}");
-        for (number, tags) in [vec![], vec![(C, 0)], vec![(C, 0xe000)], vec![(S, 0x2000)]].into_iter().enumerate() {
+        for (number, tags) in
+            [vec![], vec![(C, 0)], vec![(C, 0xe000)], vec![(S, 0x2000)]].into_iter().enumerate()
+        {
             let from_port = 43000 + u16::try_from(number).unwrap();
             let (syn, before) = (Packet { from_port, to_port: 81, ..Packet::tcp(SYN) }, lan.world.state());
             lan.trunk.send(&tagged(&syn.build(), &tags));
@@ -428,6 +443,35 @@ fn the_trunk_itself_may_be_a_vpcs_and_a_priority_without_a_vlan_is_no_tag() {
     });
 }
 
+#[test]
+fn nobody_on_another_vlan_or_on_the_trunk_itself_can_say_where_a_target_is() {
+    each(|lan| {
+        let mac_of = |address: &str| {
+            let rows = lan.world.json("targets");
+            let row = rows.as_array().unwrap().iter().find(|row| row["address"] == address).unwrap().clone();
+            row["mac"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(mac_of("10.0.1.21"), "02:05:05:05:05:15");
+        let thief: Mac = [2, 6, 6, 6, 6, 6];
+        let claim = arp(2, thief, [10, 0, 1, 21], [2, 1, 1, 1, 1, 1], BALANCER, [0xff; 6]);
+        let elsewhere: [&[Tag]; 6] =
+            [&[], &[(C, 0)], &[(C, 120)], &[(S, 300)], &[(S, 200), (C, 120)], &[(S, 200), (C, 300)]];
+        for tags in elsewhere {
+            lan.trunk.send(&tagged(&claim, tags));
+        }
+        // What is said on the target's own VLAN is heard, and after the rest.
+        let inner = Packet { from_mac: thief, to_mac: [0x33, 0x33, 0, 0, 0, 1], ttl: 255, ..Packet::tcp(0) };
+        let body = [&[0x20, 0, 0, 0][..], &six(0x21), &[2, 1], &thief].concat();
+        let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        let moved = Packet6::of(six(0x21), group, inner).icmp(136, &body);
+        lan.trunk.send(&tagged(&moved, &[(C, 300)]));
+        eventually("the target that moved is followed", || {
+            (mac_of("fd00::21") == "02:06:06:06:06:06").then_some(())
+        });
+        assert_eq!(mac_of("10.0.1.21"), "02:05:05:05:05:15");
+    });
+}
+
 /// The usual world, in which all but one end are ports of a switch, and the agent has its trunk.
 struct Switched {
     world: World,
@@ -458,7 +502,8 @@ impl Switched {
 
     /// Makes the trunk, and the switch at its other end.
     fn plug(&mut self) {
-        let line = "ip link add trunk type veth peer name uplink && ip link set uplink up && ip link set trunk up";
+        let line =
+            "ip link add trunk type veth peer name uplink && ip link set uplink up && ip link set trunk up";
         self.world.shell("dp", line);
         self.switch = Some(Switch::new(&self.world, "dp", "uplink", &PORTS));
     }
@@ -509,7 +554,14 @@ fn tenants_of_one_address_fetch_files_over_one_trunk_by_either_hook_and_targets_
             (0..40).map(|number| world.fetch(["ca", "cb"][number % 2], "")).collect();
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["t1", "t2"], "also the one behind a tag");
         switched.carry();
-        let told = switched.world.privatelink(&["explain", "--from", "shop", "tcp", "10.0.1.5:40001", "10.0.9.9:80"]);
+        let told = switched.world.privatelink(&[
+            "explain",
+            "--from",
+            "shop",
+            "tcp",
+            "10.0.1.5:40001",
+            "10.0.9.9:80",
+        ]);
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
         assert!(told.contains("by trunk@300") || told.contains("by t2"), "{told}");
         let up = switched.world.shell("dp", "ethtool -k uplink");
@@ -533,7 +585,8 @@ fn large_segments_with_tags_beside_them_are_counted_as_what_is_on_the_wire() {
         for (way, count) in [("", "to_provider"), ("-R", "to_consumer")] {
             let of = |world: &World, what: &str| {
                 let rows = world.json("endpoints");
-                let row = rows.as_array().unwrap().iter().find(|row| row["endpoint"] == name).unwrap().clone();
+                let row =
+                    rows.as_array().unwrap().iter().find(|row| row["endpoint"] == name).unwrap().clone();
                 row[format!("{count}_{what}")].as_u64().unwrap()
             };
             let before = ["packets", "bytes"].map(|what| of(world, what));
@@ -551,7 +604,8 @@ fn large_segments_with_tags_beside_them_are_counted_as_what_is_on_the_wire() {
 }
 
 #[test]
-fn a_trunk_that_vanishes_and_returns_gets_the_flows_of_all_its_vlans_back_and_so_does_one_whose_agent_is_killed() {
+fn a_trunk_that_vanishes_and_returns_gets_the_flows_of_all_its_vlans_back_and_so_does_one_whose_agent_is_killed()
+ {
     let mut switched = Switched::bare(&switched("", UNCHECKED));
     switched.world.serve("t1");
     switched.world.serve("t2");
@@ -560,7 +614,9 @@ fn a_trunk_that_vanishes_and_returns_gets_the_flows_of_all_its_vlans_back_and_so
     let long = ["ca", "ca", "cb", "cb"].map(|consumer| switched.world.beside(consumer, "sh", &["-c", long]));
     eventually("the transfers run", || (switched.world.json("flows").as_array()?.len() >= 4).then_some(()));
     switched.world.shell("dp", "ip link del trunk");
-    eventually("it is seen to be gone", || (row(&switched.world, "trunk@120")["state"] == "waiting").then_some(()));
+    eventually("it is seen to be gone", || {
+        (row(&switched.world, "trunk@120")["state"] == "waiting").then_some(())
+    });
     switched.plug();
     eventually("it is back", || (row(&switched.world, "trunk@120")["state"] == "attached").then_some(()));
     switched.world.kill_agent();
@@ -568,7 +624,8 @@ fn a_trunk_that_vanishes_and_returns_gets_the_flows_of_all_its_vlans_back_and_so
     assert!(["t1", "t2"].contains(&&*fetched), "while no agent runs: {fetched}");
     switched.world.start(&[]);
     let sums: Vec<String> = long.into_iter().map(|it| it.join().unwrap()).collect();
-    let whole = switched.world.shell("t1", &format!("cksum < {}/t1/large", switched.world.dir.path().display()));
+    let whole =
+        switched.world.shell("t1", &format!("cksum < {}/t1/large", switched.world.dir.path().display()));
     assert!(sums.iter().all(|sum| *sum == whole), "{sums:?} of {whole}");
 }
 
@@ -595,9 +652,12 @@ fn vlans_come_go_and_change_hands_while_others_of_the_trunk_go_on() {
     let said = apply(&config.replace(r#"[{ trunk = "trunk", vlan = 120 }]"#, "[]"));
     assert!(said.contains("trunk@120 in shop"), "{said}");
     cannot();
-    apply(&config.replace(r#"vlan = 120 }]
-[vpcs.bank]"#, r#"vlan = 121 }]
-[vpcs.bank]"#));
+    apply(&config.replace(
+        r#"vlan = 120 }]
+[vpcs.bank]"#,
+        r#"vlan = 121 }]
+[vpcs.bank]"#,
+    ));
     cannot();
     apply(&config);
     assert!(!switched.world.fetch("ca", "").is_empty());
@@ -609,7 +669,8 @@ fn vlans_come_go_and_change_hands_while_others_of_the_trunk_go_on() {
     assert_eq!(row(&switched.world, "trunk@120")["vpc"], "other");
     apply(&config);
     assert!(!switched.world.fetch("ca", "").is_empty());
-    let whole = switched.world.shell("t1", &format!("cksum < {}/t1/large", switched.world.dir.path().display()));
+    let whole =
+        switched.world.shell("t1", &format!("cksum < {}/t1/large", switched.world.dir.path().display()));
     assert_eq!(long.join().unwrap(), whole, "the other VLAN's transfer");
 }
 
@@ -625,15 +686,24 @@ fn xdp_is_not_for_a_trunk_whose_tags_it_may_not_see_whatever_is_asked_for_and_fo
     switched.world.start(&[]);
     let veiled = "its other end may keep tags beside the frames, where XDP does not see them";
     let world = &switched.world;
-    assert_eq!((hook_of(world, "trunk@120"), row(world, "trunk@120")["why"].as_str()), ("tcx -".into(), Some(veiled)));
-    assert!(world.said().contains(&format!("trunk is attached by TCX, though its hook is xdp: {veiled}")), "{}", world.said());
+    assert_eq!(
+        (hook_of(world, "trunk@120"), row(world, "trunk@120")["why"].as_str()),
+        ("tcx -".into(), Some(veiled))
+    );
+    assert!(
+        world.said().contains(&format!("trunk is attached by TCX, though its hook is xdp: {veiled}")),
+        "{}",
+        world.said()
+    );
     assert!(!world.fetch("ca", "").is_empty() && !world.fetch("cb", "").is_empty());
     world.shell("dp", "ethtool -K uplink tx-vlan-hw-insert off");
     world.shell("dp", "ethtool -K uplink tx-vlan-stag-hw-insert off");
     eventually("XDP sees all tags", || (hook_of(&switched.world, "trunk@120") == "xdp native").then_some(()));
     assert!(!world.fetch("ca", "").is_empty() && !world.fetch("cb", "").is_empty());
     world.shell("dp", "ethtool -K uplink tx-vlan-stag-hw-insert on");
-    eventually("service tags are hidden", || (hook_of(&switched.world, "trunk@120") == "tcx -").then_some(()));
+    eventually("service tags are hidden", || {
+        (hook_of(&switched.world, "trunk@120") == "tcx -").then_some(())
+    });
     assert!(!world.fetch("ca", "").is_empty() && !world.fetch("cb", "").is_empty());
 }
 
@@ -642,14 +712,19 @@ fn a_device_of_its_own_is_an_interface_like_any_other_by_tcx_since_its_driver_ca
     let usual = privatelink_tests::world::config("", UNCHECKED);
     let mut world = World::bare(&usual.replace(r#"["ca"]"#, r#"["ca.120"]"#));
     // Named as a VLAN device is, and like one without XDP of its own.
-    let line = "ip link add link ca name ca.120 type macvlan mode passthru && ip link set ca.120 up promisc on";
+    let line =
+        "ip link add link ca name ca.120 type macvlan mode passthru && ip link set ca.120 up promisc on";
     world.shell("dp", line);
     world.serve("t1");
     world.serve("t2");
     world.start(&[]);
     let row = row(&world, "ca.120");
     assert_eq!((row["hook"].as_str(), row["why"].as_str()), (Some("tcx"), Some("its driver cannot run XDP")));
-    assert!(world.said().contains("ca.120 is attached by TCX: its driver cannot run XDP"), "{}", world.said());
+    assert!(
+        world.said().contains("ca.120 is attached by TCX: its driver cannot run XDP"),
+        "{}",
+        world.said()
+    );
     for consumer in ["ca", "cb"] {
         assert!(!world.fetch(consumer, "").is_empty());
     }

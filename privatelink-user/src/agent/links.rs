@@ -81,7 +81,9 @@ impl Attached {
     fn veiled(&self, mendable: bool) -> Option<String> {
         let hidden = !mendable && self.peer.hides_tags();
         match self.taken_tags.as_slice() {
-            [] if self.trunk && hidden => Some("its other end may keep tags beside the frames, where XDP does not see them".into()),
+            [] if self.trunk && hidden => {
+                Some("its other end may keep tags beside the frames, where XDP does not see them".into())
+            }
             [] => None,
             taken => Some(format!("its driver takes tags off before XDP sees them: {}", taken.join(" "))),
         }
@@ -131,7 +133,8 @@ impl Agent {
         let was: BTreeMap<String, Place> = self.image.interfaces.clone();
         // A trunk that comes to be a VPC's, or nobody's, goes on as its VLANs do.
         let goes_on = |name: &str, was: &Place, now: &Place| {
-            let is_trunk = self.image.vlans_of(name).next().is_some() && image.vlans_of(name).next().is_some();
+            let is_trunk =
+                self.image.vlans_of(name).next().is_some() && image.vlans_of(name).next().is_some();
             was == now || is_trunk && (was.vpc == 0 || now.vpc == 0)
         };
         for interface in self.kernel.links()? {

@@ -7,9 +7,9 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Course, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
-    Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Pressure,
-    Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
+    Address, Balancer, Bucket, Course, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey,
+    FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour,
+    Pressure, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ip, Mac};
