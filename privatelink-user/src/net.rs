@@ -345,11 +345,11 @@ pub fn peer(interface: &str, ifindex: u32, is_trunk: bool, namespaces: &Namespac
     })
 }
 
-/// The features by which a device takes the tags off what it receives, as far as they are on. A veth, whose other end decides, and a
-/// tap device have them without any effect.
+/// The features by which a device takes the tags off what it receives, as far as they are on or cannot be asked for. A veth, whose other
+/// end decides, and a tap device have them without any effect.
 pub fn taken_tags(interface: &str, kind: Kind) -> Vec<&'static str> {
     match kind {
-        Kind::Other => sys::active(interface, &TAGS_TAKEN).unwrap_or_default(),
+        Kind::Other => sys::active(interface, &TAGS_TAKEN).unwrap_or_else(|_| TAGS_TAKEN.to_vec()),
         Kind::Veth(..) | Kind::Tun => Vec::new(),
     }
 }

@@ -81,7 +81,12 @@ impl Attached {
     fn veiled(&self, mendable: bool) -> Option<String> {
         let hidden = !mendable && self.peer.hides_tags();
         match self.taken_tags.as_slice() {
-            [] if self.trunk && hidden => {
+            _ if !self.trunk => None,
+            // What generic mode gets may have come by another device.
+            _ if !self.features.is_none_or(Features::runs) || self.refused => {
+                Some("its driver cannot run XDP".into())
+            }
+            [] if hidden => {
                 Some("its other end may keep tags beside the frames, where XDP does not see them".into())
             }
             [] => None,
