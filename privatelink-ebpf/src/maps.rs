@@ -7,12 +7,13 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use privatelink_common::{
-    limits::{FRAGMENTED_DATAGRAMS, OUTCOMES},
+    limits::{FRAGMENTED_DATAGRAMS, OUTCOMES, RULE_ENTRIES},
     path::Room,
     tables::{
         Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey,
         FlowKey6, FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix,
-        Pressure, Stream, Target, TargetCounters, Trunk, VlanKey, VpcAddress, VpcEndpointId,
+        Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters, Trunk,
+        VlanKey, VpcAddress, VpcEndpointId,
     },
 };
 
@@ -35,6 +36,13 @@ pub(crate) static VLANS: HashMap<VlanKey, u32, 4096, SPARSE> = HashMap::new();
 pub(crate) static TRUNKS: Array<Trunk, 4096> = Array::new();
 #[btf_map(name = "prefixes")]
 pub(crate) static PREFIXES: LpmTrie<Prefix, u32, 16384> = LpmTrie::new();
+#[btf_map(name = "rules_by_address")]
+pub(crate) static RULES_BY_ADDRESS: LpmTrie<RuleAddress, RuleMask, { RULE_ENTRIES as usize }> =
+    LpmTrie::new();
+#[btf_map(name = "rules_by_port")]
+pub(crate) static RULES_BY_PORT: LpmTrie<RulePort, RulePorts, { RULE_ENTRIES as usize }> = LpmTrie::new();
+#[btf_map(name = "subnets")]
+pub(crate) static SUBNETS: LpmTrie<Prefix, Subnet, 16384> = LpmTrie::new();
 #[btf_map(name = "addresses")]
 pub(crate) static ADDRESSES: HashMap<VpcAddress, Address, 16384, SPARSE> = HashMap::new();
 #[btf_map(name = "endpoints")]

@@ -134,7 +134,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 26] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 27] {
     [
         // What is tags on a trunk comes behind what has an index of the kernel's.
         ("interfaces", "max_ifindex", limits.max_ifindex.saturating_add(limits.interfaces)),
@@ -144,6 +144,7 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 26] {
         ("vlans", "interfaces", limits.interfaces),
         ("trunks", "interfaces", limits.interfaces),
         ("prefixes", "addresses", limits.addresses),
+        ("subnets", "addresses", limits.addresses),
         ("addresses", "addresses", limits.addresses),
         ("endpoints", "endpoints", limits.endpoints),
         ("balancers", "endpoints", limits.endpoints),

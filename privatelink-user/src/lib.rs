@@ -24,6 +24,7 @@ pub mod plan;
 pub mod probe;
 pub mod reconcile;
 pub mod resize;
+pub mod rules;
 pub mod store;
 pub mod sys;
 pub mod zones;

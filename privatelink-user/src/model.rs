@@ -3,6 +3,7 @@
 mod acceptance;
 mod balancers;
 mod groups;
+mod rules;
 
 use crate::config::{Fields, Problems, Reader, Value, nearest};
 use crate::ip::Family;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub use acceptance::{Acceptance, AutoAccept, EventType, Notification, Principal, Sink, account_of};
 pub use balancers::{Listener, LoadBalancer};
 pub use groups::{Attributes, CheckProtocol, HealthCheck, Target, TargetGroup};
+pub use rules::{Entry, Match, NetworkAcl, Rule, SecurityGroup, Source, Traffic};
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +35,10 @@ pub struct Model {
     pub limits: Limits,
     /// By name.
     pub vpcs: BTreeMap<String, Vpc>,
+    /// By name.
+    pub security_groups: BTreeMap<String, SecurityGroup>,
+    /// By name.
+    pub network_acls: BTreeMap<String, NetworkAcl>,
     /// By name.
     pub target_groups: BTreeMap<String, TargetGroup>,
     /// By name.
@@ -295,6 +301,8 @@ pub struct Endpoint {
     pub mtu: u16,
     /// Whether it says by ICMP errors what it cannot forward.
     pub icmp_errors: bool,
+    /// Its security groups; none: any client of its VPC may come in.
+    pub security_groups: Vec<String>,
 }
 
 impl Endpoint {
@@ -319,13 +327,14 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
     };
     build.top(&mut root);
     build.vpcs(&mut root);
+    build.security_groups(&mut root);
+    build.network_acls(&mut root);
     build.target_groups(&mut root);
     build.load_balancers(&mut root);
     build.services(&mut root);
     build.endpoints(&mut root);
     build.sizes();
     let model = build.model;
-    root.refuse(&mut reader, "security_groups", "remove it: a rule that is not enforced protects no one");
     root.finish(&mut reader);
     reader.finish(model)
 }
@@ -794,11 +803,7 @@ impl Build<'_, '_> {
             let new_flow_burst = amount("new_flow_burst").unwrap_or(new_flow_rate);
             let mtu = fields.get("mtu").and_then(|value| self.reader.number(value, 576..=65535));
             let mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(ENDPOINT_MTU);
-            fields.refuse(
-                self.reader,
-                "security_groups",
-                "remove it: a rule that is not enforced protects no one",
-            );
+            let security_groups = self.groups(&mut fields, vpc.as_ref());
             fields.refuse(self.reader, "private_dns", "remove it, and use the endpoint's address");
             fields.finish(self.reader);
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
@@ -814,6 +819,7 @@ impl Build<'_, '_> {
                 new_flow_burst,
                 mtu,
                 icmp_errors,
+                security_groups,
             };
             self.model.endpoints.insert(name, endpoint);
         }

@@ -4,6 +4,7 @@ use super::admit::Door;
 use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
+use super::rules;
 use super::state::State;
 use crate::tables::{COOKIE, Course, Entry, Flow, FlowKey, Flows, Key, SHIFTED, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, FlowEvent};
@@ -171,7 +172,7 @@ pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
     peer: &mut Peer<K>,
 ) -> Step {
     match flow::pending(tables, packet, now, flow, peer) {
-        Pending::Hit => return Step::send(super::event(packet)),
+        Pending::Hit => return passable(tables, packet, flow),
         Pending::Full => return table_full(packet),
         Pending::Miss => {}
     }
@@ -180,6 +181,20 @@ pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
     *flow = entry.flow();
     if flow.state == State::Terminated as u8 {
         return Step::reset_segment(packet, Answer::ResetTerminated);
+    }
+    let step = passable(tables, packet, flow);
+    // What is denied leaves no trace of its time, so that the next packet is asked about, too.
+    if step != Step::drop(DropReason::NetworkAcl) {
+        entry.set_last_seen(now);
+    }
+    step
+}
+
+/// Sends a packet of a flow, unless a network ACL denies it.
+#[inline(always)]
+fn passable<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, flow: &K::Flow) -> Step {
+    if tables.endpoint(flow.endpoint).acls != 0 && !rules::lets(tables, packet, flow) {
+        return Step::drop(DropReason::NetworkAcl);
     }
     Step::send(super::event(packet))
 }
@@ -195,6 +210,11 @@ pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     peer: &mut Peer<K>,
 ) -> Step {
     match choose(tables, packet, now, standing.confirmed, flow, peer) {
+        Step::ADMITTED
+            if tables.endpoint(flow.endpoint).acls != 0 && !rules::leaves(tables, packet, flow) =>
+        {
+            Step::drop(DropReason::NetworkAcl)
+        }
         Step::ADMITTED => install(tables, packet, standing.confirmed, flow, peer),
         step => step,
     }

@@ -4,6 +4,7 @@
 use super::local::arp_reply;
 use super::neighbour::advertise;
 use super::parse::{self, Network, Packet, Transport};
+use super::rules::{self, Way};
 use crate::frame::Frame;
 use crate::limits::STACK_PORTS;
 use crate::tables::{BALANCER, FlowKey6, Interface, Key, Tables, VpcAddress, Width};
@@ -64,8 +65,25 @@ fn route<F: Frame, T: Tables, K: Key>(
     let hop = tables
         .neighbour(&VpcAddress::new(key.vpc(), key.destination().widen()))
         .ok_or(DropReason::NoNextHop)?;
+    if rules::crosses(tables, &Way::of(key)) == 0 {
+        return Err(DropReason::NetworkAcl);
+    }
     frame.write(0, &Macs(hop.mac, source.mac)).ok_or(DropReason::Malformed)?;
     leave(tables, hop.interface)
+}
+
+/// An answer to the stack behind `interface`, if network ACLs let it come so far.
+#[inline(always)]
+pub(super) fn deliver<F: Frame, T: Tables, K: Key>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<K>,
+    interface: u16,
+) -> Result<Verdict, DropReason> {
+    if rules::crosses(tables, &Way::of(&packet.key)) == 0 {
+        return Err(DropReason::NetworkAcl);
+    }
+    receive(frame, tables, interface)
 }
 
 /// A packet for the stack behind `interface`.
