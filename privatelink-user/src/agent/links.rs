@@ -77,16 +77,17 @@ impl Attached {
         manage && wish != model::Hook::Tcx && !self.unmendable && self.peer.place.is_some()
     }
 
-    /// Why XDP may not see the tags of its frames, where it has some.
+    /// Why XDP may not see the tags of its frames, if it is a trunk.
     fn veiled(&self, mendable: bool) -> Option<String> {
-        let hidden = !mendable && self.peer.hides_tags();
+        if !self.trunk {
+            return None;
+        }
+        // What generic mode gets may have come by another device.
+        if !self.features.is_none_or(Features::runs) || self.refused {
+            return Some("its driver cannot run XDP".into());
+        }
         match self.taken_tags.as_slice() {
-            _ if !self.trunk => None,
-            // What generic mode gets may have come by another device.
-            _ if !self.features.is_none_or(Features::runs) || self.refused => {
-                Some("its driver cannot run XDP".into())
-            }
-            [] if hidden => {
+            [] if !mendable && self.peer.hides_tags() => {
                 Some("its other end may keep tags beside the frames, where XDP does not see them".into())
             }
             [] => None,
@@ -301,6 +302,14 @@ impl Agent {
         let (before, ifindex, wish) = (attached.hook, attached.ifindex, self.wish(name));
         let trunk = attached.trunk;
         self.mend(name);
+        if let Some(attached) = self.links.get_mut(name)
+            && matches!(hook, Hook::Xdp(_))
+            && attached.veiled(attached.is_mendable(wish, self.model.manage_peer_offloads)).is_some()
+        {
+            // What could not be mended chooses again.
+            attached.choice = None;
+            return;
+        }
         let result = match hook {
             Hook::Tcx if !self.has_tcx => {
                 Err(Refused::Other(anyhow::anyhow!("this kernel has no TCX, which Linux has from 6.6 on")))
