@@ -121,7 +121,7 @@ fn find<F: Tagging>(frame: &mut F) -> Option<()> {
         let key = tags.key(ifindex)?;
         if (key.service_vlan, key.vlan) != (0, 0) {
             // SAFETY: copied at once; the agent replaces a value by one update, which the kernel makes a new entry.
-            ifindex = *unsafe { VLANS.get(&key) }?;
+            ifindex = *unsafe { VLANS.get(key) }?;
         }
         frame.untag(tags)?;
     }
