@@ -31,7 +31,7 @@ macro_rules! table {
 }
 
 table! {
-    /// Value of `interfaces`, an array by the kernel's interface index.
+    /// Value of `interfaces`, an array by the kernel's interface index; and, behind those, by [`VlanKey`]'s value.
     /// Written by the agent, read for every packet. An index beyond the array cannot be attached.
     Interface, 8, align 4, {
         /// The VPC that the interface belongs to; 0: none, its packets pass.
@@ -49,6 +49,40 @@ table! {
 /// Value of `mtus`, an array by slot: the largest IP packet that both ends of the interface take, in bytes; 0: not known.
 /// Written by the agent, read for SYNs and for packets larger than [`Interface::fits`]. As large as `egress`.
 pub type Mtu = u32;
+
+table! {
+    /// Key of `vlans`, a sparse hash: the tags that frames of a trunk come with (IEEE 802.1Q). Its value is the index in `interfaces` of
+    /// what they stand for. Written by the agent, read for tagged frames. As large as `egress`.
+    VlanKey, 8, align 4, {
+        /// The kernel's index of the trunk.
+        ifindex: u32,
+        /// The outer tag's VLAN, where that is a service tag (802.1ad); 0: there is none.
+        service_vlan: u16,
+        /// The VLAN of the only tag, or of the one behind the service tag; 0: there is none.
+        vlan: u16,
+    }
+}
+
+/// A tag as it stands in a frame, between the link-layer addresses and the EtherType: an EtherType of its own, and priority, drop
+/// eligibility and VLAN in 3, 1 and 12 bits; zeros: none.
+pub type Tag = [u8; 4];
+
+table! {
+    /// Value of `trunks`, an array by slot: how frames leave by an interface that is tags on a trunk; such a slot is neither in `egress` nor
+    /// in `egress_tcx`. Written by the agent, read for frames that find no interface there. As large as `egress`.
+    Trunk, 16, align 4, {
+        /// The kernel's index of the trunk; 0: the slot is no such interface, or the trunk is gone.
+        ifindex: u32,
+        /// The trunk's own slot.
+        slot: u16,
+        /// Zero.
+        reserved: u16,
+        /// The outer tag.
+        outer: Tag,
+        /// The inner one, if there are two.
+        inner: Tag,
+    }
+}
 
 table! {
     /// Key of `addresses` and `neighbours`: an address within a VPC.
@@ -897,6 +931,17 @@ pub trait Flows<K: Key> {
     fn remove_pending(&self, key: &K);
 }
 
+/// How a packet leaves by a slot. A word, as a verdict is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Egress(pub u64);
+
+impl Egress {
+    /// As it is.
+    pub const PLAIN: Self = Self(0);
+    /// With tags, which the host puts on: the slot has a [`Trunk`].
+    pub const TAGGED: Self = Self(1);
+}
+
 /// What the path may look up, claim or install.
 pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     /// Lends the path memory, which no one else uses until `work` returns; it does not ask for it twice at a time. What is in it is not
@@ -963,8 +1008,8 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn count(&self, target: u32, event: TargetEvent);
     /// The largest IP packet that can leave by this slot, in bytes; 0: not known.
     fn mtu(&self, interface: u16) -> Mtu;
-    /// Whether a packet can leave by this slot; in the kernel, this is where the redirect is set up.
-    fn egress(&self, interface: u16) -> bool;
+    /// How a packet leaves by this slot, if there is such an interface; in the kernel, this is where the redirect is set up.
+    fn egress(&self, interface: u16) -> Option<Egress>;
 }
 
 impl VpcAddress {

@@ -1,5 +1,7 @@
 //! What may happen to a packet, each with the one name that counters, commands, metrics and tests use.
 
+use crate::tables::Egress;
+
 /// Declares a fieldless enum whose variants have a code, a name and a meaning, all written once.
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $code:literal => $word:literal,)+ }) => {
@@ -194,6 +196,7 @@ impl Verdict {
     const STEER: u64 = 2;
     const ANSWER: u64 = 3;
     const DROP: u64 = 4;
+    const TAGGED: u32 = 12;
 
     /// [`Action::Forward`].
     #[inline(always)]
@@ -212,6 +215,19 @@ impl Verdict {
     #[inline(always)]
     pub const fn steer(interface: u16) -> Self {
         Self(Self::STEER | (interface as u64) << 16)
+    }
+
+    /// The same, of a packet that leaves so; none where it cannot.
+    #[inline(always)]
+    pub fn leaving(self, how: Option<Egress>) -> Result<Self, DropReason> {
+        let Some(Egress(tagged)) = how else { return Err(DropReason::NoInterface) };
+        Ok(Self(self.0 | tagged << Self::TAGGED))
+    }
+
+    /// Whether tags are still to be put on it.
+    #[inline(always)]
+    pub const fn is_tagged(self) -> bool {
+        self.0 >> Self::TAGGED & 1 != 0
     }
 
     /// [`Action::Answer`], by its [`Answer::code`].

@@ -3,6 +3,7 @@
 use crate::frame::{SkbFrame, XdpFrame};
 use crate::maps;
 use crate::tables::{Exit, XdpExit, interface};
+use crate::vlan::{self, Tagging};
 use aya_ebpf::{
     EbpfContext,
     bindings::{
@@ -24,7 +25,7 @@ use privatelink_common::{
 use zerocopy::big_endian::U16;
 
 /// What differs between the hooks, once the path has decided.
-pub(crate) trait Host: Frame {
+pub(crate) trait Host: Frame + Tagging {
     /// The context of its programs.
     type Context: EbpfContext;
     /// What its programs return.
@@ -63,7 +64,7 @@ impl Host for XdpFrame {
     #[inline(always)]
     fn back(&self, ifindex: u32) -> u32 {
         let slot = interface(ifindex).unwrap_or_default().slot;
-        if XdpExit.leave(slot) { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
+        if XdpExit.leave(slot).is_some() { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
     }
 
     #[inline(always)]
@@ -86,9 +87,9 @@ impl Host for SkbFrame {
 
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "the helper returns an action")]
-    fn back(&self, ifindex: u32) -> i32 {
+    fn back(&self, _: u32) -> i32 {
         // SAFETY: the helper checks the index.
-        unsafe { bpf_redirect(ifindex, 0) as i32 }
+        unsafe { bpf_redirect(self.ingress(), 0) as i32 }
     }
 
     #[inline(always)]
@@ -106,8 +107,14 @@ pub(crate) fn now() -> u32 {
     (nanoseconds / 1_000_000_000) as u32
 }
 
+/// Does what the path has decided about a frame that came by `ifindex`, an index in `interfaces`; from a trunk, it may have had tags.
 #[inline(always)]
-pub(crate) fn act<H: Host>(frame: &H, verdict: Result<Verdict, DropReason>, ifindex: u32) -> H::Action {
+pub(crate) fn act<H: Host>(
+    frame: &mut H,
+    verdict: Result<Verdict, DropReason>,
+    ifindex: u32,
+    trunk: bool,
+) -> H::Action {
     let verdict = match verdict {
         Ok(verdict) => verdict,
         Err(reason) => {
@@ -116,9 +123,12 @@ pub(crate) fn act<H: Host>(frame: &H, verdict: Result<Verdict, DropReason>, ifin
             return H::DROP;
         }
     };
+    if verdict.is_tagged() {
+        return if send_tagged(frame, verdict, ifindex) { H::REDIRECT } else { H::DROP };
+    }
     match verdict.action() {
         Action::Forward { endpoint, direction, event, ipv6, .. } => {
-            count_forwarded(frame, endpoint, direction, event, ipv6);
+            count_forwarded(size(frame, ipv6), endpoint, direction, event);
             H::REDIRECT
         }
         Action::Steer { .. } => {
@@ -127,19 +137,42 @@ pub(crate) fn act<H: Host>(frame: &H, verdict: Result<Verdict, DropReason>, ifin
         }
         Action::Pass => {
             count(frame, ifindex, PASSED);
-            H::PASS
+            if !trunk || vlan::back(frame) { H::PASS } else { H::DROP }
         }
         Action::Answer(answer) => {
             count(frame, ifindex, answer);
-            frame.back(ifindex)
+            if !trunk || vlan::back(frame) { frame.back(ifindex) } else { H::DROP }
         }
     }
 }
 
+/// Counts a frame, and puts the tags on that it leaves with. Says whether it could. Not inlined, so that frames without any do not pay.
+#[inline(never)]
+fn send_tagged<H: Host>(frame: &mut H, verdict: Verdict, ifindex: u32) -> bool {
+    let (interface, size, forwarded) = match verdict.action() {
+        Action::Forward { interface, endpoint, direction, event, ipv6 } => {
+            (interface, size(frame, ipv6), Some((endpoint, direction, event)))
+        }
+        Action::Steer { interface } => (interface, frame.on_the_wire(frame.len() as u64), None),
+        Action::Pass | Action::Answer(_) => return false,
+    };
+    let tagged = vlan::leave(frame, interface);
+    match forwarded {
+        _ if !tagged => add(size, ifindex, DropReason::TooBig.code()),
+        Some((endpoint, direction, event)) => count_forwarded(size, endpoint, direction, event),
+        None => add(size, ifindex, STEERED),
+    }
+    tagged
+}
+
 #[inline(always)]
 fn count<H: Host>(frame: &H, ifindex: u32, outcome: u32) {
+    add(frame.on_the_wire(frame.len() as u64), ifindex, outcome);
+}
+
+#[inline(always)]
+fn add((packets, bytes): (u64, u64), ifindex: u32, outcome: u32) {
     let vpc = interface(ifindex).unwrap_or_default().vpc;
-    let (packets, bytes) = frame.on_the_wire(frame.len() as u64);
     if let Some(counter) = maps::OUTCOMES_BY_VPC.get_ptr_mut(u32::from(vpc) * OUTCOMES + outcome) {
         // SAFETY: the map returned a pointer to this CPU's own value, and programs of neither hook nest on a CPU.
         unsafe {
@@ -191,8 +224,9 @@ fn report6<H: Host>(frame: &H, ifindex: u32, reason: u32) {
     );
 }
 
+/// How many packets, and how many bytes in all, a frame that is forwarded is on the wire, without its tags.
 #[inline(always)]
-fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, event: FlowEvent, ipv6: bool) {
+fn size<H: Host>(frame: &H, ipv6: bool) -> (u64, u64) {
     // The packet's own word for its length was checked, and is nearer than the frame's.
     let length = if ipv6 {
         let payload = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length)).unwrap_or_default();
@@ -201,7 +235,11 @@ fn count_forwarded<H: Host>(frame: &H, endpoint: u32, direction: Direction, even
         let total = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
         (NETWORK + frame.ip_length(total.get())) as u64
     };
-    let (packets, bytes) = frame.on_the_wire(length);
+    frame.on_the_wire(length)
+}
+
+#[inline(always)]
+fn count_forwarded((packets, bytes): (u64, u64), endpoint: u32, direction: Direction, event: FlowEvent) {
     let Some(counters) = maps::COUNTERS.get_ptr_mut(endpoint) else { return };
     // SAFETY: as in `count`.
     let counters = unsafe { &mut *counters };

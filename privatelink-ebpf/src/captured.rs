@@ -11,6 +11,7 @@ mod capture;
 mod frame;
 mod maps;
 mod tables;
+mod vlan;
 
 use act::{act, now};
 use aya_ebpf::{
@@ -29,7 +30,7 @@ pub(crate) fn captured(context: XdpContext) -> u32 {
     keep(&frame, ifindex);
     let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
     hand_over(&frame, Verdict::of(verdict));
-    act(&frame, verdict, ifindex)
+    act(&mut frame, verdict, ifindex, false)
 }
 
 #[classifier]
@@ -43,5 +44,5 @@ pub(crate) fn captured_tcx(context: TcContext) -> i32 {
         path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now())
     };
     hand_over(&frame, Verdict::of(verdict));
-    act(&frame, verdict, ifindex)
+    act(&mut frame, verdict, ifindex, false)
 }

@@ -1,17 +1,19 @@
 //! [`Frame`] over what the kernel hands to each hook: an XDP buffer, or a socket buffer.
 
+use crate::vlan::{TAG, TAGS, Tagging, Tags, is_tag};
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_md},
     helpers::generated::{
         bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_proto, bpf_skb_change_tail,
-        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-        bpf_xdp_get_buff_len,
+        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head,
+        bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
     },
     programs::{TcContext, XdpContext},
 };
 use core::mem::{offset_of, size_of};
 use privatelink_common::checksum::fold;
 use privatelink_common::frame::{Change, DIFFERENCE, Frame};
+use privatelink_common::tables::Tag;
 use privatelink_common::wire::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ICMP, ICMPV6, IcmpError, Ipv4Header, Ipv6Header, NETWORK,
     NeighbourMessage, TCP, TRANSPORT, TRANSPORT6, Tcp, Udp,
@@ -81,6 +83,53 @@ impl XdpFrame {
             ((&raw const context.data).read_volatile(), (&raw const context.data_end).read_volatile())
         };
         (data as usize as *mut u8, end as usize as *mut u8)
+    }
+}
+
+impl Tagging for XdpFrame {
+    #[inline(always)]
+    fn by(&self) -> u32 {
+        self.ingress()
+    }
+
+    #[inline(always)]
+    fn tags(&self) -> Option<Tags> {
+        let outer: Tag = self.read(TAGS)?;
+        if !is_tag(outer) {
+            return Some(Tags::default());
+        }
+        self.read(TAGS + TAG).map(|inner| Tags::of(outer, inner))?.alone(self.read(TAGS + 2 * TAG)?)
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "eight at most")]
+    fn untag(&mut self, tags: Tags) -> Option<()> {
+        let macs: [u8; TAGS] = self.read(0)?;
+        let length = if tags.are_two() {
+            self.write(2 * TAG, &macs)?;
+            2 * TAG
+        } else {
+            self.write(TAG, &macs)?;
+            TAG
+        };
+        // SAFETY: the helper checks the context and the amount; pointers into the packet are derived anew at every access.
+        let result = unsafe { bpf_xdp_adjust_head(self.context, length as i32) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn tag(&mut self, tags: Tags) -> Option<()> {
+        if tags.are_two() {
+            self.prepend(2 * TAG)?;
+            let macs: [u8; TAGS] = self.read(2 * TAG)?;
+            self.write(0, &macs)?;
+            self.write(TAGS + TAG, &tags.inner)?;
+        } else {
+            self.prepend(TAG)?;
+            let macs: [u8; TAGS] = self.read(TAG)?;
+            self.write(0, &macs)?;
+        }
+        self.write(TAGS, &tags.outer)
     }
 }
 
@@ -159,10 +208,16 @@ pub(crate) struct SkbFrame {
 }
 
 impl SkbFrame {
+    /// The frame as it is.
+    #[inline(always)]
+    pub(crate) fn bare(context: *mut __sk_buff) -> Self {
+        Self { context }
+    }
+
     /// The frame, with its headers where they can be read: only they need to be in the linear part.
     #[inline(always)]
     pub(crate) fn new(context: *mut __sk_buff) -> Self {
-        let frame = Self { context };
+        let frame = Self::bare(context);
         if frame.is_ipv6() {
             frame.pull(TRANSPORT6 + size_of::<Tcp>());
             if frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, next_header)) == Some(ICMPV6) {
@@ -216,10 +271,27 @@ impl SkbFrame {
         self.word(offset_of!(__sk_buff, ifindex))
     }
 
-    /// Whether it has a VLAN tag, which the kernel keeps beside the frame.
+    /// Whether it has a VLAN tag: the kernel keeps the outer one beside the frame.
     #[inline(always)]
     pub(crate) fn is_tagged(&self) -> bool {
         self.word(offset_of!(__sk_buff, vlan_present)) != 0
+    }
+
+    /// Puts a tag around the frame, and around those that it has.
+    #[inline(always)]
+    fn push(&mut self, [a, b, c, d]: Tag) -> Option<()> {
+        let (ethertype, control) = (u16::from_ne_bytes([a, b]), u16::from_be_bytes([c, d]));
+        // SAFETY: as in `add_to_checksum`.
+        let result = unsafe { bpf_skb_vlan_push(self.context, ethertype, control) };
+        (result == 0).then_some(())
+    }
+
+    /// Takes the outer tag off.
+    #[inline(always)]
+    fn pop(&mut self) -> Option<()> {
+        // SAFETY: as in `add_to_checksum`.
+        let result = unsafe { bpf_skb_vlan_pop(self.context) };
+        (result == 0).then_some(())
     }
 
     /// How many packets, and how many bytes in all, a frame of `length` is on the wire.
@@ -283,6 +355,40 @@ impl SkbFrame {
         let result =
             unsafe { bpf_l4_csum_replace(self.context, offset as u32, 0, difference, u64::from(flags)) };
         (result == 0).then_some(())
+    }
+}
+
+impl Tagging for SkbFrame {
+    #[inline(always)]
+    fn by(&self) -> u32 {
+        self.ingress()
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "16 bits each")]
+    fn tags(&self) -> Option<Tags> {
+        if !self.is_tagged() {
+            return Some(Tags::default());
+        }
+        self.pull(TAGS + 2 * TAG);
+        let [a, b] = (self.word(offset_of!(__sk_buff, vlan_proto)) as u16).to_ne_bytes();
+        let [c, d] = (self.word(offset_of!(__sk_buff, vlan_tci)) as u16).to_be_bytes();
+        self.read(TAGS).map(|inner| Tags::of([a, b, c, d], inner))?.alone(self.read(TAGS + TAG)?)
+    }
+
+    /// The inner tag comes to be beside the frame when the outer one goes.
+    #[inline(always)]
+    fn untag(&mut self, tags: Tags) -> Option<()> {
+        self.pop()?;
+        if tags.are_two() { self.pop() } else { Some(()) }
+    }
+
+    #[inline(always)]
+    fn tag(&mut self, tags: Tags) -> Option<()> {
+        if tags.are_two() {
+            self.push(tags.inner)?;
+        }
+        self.push(tags.outer)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The maps, declared in the order of `privatelink_common::tables`, which says who writes them, who reads them, and what happens
 //! when one is full. Sizes are the defaults of the configuration's `[limits]`; the agent sets them when it creates the maps.
 
+use crate::vlan::Came;
 use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
@@ -11,8 +12,8 @@ use privatelink_common::{
     tables::{
         Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey,
         FlowKey6, FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix,
-        Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters,
-        VpcAddress, VpcEndpointId,
+        Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters, Trunk,
+        VlanKey, VpcAddress, VpcEndpointId,
     },
 };
 
@@ -22,13 +23,17 @@ const SPARSE: usize = 1;
 const ANY_SIZE: usize = 1 << 12;
 
 #[btf_map(name = "interfaces")]
-pub(crate) static INTERFACES: Array<Interface, 65536> = Array::new();
+pub(crate) static INTERFACES: Array<Interface, { 65536 + 4096 }> = Array::new();
 #[btf_map(name = "egress")]
 pub(crate) static EGRESS: DevMapHash<4096> = DevMapHash::new();
 #[btf_map(name = "mtus")]
 pub(crate) static MTUS: Array<Mtu, 4096> = Array::new();
 #[btf_map(name = "egress_tcx")]
 pub(crate) static EGRESS_TCX: Array<u32, 4096> = Array::new();
+#[btf_map(name = "vlans")]
+pub(crate) static VLANS: HashMap<VlanKey, u32, 4096, SPARSE> = HashMap::new();
+#[btf_map(name = "trunks")]
+pub(crate) static TRUNKS: Array<Trunk, 4096> = Array::new();
 #[btf_map(name = "prefixes")]
 pub(crate) static PREFIXES: LpmTrie<Prefix, u32, 16384> = LpmTrie::new();
 #[btf_map(name = "rules_by_address")]
@@ -84,6 +89,9 @@ pub(crate) static NAMES: HashMap<NameKey, Name, 65536, SPARSE> = HashMap::new();
 /// What the path remembers of a packet while it decides about it; of no interest to anyone else.
 #[btf_map(name = "room")]
 pub(crate) static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
+/// How the frame at hand came, where tags were taken off it.
+#[btf_map(name = "came")]
+pub(crate) static CAME: PerCpuArray<Came, 1> = PerCpuArray::new();
 /// A word for [`crate::tables::KernelTables`] to order its writes by.
 #[btf_map(name = "fence")]
 pub(crate) static FENCE: PerCpuArray<u64, 1> = PerCpuArray::new();

@@ -4,7 +4,7 @@ use crate::maps::{
     ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, ESTABLISHED6, FENCE,
     FRAGMENTS, IDENTIFICATION, INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING, PENDING6, PREFIXES,
     PRESSURES, ROOM, RULES_BY_ADDRESS, RULES_BY_PORT, STREAMS, SUBNETS, TABLES, TARGET_COUNTERS, TARGETS,
-    VPC_ENDPOINT_IDS,
+    TRUNKS, VPC_ENDPOINT_IDS,
 };
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, iphdr, tcphdr, tcx_action_base::TCX_REDIRECT, xdp_action},
@@ -17,9 +17,9 @@ use privatelink_common::{
     limits::RULE_WORDS,
     path::Room,
     tables::{
-        Address, Balancer, Bucket, Datagram, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
-        FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix,
-        Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress,
+        Address, Balancer, Bucket, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
+        Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix,
+        Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, Trunk, VpcAddress,
         VpcEndpointId, Words,
     },
     wire::{Ipv4Header, Mac, TCP, Tcp},
@@ -34,8 +34,14 @@ const EXISTS: i32 = -17;
 
 /// How frames leave by a slot, which each hook does in a way of its own.
 pub(crate) trait Exit {
-    /// Sets the redirect up; says no where there is no such interface.
-    fn leave(&self, slot: u16) -> bool;
+    /// Sets the redirect up, if there is such an interface.
+    fn leave(&self, slot: u16) -> Option<Egress>;
+}
+
+/// The trunk that an interface is on, if it is tags on one.
+#[inline(always)]
+fn trunk(slot: u16) -> Option<&'static Trunk> {
+    TRUNKS.get(slot.into()).filter(|trunk| trunk.ifindex != 0)
 }
 
 /// XDP's way out: the map `egress`.
@@ -43,8 +49,12 @@ pub(crate) struct XdpExit;
 
 impl Exit for XdpExit {
     #[inline(always)]
-    fn leave(&self, slot: u16) -> bool {
-        EGRESS.redirect(slot.into(), 0) == Ok(xdp_action::XDP_REDIRECT)
+    fn leave(&self, slot: u16) -> Option<Egress> {
+        let redirected = |slot: u16| EGRESS.redirect(slot.into(), 0) == Ok(xdp_action::XDP_REDIRECT);
+        if redirected(slot) {
+            return Some(Egress::PLAIN);
+        }
+        redirected(trunk(slot)?.slot).then_some(Egress::TAGGED)
     }
 }
 
@@ -53,10 +63,17 @@ pub(crate) struct TcxExit(pub *mut __sk_buff);
 
 impl Exit for TcxExit {
     #[inline(always)]
-    fn leave(&self, slot: u16) -> bool {
-        let Some(ifindex) = EGRESS_TCX.get(slot.into()).copied().filter(|ifindex| *ifindex != 0) else {
-            return false;
-        };
+    fn leave(&self, slot: u16) -> Option<Egress> {
+        match EGRESS_TCX.get(slot.into()).copied().filter(|ifindex| *ifindex != 0) {
+            Some(ifindex) => self.redirect(ifindex).then_some(Egress::PLAIN),
+            None => self.redirect(trunk(slot)?.ifindex).then_some(Egress::TAGGED),
+        }
+    }
+}
+
+impl TcxExit {
+    #[inline(always)]
+    fn redirect(&self, ifindex: u32) -> bool {
         let mut mtu = 0;
         // The kernel takes a vanished interface out of `egress`, but not out of an array, and would lose the frame uncounted. This is
         // the helper that says whether there is one with this index.
@@ -64,6 +81,17 @@ impl Exit for TcxExit {
         let known = unsafe { bpf_check_mtu(self.0.cast(), ifindex, &raw mut mtu, 0, 0) } >= 0;
         // SAFETY: as above.
         known && unsafe { bpf_redirect(ifindex, 0) } == i64::from(TCX_REDIRECT)
+    }
+}
+
+/// The same way out of the programs for trunks. What is told apart by it is compiled for each program, and into it: a function that two of
+/// them share would not be, and takes more of the stack and of the kernel's verifier.
+pub(crate) struct OfTrunk<E>(pub E);
+
+impl<E: Exit> Exit for OfTrunk<E> {
+    #[inline(always)]
+    fn leave(&self, slot: u16) -> Option<Egress> {
+        self.0.leave(slot)
     }
 }
 
@@ -423,7 +451,7 @@ impl<E: Exit> Tables for KernelTables<E> {
     }
 
     #[inline(always)]
-    fn egress(&self, interface: u16) -> bool {
+    fn egress(&self, interface: u16) -> Option<Egress> {
         self.0.leave(interface)
     }
 }

@@ -5,6 +5,7 @@ mod acceptance;
 mod links;
 mod next_hops;
 mod passive;
+mod vlans;
 
 use acceptance::unix_time;
 pub use links::Attached;
@@ -76,6 +77,8 @@ pub struct Agent {
     pub image: Image,
     /// Interfaces that are there.
     pub links: BTreeMap<String, Attached>,
+    /// What the path was told of VLANs, by slot.
+    vlans: BTreeMap<u16, vlans::Told>,
     /// Targets' health.
     pub health: BTreeMap<u32, Health>,
     /// Why the last check of a target failed, and when its state changed.
@@ -146,6 +149,7 @@ impl Agent {
             names,
             image,
             links: BTreeMap::new(),
+            vlans: BTreeMap::new(),
             has_tcx,
             fits: 0,
             health,

@@ -81,7 +81,9 @@ impl Analysis<'_> {
     }
 
     fn vpcs(&mut self) {
-        for (name, _) in self.model.vpcs.iter().filter(|(_, vpc)| vpc.interfaces.is_empty()) {
+        for (name, _) in
+            self.model.vpcs.iter().filter(|(_, vpc)| vpc.interfaces.is_empty() && vpc.vlans.is_empty())
+        {
             let finding = "it has no interface, so that nobody is in it";
             self.add(format!("vpc {name}"), finding, "write this host's ends of its interfaces");
         }

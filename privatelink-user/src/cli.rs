@@ -492,7 +492,9 @@ fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel, dr
         }
     });
     if drops == Drops::Named {
-        runtime.spawn(crate::drops::follow(kernel.drops(crate::drops::Words)?));
+        runtime.spawn(crate::drops::follow(
+            kernel.drops(crate::drops::Words::new(kernel.maps()?, &model.limits))?,
+        ));
     }
     let store = Arc::new(Store::open(&places.state_dir)?);
     let (news, told) = channel();

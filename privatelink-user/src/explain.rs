@@ -10,9 +10,9 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::{DIFFERENCE, SliceFrame};
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Bucket, Course, Datagram, ENDPOINT, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
-    Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu, Neighbour,
-    Prefix, Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Tables, Target,
+    Address, Bucket, Course, Datagram, ENDPOINT, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey,
+    FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu,
+    Neighbour, Prefix, Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Tables, Target,
     TargetEvent, VpcAddress, VpcEndpointId, Width, Words,
 };
 use privatelink_common::verdict::{Action, Direction};
@@ -330,10 +330,13 @@ impl Tables for Narrator<'_> {
         self.maps.mtus.get(&interface.into()).ok().flatten().unwrap_or_default()
     }
 
-    fn egress(&self, interface: u16) -> bool {
-        let found = self.maps.egress.get(&interface.into()).ok().flatten();
+    fn egress(&self, interface: u16) -> Option<Egress> {
+        let slot = interface.into();
+        let trunk = || self.maps.trunks.get(&slot).ok().flatten().filter(|trunk| trunk.ifindex != 0);
+        let plain = self.maps.egress.get(&slot).ok().flatten().map(|_| Egress::PLAIN);
+        let found = plain.or_else(|| trunk().map(|_| Egress::TAGGED));
         let what = format!("interface {}", self.names.name(Kind::Interface, interface.into()));
-        self.tell(what, found, |_| "is there".into()).is_some()
+        self.tell(what, found, |_| "is there".into())
     }
 }
 

@@ -3,6 +3,9 @@
 //! Whatever TCX sends out leaves like any packet of this host. What a native XDP program redirects is lost at an interface whose driver
 //! does not take it, as a veth's does only while its other end has GRO or a program. So an interface from which packets may go to such a
 //! one does not run XDP natively, whatever its configuration says.
+//!
+//! Nor does a trunk run XDP in any mode while the tags of its frames may be beside them when XDP sees them (VLAN offloads): such a frame
+//! would be another VPC's.
 
 use crate::kernel::Hook;
 use crate::model::{self, Model};
@@ -14,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Facts {
     /// What its configuration asks for.
     pub wish: model::Hook,
-    /// Its VPC.
-    pub vpc: u16,
+    /// Its VPC; of a trunk, those of its VLANs, too.
+    pub vpcs: BTreeSet<u16>,
     /// Whether it leads to the VPC's own stack.
     pub stack: bool,
     /// Whether its driver can run the program, and send back what it answers.
@@ -24,6 +27,8 @@ pub struct Facts {
     pub takes: bool,
     /// Why packets from there cannot be trusted to be what XDP needs, if so.
     pub unfit: Option<String>,
+    /// Of a trunk, why XDP may not see the tags of its frames, if so: it would take them for another VPC's.
+    pub veiled: Option<String>,
 }
 
 /// An interface's hook.
@@ -62,18 +67,24 @@ pub fn choose(
 ) -> BTreeMap<String, Choice> {
     let mut deaf = BTreeMap::<u16, &str>::new();
     for (name, facts) in interfaces.iter().filter(|(_, facts)| !facts.takes) {
-        deaf.entry(facts.vpc).or_insert(name);
+        for vpc in &facts.vpcs {
+            deaf.entry(*vpc).or_insert(name);
+        }
     }
     let blocker = |from: &Facts| {
+        let mut vpcs = from.vpcs.iter();
         if from.stack {
-            return deaf.get(&from.vpc).copied();
+            return vpcs.find_map(|vpc| deaf.get(vpc).copied());
         }
-        let to = connections.range((from.vpc, 0)..=(from.vpc, u16::MAX));
-        to.filter_map(|(_, to)| deaf.get(to).copied()).next()
+        let mut to = vpcs.flat_map(|vpc| connections.range((*vpc, 0)..=(*vpc, u16::MAX)));
+        to.find_map(|(_, to)| deaf.get(to).copied())
     };
     let fallback = if has_tcx { Hook::Tcx } else { Hook::Xdp(XdpMode::Generic) };
     let one = |facts: &Facts| {
         let (hook, why) = by_itself(facts, has_tcx, fallback);
+        if let (Hook::Xdp(_), Some(veiled)) = (hook, &facts.veiled) {
+            return (Hook::Tcx, veiled.clone());
+        }
         match blocker(facts).filter(|_| hook == Hook::Xdp(XdpMode::Native)) {
             Some(deaf) => (fallback, format!("{deaf} does not take what XDP redirects to it")),
             None => (hook, why),
@@ -109,7 +120,7 @@ mod tests {
     const GENERIC: Hook = Hook::Xdp(XdpMode::Generic);
 
     fn facts(wish: model::Hook, vpc: u16) -> Facts {
-        Facts { wish, vpc, stack: false, native: true, takes: true, unfit: None }
+        Facts { wish, vpcs: [vpc].into(), stack: false, native: true, takes: true, unfit: None, veiled: None }
     }
 
     /// An ordinary veth, whose other end keeps its offloads.
@@ -150,6 +161,23 @@ mod tests {
             [tcx, NATIVE, tcx, tcx, tcx, NATIVE, NATIVE]
         );
         assert_eq!(hooks(&all[..2], &[(2, 2)], true), [tcx, tcx], "a VPC that serves itself");
+    }
+
+    #[test]
+    fn a_trunk_whose_tags_xdp_may_not_see_has_tcx_and_one_of_many_vpcs_leaves_xdp_for_any_of_them() {
+        use model::Hook::{Auto, Tcx, Xdp};
+        let veiled = |wish| Facts { veiled: Some("offloads".into()), ..facts(wish, 1) };
+        for has_tcx in [true, false] {
+            for wish in [Auto, Xdp, Tcx] {
+                assert_eq!(hooks(&[("a", veiled(wish))], &[], has_tcx), [Hook::Tcx], "{wish:?}");
+            }
+        }
+        let trunk = Facts { vpcs: [0, 1, 3].into(), ..facts(Auto, 0) };
+        let all = [("trunk", trunk), ("deaf", ordinary(2)), ("far", facts(Auto, 4))];
+        assert_eq!(hooks(&all, &[(3, 2)], true), [Hook::Tcx, Hook::Tcx, NATIVE]);
+        assert_eq!(hooks(&all, &[(4, 2)], true), [NATIVE, Hook::Tcx, Hook::Tcx]);
+        let deaf = Facts { takes: false, ..all[0].1.clone() };
+        assert_eq!(hooks(&[("trunk", deaf), ("far", facts(Auto, 4))], &[(4, 3)], true), [NATIVE, Hook::Tcx]);
     }
 
     #[test]

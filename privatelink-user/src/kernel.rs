@@ -10,7 +10,7 @@ use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use privatelink_common::capture::Watch;
 use privatelink_common::limits::{LAYOUT, OUTCOMES};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -45,14 +45,21 @@ pub struct Kernel {
     _lock: File,
 }
 
-/// The programs of one object, which share its maps.
+/// The programs of one object, which share its maps, as far as they are needed.
 #[derive(Debug)]
-pub struct Programs {
+struct Programs {
+    object: Ebpf,
+    loaded: BTreeMap<Program, OwnedFd>,
+}
+
+/// The programs of a capture.
+#[derive(Debug)]
+pub struct Watching {
     xdp: OwnedFd,
     tcx: OwnedFd,
 }
 
-impl Programs {
+impl Watching {
     /// A hook's.
     pub fn of(&self, hook: Hook) -> BorrowedFd<'_> {
         match hook {
@@ -75,19 +82,49 @@ impl Hook {
     /// Both, where XDP's mode does not matter.
     pub const BOTH: [Self; 2] = [Self::Xdp(XdpMode::Native), Self::Tcx];
 
-    /// The program's name, and its pin's.
-    pub const fn program(self) -> &'static str {
-        match self {
-            Self::Xdp(_) => "ingress",
-            Self::Tcx => "ingress_tcx",
-        }
-    }
-
-    /// The name of the program that stands there while a capture runs.
+    /// The name of the program that stands in the place of its own while a capture runs.
     const fn captured(self) -> &'static str {
         match self {
             Self::Xdp(_) => "captured",
             Self::Tcx => "captured_tcx",
+        }
+    }
+
+    /// Its program for an interface that is a trunk, or is not.
+    pub const fn program(self, trunk: bool) -> Program {
+        match (self, trunk) {
+            (Self::Xdp(_), false) => Program::Xdp,
+            (Self::Xdp(_), true) => Program::XdpTrunk,
+            (Self::Tcx, false) => Program::Tcx,
+            (Self::Tcx, true) => Program::TcxTrunk,
+        }
+    }
+}
+
+/// The programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// XDP's.
+    Xdp,
+    /// TCX's.
+    Tcx,
+    /// XDP's for trunks, which is loaded when there is one.
+    XdpTrunk,
+    /// TCX's for trunks, likewise.
+    TcxTrunk,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Xdp, Self::Tcx, Self::XdpTrunk, Self::TcxTrunk];
+
+    /// Its name, and its pin's.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "ingress",
+            Self::Tcx => "ingress_tcx",
+            Self::XdpTrunk => "ingress_trunk",
+            Self::TcxTrunk => "ingress_tcx_trunk",
         }
     }
 }
@@ -130,12 +167,15 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 25] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 27] {
     [
-        ("interfaces", "max_ifindex", limits.max_ifindex),
+        // What is tags on a trunk comes behind what has an index of the kernel's.
+        ("interfaces", "max_ifindex", limits.max_ifindex.saturating_add(limits.interfaces)),
         ("egress", "interfaces", limits.interfaces),
         ("mtus", "interfaces", limits.interfaces),
         ("egress_tcx", "interfaces", limits.interfaces),
+        ("vlans", "interfaces", limits.interfaces),
+        ("trunks", "interfaces", limits.interfaces),
         ("prefixes", "addresses", limits.addresses),
         ("subnets", "addresses", limits.addresses),
         ("addresses", "addresses", limits.addresses),
@@ -208,7 +248,10 @@ impl Kernel {
         }
         let adopted = found != Found::Nothing;
         let kernel = Self { dir: dir.to_owned(), place, programs, adopted, before, _lock: lock };
-        kernel.pin_programs()?;
+        kernel.programs.loaded.keys().try_for_each(|program| kernel.pin_program(*program))?;
+        for program in Program::ALL.into_iter().filter(|it| !kernel.programs.loaded.contains_key(it)) {
+            let _ = fs::remove_file(dir.join("programs").join(program.name()));
+        }
         Ok(kernel)
     }
 
@@ -224,30 +267,37 @@ impl Kernel {
         Ok(true)
     }
 
-    /// Replaces the pins, each by one exchange of names, so that there is always one to open.
-    fn pin_programs(&self) -> Result<()> {
-        for hook in Hook::BOTH {
-            let old = self.dir.join("programs").join(hook.program());
-            let new = old.with_file_name(format!("{}_new", hook.program()));
-            let _ = fs::remove_file(&new);
-            sys::pin(self.program(hook), &new).context("cannot pin a program")?;
-            fs::rename(&new, &old).context("cannot pin a program")?;
+    /// Replaces a program's pin, by one exchange of names, so that there is always one to open.
+    fn pin_program(&self, program: Program) -> Result<()> {
+        let old = self.dir.join("programs").join(program.name());
+        let new = old.with_file_name(format!("{}_new", program.name()));
+        let _ = fs::remove_file(&new);
+        sys::pin(self.program(program)?, &new).context("cannot pin a program")?;
+        fs::rename(&new, &old).context("cannot pin a program")
+    }
+
+    fn program(&self, program: Program) -> Result<BorrowedFd<'_>> {
+        let loaded = self.programs.loaded.get(&program);
+        loaded.map(AsFd::as_fd).with_context(|| format!("the program {} is not loaded", program.name()))
+    }
+
+    /// Loads a program, if it is not loaded yet.
+    fn load(&mut self, program: Program) -> Result<()> {
+        if !self.programs.loaded.contains_key(&program) {
+            self.programs.load(program)?;
+            self.pin_program(program)?;
         }
         Ok(())
     }
 
-    fn program(&self, hook: Hook) -> BorrowedFd<'_> {
-        self.programs.of(hook)
-    }
-
     /// Whether the kernel can attach programs by TCX.
     pub fn has_tcx(&self) -> bool {
-        sys::has_tcx(self.program(Hook::Tcx))
+        self.program(Program::Tcx).is_ok_and(sys::has_tcx)
     }
 
     /// Where the programs name what they drop, which is the same place for both; handed to `log`.
     pub fn drops<T: log::Log>(&self, log: T) -> Result<EbpfLogger<T>> {
-        EbpfLogger::init_from_id_with_logger(self.program_info(Hook::Tcx)?.id(), log)
+        EbpfLogger::init_from_id_with_logger(self.program_info(Program::Tcx)?.id(), log)
             .context("cannot listen to the programs")
     }
 
@@ -256,9 +306,14 @@ impl Kernel {
         Maps::open(&self.place)
     }
 
-    /// What the kernel says of a hook's program.
-    pub fn program_info(&self, hook: Hook) -> Result<ProgramInfo> {
-        Ok(ProgramInfo::from_pin(self.dir.join("programs").join(hook.program()))?)
+    /// The programs that are loaded.
+    pub fn programs(&self) -> impl Iterator<Item = Program> {
+        self.programs.loaded.keys().copied()
+    }
+
+    /// What the kernel says of a program.
+    pub fn program_info(&self, program: Program) -> Result<ProgramInfo> {
+        Ok(ProgramInfo::from_pin(self.dir.join("programs").join(program.name()))?)
     }
 
     fn link_pin(&self, interface: &str, hook: Hook) -> PathBuf {
@@ -270,52 +325,19 @@ impl Kernel {
         })
     }
 
-    /// Attaches a hook's program to an interface, or gives the link that is there the program of this agent. The other hook's link, if
+    /// Attaches a hook's program to an interface, which is a `trunk` or is not, or gives the link that is there the program of this agent. The other hook's link, if
     /// there is one, is taken away when this one is in place, so that every packet meets one of them. A link of the other XDP mode
     /// is replaced, and packets in between meet no program.
-    pub fn attach(&self, interface: &str, ifindex: u32, hook: Hook) -> Result<(), Refused> {
-        let pin = self.link_pin(interface, hook);
-        if !self.adopt(&pin, interface, ifindex, hook)? {
-            let link = self.link(interface, ifindex, hook)?;
+    pub fn attach(&mut self, interface: &str, ifindex: u32, hook: Hook, trunk: bool) -> Result<(), Refused> {
+        self.load(hook.program(trunk))?;
+        let (pin, program) = (self.link_pin(interface, hook), self.program(hook.program(trunk))?);
+        if !adopt(&pin, interface, ifindex, hook, program)? {
+            let link = link(interface, ifindex, hook, program)?;
             sys::pin(link.as_fd(), &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
         }
         let other = if hook == Hook::Tcx { Hook::Xdp(XdpMode::Native) } else { Hook::Tcx };
         self.remove_link(interface, other)?;
         Ok(())
-    }
-
-    fn link(&self, interface: &str, ifindex: u32, hook: Hook) -> Result<OwnedFd, Refused> {
-        let mode = match hook {
-            Hook::Xdp(mode) => mode,
-            Hook::Tcx => {
-                let link = sys::attach_tcx(self.program(hook), ifindex);
-                return Ok(link.with_context(|| format!("cannot attach to {interface} by TCX"))?);
-            }
-        };
-        sys::attach_xdp(self.program(hook), ifindex, mode).map_err(|error| match (error.kind(), mode) {
-            (ErrorKind::ResourceBusy, _) => Refused::Other(anyhow!(
-                "another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it"
-            )),
-            (_, XdpMode::Native) => Refused::Native(error),
-            (_, XdpMode::Generic) => Refused::Other(anyhow!(error).context(format!("cannot attach to {interface}"))),
-        })
-    }
-
-    /// Takes over the link that is pinned at `pin`, if it is one to this interface and of this mode; removes it if not.
-    fn adopt(&self, pin: &Path, interface: &str, ifindex: u32, hook: Hook) -> Result<bool> {
-        let Ok(link) = sys::open_pin(pin) else { return Ok(false) };
-        let is_ours = sys::link_ifindex(link.as_fd()).is_ok_and(|attached| attached == ifindex);
-        let is_so = match hook {
-            Hook::Xdp(mode) => crate::net::xdp_mode(interface) == mode,
-            Hook::Tcx => true,
-        };
-        if is_ours && is_so {
-            sys::replace_program(link.as_fd(), self.program(hook))
-                .with_context(|| format!("cannot replace the program on {interface}"))?;
-            return Ok(true);
-        }
-        fs::remove_file(pin).with_context(|| format!("cannot remove {}", pin.display()))?;
-        Ok(false)
     }
 
     /// Gives the links that a capture has left without an end their program back; leaves those alone that a capture has. Returns how
@@ -324,11 +346,15 @@ impl Kernel {
         let Some(_lock) = crate::capture::lock(&self.dir)? else { return Ok(0) };
         let mut reclaimed = 0;
         for hook in Hook::BOTH {
-            let own = self.program(hook);
-            let (id, _) = sys::program_ids(own).context("cannot ask for the program")?;
+            let own = self.program(hook.program(false))?;
+            let ids = [Some(own), self.program(hook.program(true)).ok()].into_iter().flatten();
+            let ids = ids.map(|it| Ok(sys::program_ids(it).context("cannot ask for the program")?.0));
+            let ids = ids.collect::<Result<Vec<_>>>()?;
             for link in open_links(&self.dir, hook)? {
                 let Ok(found) = sys::link_program(link.as_fd()) else { continue };
-                let Some(other) = sys::program_by_id(found).ok().filter(|_| found != id) else { continue };
+                let Some(other) = sys::program_by_id(found).ok().filter(|_| !ids.contains(&found)) else {
+                    continue;
+                };
                 if sys::exchange_program(link.as_fd(), other.as_fd(), own)
                     .context("cannot replace the program")?
                 {
@@ -363,6 +389,41 @@ impl Kernel {
         }
         Ok(names)
     }
+}
+
+/// Attaches a program to an interface.
+fn link(interface: &str, ifindex: u32, hook: Hook, program: BorrowedFd<'_>) -> Result<OwnedFd, Refused> {
+    let mode = match hook {
+        Hook::Xdp(mode) => mode,
+        Hook::Tcx => {
+            let link = sys::attach_tcx(program, ifindex);
+            return Ok(link.with_context(|| format!("cannot attach to {interface} by TCX"))?);
+        }
+    };
+    sys::attach_xdp(program, ifindex, mode).map_err(|error| match (error.kind(), mode) {
+        (ErrorKind::ResourceBusy, _) => Refused::Other(anyhow!(
+            "another XDP program is attached to {interface}: take it away, `ip link show {interface}` names it"
+        )),
+        (_, XdpMode::Native) => Refused::Native(error),
+        (_, XdpMode::Generic) => Refused::Other(anyhow!(error).context(format!("cannot attach to {interface}"))),
+    })
+}
+
+/// Takes over the link that is pinned at `pin`, if it is one to this interface and of this mode; removes it if not.
+fn adopt(pin: &Path, interface: &str, ifindex: u32, hook: Hook, program: BorrowedFd<'_>) -> Result<bool> {
+    let Ok(link) = sys::open_pin(pin) else { return Ok(false) };
+    let is_ours = sys::link_ifindex(link.as_fd()).is_ok_and(|attached| attached == ifindex);
+    let is_so = match hook {
+        Hook::Xdp(mode) => crate::net::xdp_mode(interface) == mode,
+        Hook::Tcx => true,
+    };
+    if is_ours && is_so {
+        sys::replace_program(link.as_fd(), program)
+            .with_context(|| format!("cannot replace the program on {interface}"))?;
+        return Ok(true);
+    }
+    fs::remove_file(pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+    Ok(false)
 }
 
 /// What is pinned already.
@@ -414,25 +475,39 @@ fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<Programs> {
     for name in Maps::NAMES {
         loader.map_pin_path(name, maps.join(name));
     }
-    let mut object = loader.load(OBJECT).context("cannot create the maps")?;
-    programs(&mut object, Hook::program)
+    let object = loader.load(OBJECT).context("cannot create the maps")?;
+    let mut programs = Programs { object, loaded: BTreeMap::new() };
+    for program in [Program::Xdp, Program::Tcx] {
+        programs.load(program)?;
+    }
+    Ok(programs)
 }
 
-/// Loads the two programs that are so named.
-fn programs(object: &mut Ebpf, name: impl Fn(Hook) -> &'static str) -> Result<Programs> {
-    let none = "the object has no program";
-    let xdp: &mut Xdp = object.program_mut(name(Hook::Xdp(XdpMode::Native))).context(none)?.try_into()?;
-    xdp.load().context("the kernel refuses the XDP program")?;
-    let xdp = xdp.fd()?.as_fd().try_clone_to_owned()?;
-    let tcx: &mut SchedClassifier = object.program_mut(name(Hook::Tcx)).context(none)?.try_into()?;
-    tcx.load().context("the kernel refuses the TCX program")?;
-    let tcx = tcx.fd()?.as_fd().try_clone_to_owned()?;
-    Ok(Programs { xdp, tcx })
+impl Programs {
+    fn load(&mut self, program: Program) -> Result<()> {
+        let name = program.name();
+        let found = self.object.program_mut(name).context("the object has no such program")?;
+        let refused = || format!("the kernel refuses the program {name}");
+        let fd = match program {
+            Program::Xdp | Program::XdpTrunk => {
+                let found: &mut Xdp = found.try_into()?;
+                found.load().with_context(refused)?;
+                found.fd()?
+            }
+            Program::Tcx | Program::TcxTrunk => {
+                let found: &mut SchedClassifier = found.try_into()?;
+                found.load().with_context(refused)?;
+                found.fd()?
+            }
+        };
+        self.loaded.insert(program, fd.as_fd().try_clone_to_owned()?);
+        Ok(())
+    }
 }
 
 /// Loads the programs that hand over what `watch` asks for, over the maps that are pinned below `dir`; returns them, and the object with
 /// the maps that are its own.
-pub fn load_watching(dir: &Path, watch: &Watch) -> Result<(Programs, Ebpf)> {
+pub fn load_watching(dir: &Path, watch: &Watch) -> Result<(Watching, Ebpf)> {
     let (level, maps) = (Drops::Counted as u8, dir.join("maps"));
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &level, true).override_global("WATCH", watch.as_bytes(), true);
@@ -440,7 +515,15 @@ pub fn load_watching(dir: &Path, watch: &Watch) -> Result<(Programs, Ebpf)> {
         loader.map_pin_path(name, maps.join(name));
     }
     let mut object = loader.load(CAPTURED).context("cannot create the capture's maps")?;
-    Ok((programs(&mut object, Hook::captured)?, object))
+    let none = "the object has no program";
+    let xdp: &mut Xdp =
+        object.program_mut(Hook::Xdp(XdpMode::Native).captured()).context(none)?.try_into()?;
+    xdp.load().context("the kernel refuses the XDP program")?;
+    let xdp = xdp.fd()?.as_fd().try_clone_to_owned()?;
+    let tcx: &mut SchedClassifier = object.program_mut(Hook::Tcx.captured()).context(none)?.try_into()?;
+    tcx.load().context("the kernel refuses the TCX program")?;
+    let tcx = tcx.fd()?.as_fd().try_clone_to_owned()?;
+    Ok((Watching { xdp, tcx }, object))
 }
 
 /// The links of a hook that are pinned below `dir`.
@@ -454,7 +537,7 @@ pub fn open_links(dir: &Path, hook: Hook) -> Result<Vec<OwnedFd>> {
 
 /// The program of a hook that is pinned below `dir`.
 pub fn open_program(dir: &Path, hook: Hook) -> Result<OwnedFd> {
-    let pin = dir.join("programs").join(hook.program());
+    let pin = dir.join("programs").join(hook.program(false).name());
     sys::open_pin(&pin).with_context(|| format!("there is no program at {}", pin.display()))
 }
 

@@ -5,11 +5,11 @@ use crate::api::{Asked, Chosen};
 use crate::connections::{Connection, State};
 use crate::explain::mac;
 use crate::ip::{self, with_port};
-use crate::kernel::Hook;
+use crate::kernel::{Hook, Program};
 use crate::maps::Maps;
 use crate::model::Addresses;
 use crate::names::{Kind, Names};
-use crate::plan::Image;
+use crate::plan::{Image, Place};
 use crate::sys::XdpMode;
 use crate::{explain, flows, health, model, zones};
 use anyhow::Result;
@@ -68,9 +68,8 @@ pub fn drops(agent: &Agent) -> Result<Value> {
 
 /// The agent, the program, the interfaces, the maps, the counters.
 pub fn status(agent: &Agent) -> Result<Value> {
-    let programs = [program(agent, Hook::Xdp(XdpMode::Native))?, program(agent, Hook::Tcx)?];
-    let interfaces: Vec<_> =
-        agent.image.interfaces.iter().map(|(name, place)| interface(agent, name, place.vpc)).collect();
+    let programs = agent.kernel.programs().map(|it| program(agent, it)).collect::<Result<Vec<_>>>()?;
+    let interfaces = interfaces(agent);
     let outcomes = outcomes(agent)?.into_iter().map(|(vpc, code, counter)| {
         json!({ "vpc": vpc, "outcome": outcome(code), "packets": counter.packets, "bytes": counter.bytes })
     });
@@ -88,14 +87,14 @@ pub fn status(agent: &Agent) -> Result<Value> {
     }]))
 }
 
-/// The program of a hook.
-fn program(agent: &Agent, hook: Hook) -> Result<Value> {
-    let program = agent.kernel.program_info(hook)?;
+/// One of the programs.
+fn program(agent: &Agent, program: Program) -> Result<Value> {
+    let (name, program) = (program.name(), agent.kernel.program_info(program)?);
     let runs = program.run_count();
     let average =
         if runs == 0 { Value::Null } else { json!(program.run_time().as_nanos() / u128::from(runs)) };
     Ok(json!({
-        "program": hook.program(), "id": program.id(), "tag": format!("{:016x}", program.tag()),
+        "program": name, "id": program.id(), "tag": format!("{:016x}", program.tag()),
         "verified_instructions": program.verified_instruction_count(),
         "runs": runs, "nanoseconds_a_packet": average,
     }))
@@ -104,8 +103,9 @@ fn program(agent: &Agent, hook: Hook) -> Result<Value> {
 /// What an operator should look at, a sentence each.
 fn problems(agent: &Agent) -> Result<Vec<String>> {
     let mut problems = Vec::new();
+    // A trunk's problems are those of its VLANs.
     for (name, place) in &agent.image.interfaces {
-        let row = interface(agent, name, place.vpc);
+        let row = interface(agent, name, name, *place);
         match (row["state"].as_str(), row["problem"].as_str()) {
             (_, Some(problem)) => problems.push(format!("interface {name}: {problem}")),
             (Some("waiting"), None) => problems.push(format!("interface {name} is not there")),
@@ -152,8 +152,21 @@ fn problems(agent: &Agent) -> Result<Vec<String>> {
     Ok(problems)
 }
 
-fn interface(agent: &Agent, name: &str, vpc: u16) -> Value {
-    let attached = agent.links.get(name);
+/// Every interface, VLANs among them, by its name.
+fn interfaces(agent: &Agent) -> Vec<Value> {
+    let devices = agent.image.interfaces.iter().map(|(name, place)| (name, (name, *place)));
+    let vlans = agent.image.vlans.iter().map(|(name, vlan)| (name, (&vlan.tags.trunk, vlan.place)));
+    let all: BTreeMap<_, _> = devices.chain(vlans).collect();
+    all.into_iter().map(|(name, (device, place))| interface(agent, name, device, place)).collect()
+}
+
+/// The name of a VPC, which a trunk may not have.
+fn vpc_name(names: &Names, vpc: u16) -> String {
+    if vpc == 0 { "-".into() } else { names.name(Kind::Vpc, vpc.into()) }
+}
+
+fn interface(agent: &Agent, name: &str, device: &str, place: Place) -> Value {
+    let attached = agent.links.get(device);
     let state = match attached {
         None => "waiting",
         Some(attached) if attached.problem.is_some() => "failed",
@@ -167,10 +180,11 @@ fn interface(agent: &Agent, name: &str, vpc: u16) -> Value {
     };
     let problem = attached.and_then(|it| it.problem.clone().or_else(|| it.remedy()));
     let choice = attached.and_then(|it| it.choice.as_ref());
+    let mtu = attached.and_then(|_| agent.maps.mtus.get(&place.slot.into()).ok().flatten());
     json!({
-        "interface": name, "vpc": agent.names.name(Kind::Vpc, vpc.into()), "state": state, "hook": hook, "mode": mode,
+        "interface": name, "vpc": vpc_name(&agent.names, place.vpc), "state": state, "hook": hook, "mode": mode,
         "why": choice.map(|it| it.why.clone()),
-        "ifindex": attached.map(|it| it.ifindex), "mtu": attached.map(|it| it.mtu).filter(|it| *it > 0),
+        "ifindex": attached.map(|it| it.ifindex), "mtu": mtu.filter(|it| *it > 0),
         "peer_lacks": attached.map(|it| it.peer.lacks.clone()), "problem": problem,
     })
 }
@@ -451,8 +465,11 @@ pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
     let own = |it: &Address| if it.kind == BALANCER { "load balancer" } else { "endpoint" };
     let at =
         |key: &VpcAddress| format!("{} in {}", ip::shown(key.address), names.name(Kind::Vpc, key.vpc.into()));
-    changes(&mut rows, "interface", &from.interfaces, &to.interfaces, |name, place| {
-        format!("{name} in {}", names.name(Kind::Vpc, place.vpc.into()))
+    let places = |image: &Image| -> BTreeMap<String, Place> {
+        image.places().map(|(name, place)| (name.clone(), place)).collect()
+    };
+    changes(&mut rows, "interface", &places(from), &places(to), |name, place| {
+        format!("{name} in {}", vpc_name(names, place.vpc))
     });
     let chosen = |image: &Image| -> BTreeMap<String, model::Hook> {
         let chosen = image.hooks.iter().filter(|(_, hook)| **hook != model::Hook::Auto);

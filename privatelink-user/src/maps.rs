@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
     FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure,
-    RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters, VpcAddress,
-    VpcEndpointId,
+    RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters, Trunk, VlanKey,
+    VpcAddress, VpcEndpointId,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -374,6 +374,8 @@ pub struct Maps {
     pub egress: Map<u32, [u32; 2]>,
     pub mtus: Map<u32, Mtu>,
     pub egress_tcx: Map<u32, u32>,
+    pub vlans: Map<VlanKey, u32>,
+    pub trunks: Map<u32, Trunk>,
     pub prefixes: Map<PrefixKey, u32>,
     pub rules_by_address: Map<AddressRuleKey, RuleMask>,
     pub rules_by_port: Map<PortRuleKey, RulePorts>,
@@ -404,11 +406,13 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 30] = [
+    pub const NAMES: [&str; 32] = [
         "interfaces",
         "egress",
         "mtus",
         "egress_tcx",
+        "vlans",
+        "trunks",
         "prefixes",
         "rules_by_address",
         "rules_by_port",
@@ -444,6 +448,8 @@ impl Maps {
             egress: Map::open(dir, "egress")?,
             mtus: Map::open(dir, "mtus")?,
             egress_tcx: Map::open(dir, "egress_tcx")?,
+            vlans: Map::open(dir, "vlans")?,
+            trunks: Map::open(dir, "trunks")?,
             prefixes: Map::open(dir, "prefixes")?,
             rules_by_address: Map::open(dir, "rules_by_address")?,
             rules_by_port: Map::open(dir, "rules_by_port")?,

@@ -11,6 +11,7 @@ use crate::ip::Family;
 use ipnet::IpNet;
 use privatelink_common::limits::ENDPOINT_MTU;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::time::Duration;
@@ -50,6 +51,21 @@ pub struct Model {
     pub services: BTreeMap<String, EndpointService>,
     /// By name.
     pub endpoints: BTreeMap<String, Endpoint>,
+}
+
+impl Model {
+    /// The trunks, each with the hook that it is to have.
+    pub fn trunks(&self) -> BTreeMap<&str, Hook> {
+        let mut trunks = BTreeMap::new();
+        for (vlan, hook) in self.vpcs.values().flat_map(|vpc| &vpc.vlans) {
+            let own = self.vpcs.values().find_map(|vpc| vpc.interfaces.get(&vlan.trunk)).copied();
+            let chosen = trunks.entry(vlan.trunk.as_str()).or_insert_with(|| own.unwrap_or_default());
+            if *chosen == Hook::Auto {
+                *chosen = *hook;
+            }
+        }
+        trunks
+    }
 }
 
 /// When SYNs to endpoints are answered with SYN cookies. One word for the whole host, since what a flood fills is the table of pending
@@ -116,6 +132,28 @@ pub struct Vpc {
     pub cidrs: Vec<IpNet>,
     /// This host's ends of its interfaces, and where their packets are met.
     pub interfaces: BTreeMap<String, Hook>,
+    /// Those that are tags on a trunk, and where the trunk's packets are met.
+    pub vlans: BTreeMap<Vlan, Hook>,
+}
+
+/// An interface that is tags on a trunk (IEEE 802.1Q).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Vlan {
+    /// The trunk's name.
+    pub trunk: String,
+    /// The outer one of two tags, a service tag (802.1ad).
+    pub service_vlan: Option<u16>,
+    /// The inner tag, or the only one.
+    pub vlan: u16,
+}
+
+impl fmt::Display for Vlan {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.service_vlan {
+            Some(service) => write!(formatter, "{}@{service}.{}", self.trunk, self.vlan),
+            None => write!(formatter, "{}@{}", self.trunk, self.vlan),
+        }
+    }
 }
 
 /// Where the packets of an interface are met.
@@ -287,6 +325,7 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
         reader: &mut reader,
         model: Model::default(),
         places: Vec::new(),
+        trunks: BTreeMap::new(),
         owners: BTreeMap::new(),
         limits: 0..0,
     };
@@ -316,11 +355,49 @@ fn is_private_or_global(cidr: &IpNet) -> bool {
     first & 0xe0 == 0x20 && net.prefix_len() >= 3 || first & 0xfe == 0xfc && net.prefix_len() >= 7
 }
 
+/// An interface, as a VPC names it.
+enum Place {
+    Device(String),
+    Vlan(Vlan),
+}
+
+impl Place {
+    /// The device that its packets come by.
+    fn device(&self) -> &str {
+        match self {
+            Self::Device(name) => name,
+            Self::Vlan(vlan) => &vlan.trunk,
+        }
+    }
+
+    /// As a sentence begins with it.
+    fn called(&self) -> String {
+        match self {
+            Self::Device(name) => format!("the interface \"{name}\""),
+            Self::Vlan(Vlan { trunk, service_vlan: None, vlan }) => format!("VLAN {vlan} of \"{trunk}\""),
+            Self::Vlan(Vlan { trunk, service_vlan: Some(service), vlan }) => {
+                format!("VLAN {vlan} in service VLAN {service} of \"{trunk}\"")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(name) => formatter.write_str(name),
+            Self::Vlan(vlan) => vlan.fmt(formatter),
+        }
+    }
+}
+
 struct Build<'r, 't> {
     reader: &'r mut Reader<'t>,
     model: Model,
     /// Interfaces that are taken.
     places: Vec<(String, String)>,
+    /// Hooks that a VPC asks for, by device.
+    trunks: BTreeMap<String, (Hook, String)>,
     /// Addresses that are taken, and what for.
     owners: BTreeMap<(String, IpAddr), String>,
     /// Where the limits are set.
@@ -372,12 +449,12 @@ impl Build<'_, '_> {
             let owner =
                 owner.and_then(|value| self.reader.parsed(value, "an account: twelve digits", account));
             let cidrs = self.cidrs(&mut fields);
-            let interfaces = self.interfaces(&name, &mut fields);
+            let (interfaces, vlans) = self.interfaces(&name, &mut fields);
             fields.finish(self.reader);
             if cidrs.is_empty() {
                 self.reader.problem(place, format!("the VPC \"{name}\" has no CIDR"), None);
             }
-            let vpc = Vpc { account: owner.unwrap_or_default(), cidrs, interfaces };
+            let vpc = Vpc { account: owner.unwrap_or_default(), cidrs, interfaces, vlans };
             self.model.vpcs.insert(name, vpc);
         }
     }
@@ -414,42 +491,89 @@ impl Build<'_, '_> {
         cidrs
     }
 
-    fn interfaces(&mut self, vpc: &str, fields: &mut Fields<'_, '_>) -> BTreeMap<String, Hook> {
-        let mut interfaces = BTreeMap::new();
+    fn interfaces(
+        &mut self,
+        vpc: &str,
+        fields: &mut Fields<'_, '_>,
+    ) -> (BTreeMap<String, Hook>, BTreeMap<Vlan, Hook>) {
+        let (mut interfaces, mut vlans) = (BTreeMap::new(), BTreeMap::new());
         let usual = self.hook(fields).unwrap_or(self.model.hook);
-        let Some(list) = fields.need(self.reader, "interfaces") else { return interfaces };
+        let Some(list) = fields.need(self.reader, "interfaces") else { return (interfaces, vlans) };
         for item in self.reader.list(list) {
-            let Some((name, hook)) = self.interface(item) else { continue };
-            match self.places.iter().find(|(taken, _)| *taken == name) {
-                Some((_, owner)) => {
-                    let message = format!("the interface \"{name}\" belongs to the VPC \"{owner}\" already");
-                    self.reader.problem(item.span(), message, None);
-                }
-                None => {
-                    self.places.push((name.clone(), vpc.to_owned()));
-                    interfaces.insert(name, hook.unwrap_or(usual));
-                }
+            let Some((interface, hook)) = self.interface(item) else { continue };
+            let (name, hook) = (interface.to_string(), hook.unwrap_or(usual));
+            if let Some((_, owner)) = self.places.iter().find(|(taken, _)| *taken == name) {
+                let message = format!("{} belongs to the VPC \"{owner}\" already", interface.called());
+                self.reader.problem(item.span(), message, None);
+                continue;
+            }
+            self.places.push((name, vpc.to_owned()));
+            self.one_hook(item, interface.device(), hook, vpc);
+            match interface {
+                Place::Device(name) => drop(interfaces.insert(name, hook)),
+                Place::Vlan(vlan) => drop(vlans.insert(vlan, hook)),
             }
         }
-        interfaces
+        (interfaces, vlans)
+    }
+
+    /// A device has one program, so that what is asked for it and for each of its VLANs is the same; `auto` leaves it to the others.
+    fn one_hook(&mut self, item: &Value<'_>, device: &str, hook: Hook, vpc: &str) {
+        if hook == Hook::Auto {
+            return;
+        }
+        let (first, of) = self.trunks.entry(device.to_owned()).or_insert_with(|| (hook, vpc.to_owned()));
+        if *first != hook {
+            let message = format!(
+                "the hook of \"{device}\" is {} here and {} for the VPC \"{of}\"",
+                hook.name(),
+                first.name()
+            );
+            let help = "a trunk and all of its VLANs have one hook";
+            self.reader.problem(item.span(), message, Some(help.into()));
+        }
     }
 
     /// An interface: its name, or a table with more about it.
-    fn interface(&mut self, item: &Value<'_>) -> Option<(String, Option<Hook>)> {
+    fn interface(&mut self, item: &Value<'_>) -> Option<(Place, Option<Hook>)> {
         if !item.get_ref().is_table() {
-            return Some((self.interface_name(item)?, None));
+            return Some((Place::Device(self.interface_name(item)?), None));
         }
         let mut fields = self.reader.table(item)?;
-        let name = fields.need(self.reader, "name").and_then(|value| self.interface_name(value));
+        let of_trunk = ["trunk", "vlan", "service_vlan"].map(|name| fields.get(name).is_some());
+        let place = if of_trunk.contains(&true) {
+            self.vlan(&mut fields).map(Place::Vlan)
+        } else {
+            let name = fields.need(self.reader, "name");
+            name.and_then(|value| self.interface_name(value)).map(Place::Device)
+        };
         let hook = self.hook(&mut fields);
         fields.finish(self.reader);
-        Some((name?, hook))
+        Some((place?, hook))
+    }
+
+    fn vlan(&mut self, fields: &mut Fields<'_, '_>) -> Option<Vlan> {
+        let trunk = fields.need(self.reader, "trunk").and_then(|value| self.interface_name(value));
+        let mut tag = |value: &Value<'_>| {
+            // 0 and 4095 are not VLANs (IEEE 802.1Q, table 9-2).
+            self.reader.number(value, 1..=4094).and_then(|number| u16::try_from(number).ok())
+        };
+        let service_vlan = fields.get("service_vlan").map(&mut tag);
+        let vlan = fields.get("vlan").map(tag);
+        if vlan.is_none() {
+            fields.need(self.reader, "vlan");
+        }
+        Some(Vlan {
+            trunk: trunk?,
+            service_vlan: service_vlan.map_or(Some(None), |it| it.map(Some))?,
+            vlan: vlan??,
+        })
     }
 
     fn interface_name(&mut self, value: &Value<'_>) -> Option<String> {
         let legal = |text: &str| {
             let fits = !text.is_empty() && text.len() <= 15 && text != "." && text != "..";
-            (fits && !text.contains(['/', ':']) && !text.contains(char::is_whitespace))
+            (fits && !text.contains(['/', ':', '@']) && !text.contains(char::is_whitespace))
                 .then(|| text.to_owned())
         };
         self.reader.parsed(value, "an interface's name: 1 to 15 bytes", legal)
@@ -740,7 +864,8 @@ impl Build<'_, '_> {
         let endpoints = sum(&mut model.endpoints.values().map(|it| first(&it.addresses)))
             + sum(&mut model.load_balancers.values().map(own));
         let targets = sum(&mut model.target_groups.values().map(|it| it.targets.len()));
-        let interfaces = sum(&mut model.vpcs.values().map(|it| it.interfaces.len() + 1));
+        // Each has its slot, and so has a trunk, which may be nobody's.
+        let interfaces = self.places.len() + model.vpcs.len() + model.trunks().len();
         let limits = &model.limits;
         let uses = [
             ("vpcs", model.vpcs.len() + 1, limits.vpcs),

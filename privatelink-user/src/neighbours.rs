@@ -6,13 +6,16 @@ use crate::sys;
 use anyhow::Result;
 use log::warn;
 use privatelink_common::checksum::{finish, sum};
+use privatelink_common::tables::{Tag, VlanKey};
 use privatelink_common::wire::{
-    ADVERTISEMENT, Arp, ETHERTYPE_ARP, ETHERTYPE_IPV6, Ethernet, ICMPV6, Ip, Ipv6, Ipv6Header, Mac,
-    NEIGHBOUR_HOP_LIMIT, NETWORK, NeighbourMessage, NeighbourOption, SOLICITATION, SOURCE_LINK_LAYER,
-    TARGET_LINK_LAYER, TRANSPORT6, UNSPECIFIED, multicast_mac, solicited_node,
+    ADVERTISEMENT, Arp, ETHERTYPE_ARP, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Ethernet,
+    ICMPV6, Ip, Ipv6, Ipv6Header, Mac, NEIGHBOUR_HOP_LIMIT, NETWORK, NeighbourMessage, NeighbourOption,
+    SOLICITATION, SOURCE_LINK_LAYER, TARGET_LINK_LAYER, TRANSPORT6, UNSPECIFIED, multicast_mac,
+    solicited_node,
 };
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::offset_of;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -24,8 +27,8 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Someone said where an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// The interface that the message came by.
-    pub ifindex: u32,
+    /// What the message came by: the interface, and the tags if it had some.
+    pub by: VlanKey,
     /// The address.
     pub address: Ip,
     /// Where it is.
@@ -33,25 +36,34 @@ pub struct Heard {
 }
 
 /// A classic filter (packet(7)): ARP and neighbour discovery, but for what this host sends. Neighbour discovery is IPv6 that has passed
-/// no router, ICMPv6, type 135 or 136.
-fn filter() -> [SockFilter; 14] {
+/// no router, ICMPv6, type 135 or 136. The kernel keeps the outer tag of a frame beside it; where there are two, the inner one is
+/// before the EtherType.
+fn filter() -> [SockFilter; 18] {
     const LOAD_BYTE: u16 = 0x30;
     const LOAD_HALF: u16 = 0x28;
+    // From so many bytes behind X.
+    const LOAD_BYTE_BEHIND: u16 = 0x50;
+    const LOAD_HALF_BEHIND: u16 = 0x48;
+    const SET_X: u16 = 0x01;
     const JUMP_IF_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
     // SKF_AD_OFF + SKF_AD_PKTTYPE: what stands there is PACKET_OUTGOING, 4, for what leaves.
     const PACKET_TYPE: u32 = 0xffff_f000 + 4;
     [
         SockFilter::new(LOAD_BYTE, 0, 0, PACKET_TYPE),
-        SockFilter::new(JUMP_IF_EQUAL, 11, 0, 4),
+        SockFilter::new(JUMP_IF_EQUAL, 15, 0, 4),
+        SockFilter::new(SET_X, 0, 0, 0),
         SockFilter::new(LOAD_HALF, 0, 0, 12),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, ETHERTYPE_VLAN.into()),
+        SockFilter::new(SET_X, 0, 0, 4),
+        SockFilter::new(LOAD_HALF_BEHIND, 0, 0, 12),
         SockFilter::new(JUMP_IF_EQUAL, 8, 0, ETHERTYPE_ARP.into()),
         SockFilter::new(JUMP_IF_EQUAL, 0, 8, ETHERTYPE_IPV6.into()),
-        SockFilter::new(LOAD_BYTE, 0, 0, 20),
+        SockFilter::new(LOAD_BYTE_BEHIND, 0, 0, 20),
         SockFilter::new(JUMP_IF_EQUAL, 0, 6, ICMPV6.into()),
-        SockFilter::new(LOAD_BYTE, 0, 0, 21),
+        SockFilter::new(LOAD_BYTE_BEHIND, 0, 0, 21),
         SockFilter::new(JUMP_IF_EQUAL, 0, 4, NEIGHBOUR_HOP_LIMIT.into()),
-        SockFilter::new(LOAD_BYTE, 0, 0, 54),
+        SockFilter::new(LOAD_BYTE_BEHIND, 0, 0, 54),
         SockFilter::new(JUMP_IF_EQUAL, 1, 0, SOLICITATION.into()),
         SockFilter::new(JUMP_IF_EQUAL, 0, 1, ADVERTISEMENT.into()),
         SockFilter::new(RETURN, 0, 0, 2048),
@@ -108,6 +120,7 @@ impl Neighbours {
         // Of no protocol, so that nothing comes before the filter is there.
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
         socket.attach_filter(&filter())?;
+        sys::tell_tags(socket.as_fd())?;
         socket.set_nonblocking(true)?;
         sys::bind_to_frames(socket.as_fd(), ifindex)?;
         let socket = Arc::new(socket);
@@ -115,15 +128,17 @@ impl Neighbours {
         Ok(Ear { socket, listener })
     }
 
-    /// Asks on an interface where `target` is, on behalf of `sender`, which is of the same family. An interface that nobody listens on
-    /// is not asked.
-    pub fn ask(&self, ifindex: u32, sender: Ip, sender_mac: Mac, target: Ip) -> Result<()> {
-        let Some(ear) = self.ears.get(&ifindex) else { return Ok(()) };
-        let frame = if target.is_ipv4() {
+    /// Asks on an interface, by these tags if there are some, where `target` is, on behalf of `sender`, which is of the same family. An
+    /// interface that nobody listens on is not asked.
+    pub fn ask(&self, by: VlanKey, sender: Ip, sender_mac: Mac, target: Ip) -> Result<()> {
+        let Some(ear) = self.ears.get(&by.ifindex) else { return Ok(()) };
+        let mut frame = if target.is_ipv4() {
             request(sender, sender_mac, target)
         } else {
             solicitation(sender.0, sender_mac, target.0)
         };
+        let behind_macs = offset_of!(Ethernet, ethertype);
+        frame.splice(behind_macs..behind_macs, tags(by.service_vlan, by.vlan).concat());
         ear.socket.send(&frame)?;
         Ok(())
     }
@@ -134,14 +149,12 @@ async fn listen(socket: Arc<Socket>, ifindex: u32, heard: mpsc::Sender<Heard>) {
     let Ok(socket) = sys::watched(socket) else { return };
     let mut frame = [0; 2048];
     while let Ok(mut ready) = socket.readable().await {
-        let received = ready.try_io(|socket| {
-            use std::io::Read;
-            socket.get_ref().as_ref().read(&mut frame)
-        });
+        let received = ready.try_io(|socket| sys::receive_tagged(socket.as_fd(), &mut frame));
         match received {
-            Ok(Ok(length)) => {
-                let Some((address, mac)) = parse(&frame[..length]) else { continue };
-                if heard.send(Heard { ifindex, address, mac }).await.is_err() {
+            Ok(Ok((length, tag))) => {
+                let Some((by, plain)) = untag(ifindex, tag, &frame[..length]) else { continue };
+                let Some((address, mac)) = parse(&plain) else { continue };
+                if heard.send(Heard { by, address, mac }).await.is_err() {
                     return;
                 }
             }
@@ -151,6 +164,31 @@ async fn listen(socket: Arc<Socket>, ifindex: u32, heard: mpsc::Sender<Heard>) {
             Err(_would_block) => {}
         }
     }
+}
+
+/// The tags of a VLAN, as they stand in a frame that has no priority, from the outside in; none where there is no VLAN.
+pub fn tags(service_vlan: u16, vlan: u16) -> Vec<Tag> {
+    let tag = |(ethertype, vlan): (u16, u16)| {
+        let ([a, b], [c, d]) = (ethertype.to_be_bytes(), vlan.to_be_bytes());
+        [a, b, c, d]
+    };
+    let both = [(ETHERTYPE_SERVICE_VLAN, service_vlan), (ETHERTYPE_VLAN, vlan)];
+    both.into_iter().filter(|(_, vlan)| *vlan != 0).map(tag).collect()
+}
+
+/// What a frame came by, and the frame without its tags, of which the outer one is beside it; nothing where no interface has such ones.
+fn untag(ifindex: u32, beside: Option<Tag>, frame: &[u8]) -> Option<(VlanKey, Vec<u8>)> {
+    let parts = |[a, b, c, d]: Tag| (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]) & 0xfff);
+    let (macs, rest) = frame.split_at_checked(offset_of!(Ethernet, ethertype))?;
+    let inner = rest.first_chunk().map(|tag| parts(*tag)).filter(|(kind, _)| *kind == ETHERTYPE_VLAN);
+    let (service_vlan, vlan) = match (beside.map(parts), inner) {
+        (None, None) => (0, 0),
+        (Some((ETHERTYPE_VLAN, vlan)), None) => (0, vlan),
+        (Some((ETHERTYPE_SERVICE_VLAN, service)), Some((_, vlan))) => (service, vlan),
+        _ => return None,
+    };
+    let rest = if inner.is_some() { &rest[size_of::<Tag>()..] } else { rest };
+    Some((VlanKey { ifindex, service_vlan, vlan }, [macs, rest].concat()))
 }
 
 /// An ARP request.
@@ -274,6 +312,29 @@ mod tests {
         let frame = solicitation(SENDER, HOST, TARGET);
         assert_eq!(frame[..6], [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
         assert_eq!(parse_discovery(&frame), Some((Ip(SENDER), HOST)));
+    }
+
+    #[test]
+    fn tags_say_by_what_a_frame_came_and_any_that_no_interface_has_make_it_nobodys() {
+        const SERVICE: Tag = [0x88, 0xa8, 0x60, 200];
+        const CUSTOMER: Tag = [0x81, 0, 0x20, 120];
+        let frame = request(Ip(SENDER), HOST, Ip(TARGET));
+        let with = |tag: Tag| [&frame[..12], &tag, &frame[12..]].concat();
+        let by = |service_vlan, vlan| Some((VlanKey { ifindex: 7, service_vlan, vlan }, frame.clone()));
+        assert_eq!(untag(7, None, &frame), by(0, 0));
+        assert_eq!(untag(7, Some([0x81, 0, 0xe0, 0]), &frame), by(0, 0), "a priority is no VLAN");
+        assert_eq!(untag(7, Some(CUSTOMER), &frame), by(0, 120));
+        assert_eq!(untag(7, Some(SERVICE), &with(CUSTOMER)), by(200, 120));
+        for (beside, frame) in [
+            (Some(SERVICE), frame.clone()),
+            (Some(CUSTOMER), with(CUSTOMER)),
+            (None, with(CUSTOMER)),
+            (None, frame[..11].to_vec()),
+        ] {
+            assert_eq!(untag(7, beside, &frame), None, "{beside:02x?} {frame:02x?}");
+        }
+        assert_eq!(tags(200, 120).concat(), [0x88, 0xa8, 0, 200, 0x81, 0, 0, 120]);
+        assert_eq!((tags(0, 120).concat(), tags(0, 0)), (vec![0x81, 0, 0, 120], vec![]));
     }
 
     #[test]

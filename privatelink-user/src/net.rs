@@ -247,6 +247,15 @@ pub struct Peer {
 const GRO: &str = "gro on";
 /// Whole checksums.
 const NO_TX: &str = "tx off";
+/// Tags in the frames, rather than beside them.
+const NO_TAGS: &str = "tx-vlan-hw-insert off";
+/// The same of service tags.
+const NO_SERVICE_TAGS: &str = "tx-vlan-stag-hw-insert off";
+/// The features that keep tags beside what a device sends, and what a veth's other end lacks for them.
+const TAGS_BESIDE: [(&str, &str); 2] =
+    [("tx-vlan-hw-insert", NO_TAGS), ("tx-vlan-stag-hw-insert", NO_SERVICE_TAGS)];
+/// The features that keep tags beside what a device receives.
+const TAGS_TAKEN: [&str; 2] = ["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"];
 
 impl Peer {
     /// What a program attached in this mode lacks: only a native one needs a NAPI.
@@ -257,6 +266,12 @@ impl Peer {
     /// Whether frames that native programs redirect there are lost.
     pub fn is_deaf(&self) -> bool {
         self.lacks.contains(&GRO)
+    }
+
+    /// Whether tags may be beside the frames that come from there.
+    pub fn hides_tags(&self) -> bool {
+        let hides = |lack: &&str| [NO_TAGS, NO_SERVICE_TAGS].contains(lack);
+        matches!(self.kind, Kind::Veth(..)) && (self.place.is_none() || self.lacks.iter().any(hides))
     }
 
     /// What mends it.
@@ -286,10 +301,13 @@ impl Peer {
         };
         inside(&namespace, || {
             for lack in &wanted {
-                let (feature, on) =
-                    if *lack == GRO { (Feature::Gro, true) } else { (Feature::TxChecksum, false) };
-                sys::set_feature(&name, feature, on)
-                    .with_context(|| format!("cannot set {lack} for {name}"))?;
+                let feature = TAGS_BESIDE.into_iter().find(|(_, it)| it == lack);
+                let result = match (*lack, feature) {
+                    (_, Some((feature, _))) => sys::switch_off(&name, feature),
+                    (GRO, _) => sys::set_feature(&name, Feature::Gro, true),
+                    _ => sys::set_feature(&name, Feature::TxChecksum, false),
+                };
+                result.with_context(|| format!("cannot set {lack} for {name}"))?;
             }
             Ok(())
         })?;
@@ -299,8 +317,8 @@ impl Peer {
 }
 
 /// Looks at an interface's other end. A native program needs a NAPI there, which GRO or a program of its own brings; it can be seen
-/// from here. Any XDP program needs whole checksums, which can be seen only there.
-pub fn peer(interface: &str, ifindex: u32, namespaces: &Namespaces) -> Result<Peer> {
+/// from here. Any XDP program needs whole checksums, which can be seen only there; and that of a trunk needs tags in the frames.
+pub fn peer(interface: &str, ifindex: u32, is_trunk: bool, namespaces: &Namespaces) -> Result<Peer> {
     let kind = kind(interface)?;
     let Kind::Veth(index, namespace_id) = kind else { return Ok(Peer { kind, ..Peer::default() }) };
     let unseen = || {
@@ -318,9 +336,22 @@ pub fn peer(interface: &str, ifindex: u32, namespaces: &Namespaces) -> Result<Pe
         if sys::feature(&name, Feature::TxChecksum)? {
             lacks.push(NO_TX);
         }
+        if is_trunk {
+            let beside = sys::active(&name, &TAGS_BESIDE.map(|(feature, _)| feature))?;
+            lacks.extend(TAGS_BESIDE.into_iter().filter(|(it, _)| beside.contains(it)).map(|(_, lack)| lack));
+        }
         let mtu = sys::mtu(&name).ok();
         Ok(Peer { kind, place: Some((path, name)), lacks, mtu })
     })
+}
+
+/// The features by which a device takes the tags off what it receives, as far as they are on or cannot be asked for. A veth, whose other
+/// end decides, and a tap device have them without any effect.
+pub fn taken_tags(interface: &str, kind: Kind) -> Vec<&'static str> {
+    match kind {
+        Kind::Other => sys::active(interface, &TAGS_TAKEN).unwrap_or_else(|_| TAGS_TAKEN.to_vec()),
+        Kind::Veth(..) | Kind::Tun => Vec::new(),
+    }
 }
 
 fn attributes(interface: &str) -> Result<Vec<LinkAttribute>> {

@@ -4,7 +4,7 @@ use crate::connections::State;
 use crate::flows::Survey;
 use crate::ip::{self, Family};
 use crate::maps::{AddressRuleKey, PortRuleKey, PrefixKey};
-use crate::model::{Hook, Listener, LoadBalancer, Model, SynCookies, TargetGroup};
+use crate::model::{self, Hook, Listener, LoadBalancer, Model, SynCookies, TargetGroup};
 use crate::names::{Kind, Names};
 use crate::rules::{self, Line};
 use anyhow::{Context, Result, ensure};
@@ -28,10 +28,11 @@ use zerocopy::big_endian::{U16, U32};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(
     missing_docs,
-    reason = "named as the maps are, but for `hooks`, by interface; described in privatelink_common::tables"
+    reason = "named as the maps are, but for `hooks`, by interface; described in privatelink_common::tables. VLANs are by their names"
 )]
 pub struct Image {
     pub interfaces: BTreeMap<String, Place>,
+    pub vlans: BTreeMap<String, Vlan>,
     pub hooks: BTreeMap<String, Hook>,
     pub prefixes: BTreeMap<PrefixKey, u32>,
     pub rules_by_address: BTreeMap<AddressRuleKey, RuleMask>,
@@ -85,6 +86,28 @@ pub struct Place {
     pub slot: u16,
     /// Whether it leads to the VPC's stack.
     pub stack: bool,
+}
+
+/// An interface that is tags on a trunk, and where it belongs. Each trunk is an interface, too; one that no VPC names belongs to VPC 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// The tags.
+    pub tags: model::Vlan,
+    /// Where it belongs.
+    pub place: Place,
+}
+
+impl Image {
+    /// Where everything belongs that is an interface of a VPC's.
+    pub fn places(&self) -> impl Iterator<Item = (&String, Place)> {
+        let devices = self.interfaces.iter().map(|(name, place)| (name, *place));
+        devices.chain(self.vlans.iter().map(|(name, vlan)| (name, vlan.place))).filter(|(_, it)| it.vpc != 0)
+    }
+
+    /// The VLANs of a trunk.
+    pub fn vlans_of<'a>(&'a self, trunk: &'a str) -> impl Iterator<Item = &'a Vlan> {
+        self.vlans.values().filter(move |vlan| vlan.tags.trunk == trunk)
+    }
 }
 
 /// What the agent checks about a target, and from where.
@@ -249,10 +272,22 @@ impl Plan<'_> {
                 self.image.hooks.insert(interface.clone(), *hook);
                 self.image.interfaces.insert(interface.clone(), Place { vpc: id, slot, stack: false });
             }
+            for tags in vpc.vlans.keys() {
+                let (name, tags) = (tags.to_string(), tags.clone());
+                let slot = self.small(Kind::Interface, &name)?;
+                let place = Place { vpc: id, slot, stack: false };
+                self.image.vlans.insert(name, Vlan { tags, place });
+            }
             if self.model.load_balancers.values().any(|balancer| balancer.vpc == *name) {
                 let slot = self.small(Kind::Interface, &stack_name(name))?;
                 self.image.interfaces.insert(stack_link(name), Place { vpc: id, slot, stack: true });
             }
+        }
+        for (trunk, hook) in self.model.trunks() {
+            let slot = self.small(Kind::Interface, trunk)?;
+            self.image.hooks.insert(trunk.into(), hook);
+            let nobodys = Place { vpc: 0, slot, stack: false };
+            self.image.interfaces.entry(trunk.into()).or_insert(nobodys);
         }
         Ok(())
     }

@@ -11,11 +11,12 @@ use privatelink_common::tables::{Address, Bucket, Endpoint, EndpointCounters, Pr
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-/// Reads what the kernel has of an image. Interfaces are not part of it: the kernel's own list of links is.
+/// Reads what the kernel has of an image. Interfaces are not part of it: the kernel's own list of links is; nor are VLANs, which come and go with them.
 pub fn actual(maps: &Maps) -> Result<Image> {
     let open = maps.endpoints.filled()?.into_iter().filter(|(_, endpoint)| endpoint.open != 0);
     let mut image = Image {
         interfaces: BTreeMap::new(),
+        vlans: BTreeMap::new(),
         hooks: BTreeMap::new(),
         prefixes: maps.prefixes.entries()?.into_iter().collect(),
         rules_by_address: maps.rules_by_address.entries()?.into_iter().collect(),

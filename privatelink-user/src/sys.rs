@@ -304,21 +304,73 @@ struct EthtoolValue {
 #[repr(C)]
 struct EthtoolRequest {
     name: [u8; libc::IFNAMSIZ],
-    value: *mut EthtoolValue,
+    value: *mut u32,
     unused: [u8; 16],
 }
 
 fn ethtool(interface: &str, command: u32, data: u32) -> Result<u32> {
     let mut value = EthtoolValue { command, data };
-    let mut request = EthtoolRequest { name: [0; libc::IFNAMSIZ], value: &raw mut value, unused: [0; 16] };
+    ethtool_ioctl(interface, (&raw mut value).cast())?;
+    Ok(value.data)
+}
+
+/// What every request begins with is its command; `value` is as long as that command says.
+fn ethtool_ioctl(interface: &str, value: *mut u32) -> Result<()> {
+    let mut request = EthtoolRequest { name: [0; libc::IFNAMSIZ], value, unused: [0; 16] };
     if interface.len() >= libc::IFNAMSIZ {
         return Err(Error::from_raw_os_error(libc::ENAMETOOLONG));
     }
     request.name[..interface.len()].copy_from_slice(interface.as_bytes());
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-    // SAFETY: the request is laid out as `struct ifreq`, the name ends with a zero, and `value` lives until after the call.
+    // SAFETY: the request is laid out as `struct ifreq`, the name ends with a zero, and callers hold what `value` points to.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), 0x8946, &raw mut request) };
-    if result < 0 { Err(Error::last_os_error()) } else { Ok(value.data) }
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Bytes of a feature's name.
+const FEATURE_NAME: usize = 32;
+
+/// The names of all features that this kernel has, in their order (`ETHTOOL_GSSET_INFO`, `ETHTOOL_GSTRINGS`).
+fn feature_names(interface: &str) -> Result<Vec<String>> {
+    /// `ETH_SS_FEATURES`
+    const FEATURES: u32 = 4;
+    let mut count = [0x37, 0, 1 << FEATURES, 0, 0];
+    ethtool_ioctl(interface, count.as_mut_ptr())?;
+    let room = count[4] as usize * FEATURE_NAME / 4;
+    let mut strings = vec![0; 3 + room];
+    (strings[0], strings[1], strings[2]) = (0x1b, FEATURES, count[4]);
+    ethtool_ioctl(interface, strings.as_mut_ptr())?;
+    let bytes: Vec<u8> = strings[3..].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let text = |name: &[u8]| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+    Ok(bytes.chunks(FEATURE_NAME).map(text).collect())
+}
+
+/// Which of these features, by the kernel's names, are on for an interface of the calling thread's network namespace
+/// (`ETHTOOL_GFEATURES`). One that this kernel does not know is off.
+pub fn active(interface: &str, features: &[&'static str]) -> Result<Vec<&'static str>> {
+    let names = feature_names(interface)?;
+    let blocks = names.len().div_ceil(32);
+    // For each block of 32 features: available, requested, active, never changed.
+    let mut state = vec![0; 2 + 4 * blocks];
+    (state[0], state[1]) = (0x3a, u32::try_from(blocks).map_err(Error::other)?);
+    ethtool_ioctl(interface, state.as_mut_ptr())?;
+    let is_on = |name: &&&str| {
+        let bit = names.iter().position(|it| it == **name);
+        bit.is_some_and(|bit| state[2 + 4 * (bit / 32) + 2] >> (bit % 32) & 1 != 0)
+    };
+    Ok(features.iter().filter(is_on).copied().collect())
+}
+
+/// Switches a feature off, by the kernel's name (`ETHTOOL_SFEATURES`).
+pub fn switch_off(interface: &str, feature: &str) -> Result<()> {
+    let names = feature_names(interface)?;
+    let bit = names.iter().position(|it| it == feature).ok_or(std::io::ErrorKind::NotFound)?;
+    let blocks = names.len().div_ceil(32);
+    // For each block of 32 features: which are meant, and which of these are to be on.
+    let mut wanted = vec![0; 2 + 2 * blocks];
+    (wanted[0], wanted[1]) = (0x3b, u32::try_from(blocks).map_err(Error::other)?);
+    wanted[2 + 2 * (bit / 32)] = 1 << (bit % 32);
+    ethtool_ioctl(interface, wanted.as_mut_ptr())
 }
 
 /// Whether a feature is on, for an interface of the calling thread's network namespace (`ETHTOOL_GGRO`, `ETHTOOL_GTXCSUM`).
@@ -380,6 +432,58 @@ pub fn bind_to_frames(socket: BorrowedFd<'_>, ifindex: u32) -> Result<()> {
     // SAFETY: the address is there, and as long as stated.
     let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS) };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Asks a packet socket to tell the tags that frames came with, which the kernel keeps beside them (`PACKET_AUXDATA`, packet(7)).
+pub fn tell_tags(socket: BorrowedFd<'_>) -> Result<()> {
+    const LENGTH: libc::socklen_t = 4;
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is an integer, which is there and as long as stated.
+    let result = unsafe {
+        let (level, option) = (libc::SOL_PACKET, libc::PACKET_AUXDATA);
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), LENGTH)
+    };
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Receives from such a socket, without waiting: how long the frame is, and the tag that it came with, as it would stand in a frame.
+pub fn receive_tagged(socket: BorrowedFd<'_>, frame: &mut [u8]) -> Result<(usize, Option<[u8; 4]>)> {
+    /// What a tag that names no EtherType has.
+    const VLAN: u16 = 0x8100;
+    const TOLD: libc::c_uint = 20;
+    const _: () = assert!(size_of::<libc::tpacket_auxdata>() == TOLD as usize);
+    let mut control = [0u64; 16];
+    let mut part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
+    // SAFETY: all zeros are an empty header.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (&raw mut part, 1);
+    (header.msg_control, header.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control));
+    // SAFETY: the header points to `frame` and to `control`, each as long as stated.
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
+    let Ok(received) = usize::try_from(received) else { return Err(Error::last_os_error()) };
+    // SAFETY: the kernel has filled in the header and what it points to, which are walked by its own macros; what it says of a packet is
+    // copied, since nothing says that it is aligned.
+    let told = unsafe {
+        let mut told = None;
+        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+        while let Some(found) = message.as_ref() {
+            let length = libc::CMSG_LEN(TOLD) as usize;
+            let is_it = (found.cmsg_level, found.cmsg_type) == (libc::SOL_PACKET, libc::PACKET_AUXDATA);
+            if is_it && found.cmsg_len >= length {
+                told = Some(libc::CMSG_DATA(message).cast::<libc::tpacket_auxdata>().read_unaligned());
+            }
+            message = libc::CMSG_NXTHDR(&raw const header, message);
+        }
+        told
+    };
+    let told = told.filter(|it| it.tp_status & libc::TP_STATUS_VLAN_VALID != 0);
+    let tag = told.map(|it| {
+        let named = it.tp_status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
+        let [a, b] = if named { it.tp_vlan_tpid } else { VLAN }.to_be_bytes();
+        let [c, d] = it.tp_vlan_tci.to_be_bytes();
+        [a, b, c, d]
+    });
+    Ok((received, tag))
 }
 
 /// A socket that the runtime watches.

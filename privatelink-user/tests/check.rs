@@ -20,7 +20,7 @@ hook = "xdp"
 [vpcs.payments]
 account = "999900001111"
 cidrs = ["10.0.0.0/16"]
-interfaces = ["t1"]
+interfaces = ["t1", { trunk = "t2", vlan = 300 }, { trunk = "t2", service_vlan = 4094, vlan = 1, hook = "tcx" }]
 [target_groups.web]
 vpc = "payments"
 protocol = "tcp_udp"
@@ -77,6 +77,9 @@ fn a_right_file_is_right_and_has_the_defaults_of_aws() {
     assert_eq!(model.vpcs["shop"].interfaces["ca"], Hook::Xdp, "the VPC's");
     assert_eq!(model.vpcs["shop"].interfaces["cb"], Hook::Tcx, "its own");
     assert_eq!(model.vpcs["payments"].interfaces["t1"], Hook::Auto, "by default");
+    let vlans: Vec<_> = model.vpcs["payments"].vlans.keys().map(ToString::to_string).collect();
+    assert_eq!(vlans, ["t2@300", "t2@4094.1"]);
+    assert_eq!(model.trunks().into_iter().collect::<Vec<_>>(), [("t2", Hook::Tcx)], "what any of them says");
     let top = model::parse(&format!("hook = \"tcx\"\n{RIGHT}"), "right.toml").unwrap();
     assert_eq!(top.vpcs["payments"].interfaces["t1"], Hook::Tcx, "the file's");
     assert_eq!(top.vpcs["shop"].interfaces["ca"], Hook::Xdp, "the VPC's goes before it");

@@ -300,3 +300,32 @@ addresses = { a = ["10.0.9.9", "fd00::99"] }
     let listener = mind.image.listeners.iter().next().unwrap();
     assert_eq!((listener.0.balancer, listener.1.ipv6), (zone, 1));
 }
+
+#[test]
+fn vlans_have_slots_of_their_own_and_a_trunk_that_no_vpc_names_is_nobodys() {
+    let compile = |first: &str, second: &str, names: &mut Names| {
+        let vpc = |name: &str, interfaces: &str| {
+            format!(
+                "[vpcs.{name}]\naccount = \"111122223333\"\ncidrs = [\"10.0.0.0/16\"]\ninterfaces = [{interfaces}]\n"
+            )
+        };
+        let text = vpc("first", first) + &vpc("second", second);
+        let model = model::parse(&text, "vlans.toml").unwrap();
+        plan::compile(&model, names, &Known::connected(&model), |_| "stack".into()).unwrap()
+    };
+    let mut names = Names::default();
+    let tags =
+        r#"{ trunk = "eth1", vlan = 120 }, { trunk = "eth1", service_vlan = 200, vlan = 120, hook = "tcx" }"#;
+    let image = compile(tags, r#"{ trunk = "eth1", vlan = 121 }"#, &mut names);
+    assert_eq!(image.vlans.keys().collect::<Vec<_>>(), ["eth1@120", "eth1@121", "eth1@200.120"]);
+    assert_eq!((image.interfaces["eth1"].vpc, image.hooks["eth1"]), (0, model::Hook::Tcx));
+    let slots = image.vlans.values().map(|vlan| vlan.place.slot).chain([image.interfaces["eth1"].slot]);
+    assert_eq!(slots.collect::<std::collections::BTreeSet<_>>().len(), 4);
+    assert_eq!(image.places().count(), 3, "of VPCs");
+    let named = compile(tags, r#""eth1", { trunk = "eth1", vlan = 121 }"#, &mut names);
+    assert_eq!(named.vlans, image.vlans);
+    assert_eq!(
+        (named.interfaces["eth1"].slot, named.interfaces["eth1"].vpc),
+        (image.interfaces["eth1"].slot, image.vlans["eth1@121"].place.vpc)
+    );
+}

@@ -5,4 +5,6 @@
 pub mod bench;
 pub mod packet;
 pub mod pcapng;
+pub mod switch;
+pub mod wire;
 pub mod world;

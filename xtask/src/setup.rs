@@ -10,7 +10,7 @@ const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// Building bpf-linker.
 const LLVM: [&str; 5] = ["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev", "g++"];
 /// What tests and the demo run.
-const TOOLS: [&str; 19] = [
+const TOOLS: [&str; 20] = [
     "bpftool",
     "nginx-light",
     "curl",
@@ -20,6 +20,7 @@ const TOOLS: [&str; 19] = [
     "iputils-ping",
     "procps",
     "tcpdump",
+    "socat",
     "util-linux",
     "openssl",
     "socat",

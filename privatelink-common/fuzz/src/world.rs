@@ -5,9 +5,9 @@ use privatelink_common::frame::SliceFrame;
 use privatelink_common::limits::RULE_WORDS;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, BALANCER, Balancer, Bucket, Course, Datagram, ENDPOINT, Endpoint, Entry, Face, Flow, Flow6,
-    FlowKey, FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu,
-    Neighbour, Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress,
+    Address, BALANCER, Balancer, Bucket, Course, Datagram, ENDPOINT, Egress, Endpoint, Entry, Face, Flow,
+    Flow6, FlowKey, FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey,
+    Mtu, Neighbour, Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress,
     VpcEndpointId, Words,
 };
 use privatelink_common::verdict::{DropReason, Verdict};
@@ -480,7 +480,7 @@ impl Tables for World {
     fn mtu(&self, interface: u16) -> Mtu {
         self.mtus.get(&interface).copied().unwrap_or_default()
     }
-    fn egress(&self, interface: u16) -> bool {
-        vpc_of(interface).is_some() && !self.gone.contains(&interface)
+    fn egress(&self, interface: u16) -> Option<Egress> {
+        (vpc_of(interface).is_some() && !self.gone.contains(&interface)).then_some(Egress::PLAIN)
     }
 }

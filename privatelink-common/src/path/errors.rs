@@ -110,10 +110,8 @@ fn translate<F: Frame, T: Tables>(
     }
     let change = rewrite_inner(frame, &inner, held, &flow).ok_or(DropReason::IcmpMalformed)?;
     rewrite_outer(frame, &outer, &flow, change).ok_or(DropReason::Malformed)?;
-    if !tables.egress(flow.interface) {
-        return Err(DropReason::NoInterface);
-    }
-    Ok(Verdict::forward(flow.interface, flow.endpoint, flow.direction(), FlowEvent::None, false))
+    let verdict = Verdict::forward(flow.interface, flow.endpoint, flow.direction(), FlowEvent::None, false);
+    verdict.leaving(tables.egress(flow.interface))
 }
 
 /// Puts the entry of a flow that is alive into `flow`: it, and the one of the direction that the packet in the error went, map to

@@ -217,10 +217,8 @@ fn send<F: Frame, T: Tables>(
 
 #[inline(always)]
 fn leave<T: Tables>(tables: &T, flow: &Flow, event: FlowEvent) -> Result<Verdict, DropReason> {
-    if !tables.egress(flow.interface) {
-        return Err(DropReason::NoInterface);
-    }
-    Ok(Verdict::forward(flow.interface, flow.endpoint, flow.direction(), event, false))
+    let verdict = Verdict::forward(flow.interface, flow.endpoint, flow.direction(), event, false);
+    verdict.leaving(tables.egress(flow.interface))
 }
 
 #[inline(always)]

@@ -264,11 +264,9 @@ fn leave<F: Frame, T: Tables>(
     if let Err(reason) = translate::rewrite(frame, packet, flow, correction) {
         return Verdict::of(Err(reason));
     }
-    if !tables.egress(flow.interface) {
-        return Verdict::of(Err(DropReason::NoInterface));
-    }
     let (direction, ipv6) = (flow.direction(), !flow.source.is_ipv4());
-    Verdict::forward(flow.interface, flow.endpoint, direction, event, ipv6)
+    let verdict = Verdict::forward(flow.interface, flow.endpoint, direction, event, ipv6);
+    Verdict::of(verdict.leaving(tables.egress(flow.interface)))
 }
 
 /// An IPv6 packet that a VPC's own stack sends.

@@ -99,10 +99,7 @@ pub fn receive<F: Frame, T: Tables>(
 
 #[inline(always)]
 fn leave<T: Tables>(tables: &T, interface: u16) -> Result<Verdict, DropReason> {
-    if !tables.egress(interface) {
-        return Err(DropReason::NoInterface);
-    }
-    Ok(Verdict::steer(interface))
+    Verdict::steer(interface).leaving(tables.egress(interface))
 }
 
 /// The path is the stack's router, so it answers for every address.

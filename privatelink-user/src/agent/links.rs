@@ -2,6 +2,7 @@
 //! what is known of them has changed.
 
 use super::Agent;
+use super::vlans::carried;
 use crate::features::{self, Features};
 use crate::hooks::{self, Choice, Facts};
 use crate::kernel::{Hook, Refused};
@@ -13,7 +14,7 @@ use crate::sys::{self, XdpMode};
 use crate::{flows, model};
 use anyhow::{Context, Result, ensure};
 use log::{info, warn};
-use privatelink_common::tables::{Interface, Mtu};
+use privatelink_common::tables::{Interface, Mtu, Trunk};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -30,6 +31,14 @@ pub struct Attached {
     refused: bool,
     /// Whether the other end could not be mended.
     unmendable: bool,
+    /// Whether it was a trunk when this was found out.
+    pub(super) trunk: bool,
+    /// By which features its driver takes tags off before XDP sees a frame.
+    taken_tags: Vec<&'static str>,
+    /// Where it belongs, as the path knows it.
+    pub(super) place: Option<Place>,
+    /// Whether its program is one for trunks.
+    runs_as_trunk: bool,
     /// The hook that was chosen, and tried.
     pub choice: Option<Choice>,
     /// How the program is attached.
@@ -51,6 +60,15 @@ impl Attached {
         }
     }
 
+    /// Looks at its other end, and at what its driver does with tags.
+    pub(super) fn look(&mut self, name: &str, namespaces: &Namespaces) {
+        if let Ok(peer) = net::peer(name, self.ifindex, self.trunk, namespaces) {
+            self.peer = peer;
+        }
+        let tags = self.trunk.then(|| net::taken_tags(name, self.peer.kind));
+        self.taken_tags = tags.unwrap_or_default();
+    }
+
     fn is_veth(&self) -> bool {
         matches!(self.peer.kind, net::Kind::Veth(..))
     }
@@ -59,7 +77,25 @@ impl Attached {
         manage && wish != model::Hook::Tcx && !self.unmendable && self.peer.place.is_some()
     }
 
-    fn facts(&self, wish: model::Hook, place: Place, manage: bool) -> Facts {
+    /// Why XDP may not see the tags of its frames, if it is a trunk.
+    fn veiled(&self, mendable: bool) -> Option<String> {
+        if !self.trunk {
+            return None;
+        }
+        // What generic mode gets may have come by another device.
+        if !self.features.is_none_or(Features::runs) || self.refused {
+            return Some("its driver cannot run XDP".into());
+        }
+        match self.taken_tags.as_slice() {
+            [] if !mendable && self.peer.hides_tags() => {
+                Some("its other end may keep tags beside the frames, where XDP does not see them".into())
+            }
+            [] => None,
+            taken => Some(format!("its driver takes tags off before XDP sees them: {}", taken.join(" "))),
+        }
+    }
+
+    fn facts(&self, wish: model::Hook, place: Place, vpcs: BTreeSet<u16>, manage: bool) -> Facts {
         let mendable = self.is_mendable(wish, manage);
         let takes = match self.peer.kind {
             _ if place.stack => true,
@@ -70,8 +106,9 @@ impl Attached {
         let runs = self.features.is_none_or(Features::runs) && !self.refused;
         Facts {
             wish,
-            vpc: place.vpc,
+            vpcs,
             stack: place.stack,
+            veiled: self.veiled(mendable),
             native: runs && (takes || place.stack || self.is_veth()),
             takes,
             unfit: self.unfit(mendable, takes).filter(|_| !place.stack),
@@ -100,9 +137,17 @@ impl Agent {
     /// their slots can become another's.
     pub(super) fn leave(&mut self, image: &Image) -> Result<()> {
         let was: BTreeMap<String, Place> = self.image.interfaces.clone();
+        // A trunk that comes to be a VPC's, or nobody's, goes on as its VLANs do.
+        let goes_on = |name: &str, was: &Place, now: &Place| {
+            let is_trunk =
+                self.image.vlans_of(name).next().is_some() && image.vlans_of(name).next().is_some();
+            was == now || is_trunk && (was.vpc == 0 || now.vpc == 0)
+        };
         for interface in self.kernel.links()? {
             let stays = image.interfaces.get(&interface);
-            if stays.is_some() && was.get(&interface).is_none_or(|place| Some(place) == stays) {
+            if let Some(stays) = stays
+                && was.get(&interface).is_none_or(|place| goes_on(&interface, place, stays))
+            {
                 continue;
             }
             self.kernel.detach(&interface)?;
@@ -116,16 +161,29 @@ impl Agent {
                 .filter(|key: &&privatelink_common::tables::NameKey| key.kind == Kind::Interface as u32);
             of_kind.filter_map(|key| u16::try_from(key.id).ok()).collect()
         };
-        let moved =
-            was.iter().filter(|(name, place)| image.interfaces.get(*name).is_some_and(|now| now != *place));
         let mut gone: BTreeSet<u16> =
             slots(&self.image.names).difference(&slots(&image.names)).copied().collect();
-        gone.extend(moved.map(|(_, place)| place.slot));
+        let mut emptied = BTreeSet::new();
+        for (name, place) in &was {
+            match image.interfaces.get(name) {
+                Some(now) if now != place && goes_on(name, place, now) => {
+                    if let Some(attached) = self.links.get(name) {
+                        self.maps.interfaces.set(&attached.ifindex, &Interface::default())?;
+                    }
+                    emptied.insert(place.slot)
+                }
+                Some(now) if now != place => gone.insert(place.slot),
+                _ => false,
+            };
+        }
+        gone.extend(self.leave_vlans(image)?);
         for slot in &gone {
             self.maps.egress.delete(&(*slot).into())?;
             self.maps.mtus.set(&(*slot).into(), &0)?;
             self.maps.egress_tcx.set(&(*slot).into(), &0)?;
+            self.maps.trunks.set(&(*slot).into(), &Trunk::default())?;
         }
+        gone.extend(emptied);
         if !gone.is_empty() {
             flows::forget_slots(&self.maps, &gone)?;
         }
@@ -143,6 +201,8 @@ impl Agent {
     /// Attaches the program to interfaces that have come, notices those that have gone, and moves those whose hook is another by now.
     pub(super) fn enter(&mut self) -> Result<()> {
         self.find_links()?;
+        self.follow_trunks()?;
+        self.follow_vlans()?;
         // An interface whose driver turns out not to be able has another hook then: once more, at most.
         for _ in 0..2 {
             let mut chosen = self.choose_hooks();
@@ -159,7 +219,8 @@ impl Agent {
         let of_tenants = |name: &String| self.image.interfaces.get(name).is_some_and(|place| !place.stack);
         let links = self.links.iter().filter(|(name, _)| of_tenants(name));
         self.neighbours.listen(&links.map(|(_, attached)| attached.ifindex).collect());
-        self.follow_mtus()
+        self.follow_mtus()?;
+        self.follow_vlans()
     }
 
     /// Takes note of interfaces that are new, and of those that are gone.
@@ -184,6 +245,10 @@ impl Agent {
                 own_mtu: net::mtu(&name).unwrap_or_default(),
                 refused: false,
                 unmendable: false,
+                trunk: false,
+                taken_tags: Vec::new(),
+                place: None,
+                runs_as_trunk: false,
                 choice: None,
                 hook: None,
                 peer: Peer::default(),
@@ -191,7 +256,8 @@ impl Agent {
                 problem: None,
             };
             if let Some(namespaces) = namespaces.as_ref().filter(|_| !place.stack) {
-                attached.peer = net::peer(&name, ifindex, namespaces).unwrap_or_default();
+                attached.trunk = self.is_trunk(&name);
+                attached.look(&name, namespaces);
             }
             self.links.insert(name, attached);
             self.peers_at = Instant::now();
@@ -211,13 +277,17 @@ impl Agent {
         let manage = self.model.manage_peer_offloads;
         let facts = self.links.iter().filter_map(|(name, attached)| {
             let place = self.image.interfaces.get(name)?;
-            Some((name.clone(), attached.facts(self.wish(name), *place, manage)))
+            let vlans = self.image.vlans_of(name).map(|vlan| vlan.place.vpc);
+            let vpcs = vlans.chain([place.vpc]).filter(|vpc| *vpc != 0).collect();
+            Some((name.clone(), attached.facts(self.wish(name), *place, vpcs, manage)))
         });
         let choices = hooks::choose(&facts.collect(), &connections, self.has_tcx);
         let mut changed = Vec::new();
         for (name, choice) in choices {
             let Some(attached) = self.links.get_mut(&name) else { continue };
-            if attached.choice.as_ref().map(|before| before.hook) != Some(choice.hook) {
+            let same = attached.choice.as_ref().map(|before| before.hook) == Some(choice.hook);
+            let other_program = attached.hook.is_some() && attached.runs_as_trunk != attached.trunk;
+            if !same || other_program && attached.problem.is_none() {
                 changed.push((attached.hook.is_none(), name));
             }
             attached.choice = Some(choice);
@@ -230,17 +300,26 @@ impl Agent {
         let Some(attached) = self.links.get(name) else { return };
         let Some(Choice { hook, why }) = attached.choice.clone() else { return };
         let (before, ifindex, wish) = (attached.hook, attached.ifindex, self.wish(name));
+        let trunk = attached.trunk;
         self.mend(name);
+        if let Some(attached) = self.links.get_mut(name)
+            && matches!(hook, Hook::Xdp(_))
+            && attached.veiled(attached.is_mendable(wish, self.model.manage_peer_offloads)).is_some()
+        {
+            // What could not be mended chooses again.
+            attached.choice = None;
+            return;
+        }
         let result = match hook {
             Hook::Tcx if !self.has_tcx => {
                 Err(Refused::Other(anyhow::anyhow!("this kernel has no TCX, which Linux has from 6.6 on")))
             }
-            _ => self.kernel.attach(name, ifindex, hook),
+            _ => self.kernel.attach(name, ifindex, hook, trunk),
         };
         let Some(attached) = self.links.get_mut(name) else { return };
         let problem = match result {
             Ok(()) => {
-                attached.hook = Some(hook);
+                (attached.hook, attached.runs_as_trunk) = (Some(hook), trunk);
                 None
             }
             Err(Refused::Native(error)) => {
@@ -250,7 +329,7 @@ impl Agent {
             Err(Refused::Other(error)) => Some(format!("{error:#}")),
         };
         match hook {
-            _ if problem.is_some() => {}
+            _ if problem.is_some() || before == Some(hook) => {}
             Hook::Xdp(XdpMode::Native) if before.is_none() => {}
             Hook::Tcx if wish == model::Hook::Xdp => {
                 warn!("{name} is attached by TCX, though its hook is xdp: {why}");
@@ -278,17 +357,19 @@ impl Agent {
     }
 
     /// Tells the path about an interface, before it sees a packet from there.
-    fn prepare(&self, name: &str) -> Result<()> {
-        let place = self.image.interfaces.get(name).context("it belongs nowhere")?;
-        let ifindex = self.links.get(name).context("it is not there")?.ifindex;
+    pub(super) fn prepare(&mut self, name: &str) -> Result<()> {
+        let place = *self.image.interfaces.get(name).context("it belongs nowhere")?;
+        let attached = self.links.get_mut(name).context("it is not there")?;
+        attached.place = Some(place);
+        let ifindex = attached.ifindex;
         let limit = self.model.limits.max_ifindex;
         ensure!(ifindex < limit, "its index {ifindex} is not below limits.max_ifindex, {limit}: raise it");
         self.maps.egress.set(&place.slot.into(), &[ifindex, 0])?;
         self.maps.egress_tcx.set(&place.slot.into(), &ifindex)?;
-        self.maps.interfaces.set(&ifindex, &self.entry(*place))
+        self.maps.interfaces.set(&ifindex, &self.entry(place))
     }
 
-    fn entry(&self, place: Place) -> Interface {
+    pub(super) fn entry(&self, place: Place) -> Interface {
         Interface { vpc: place.vpc, slot: place.slot, stack: place.stack.into(), fits: self.fits }
     }
 
@@ -296,6 +377,9 @@ impl Agent {
     fn fits(&self) -> u16 {
         let known = |name: &String| self.image.interfaces.get(name).is_some_and(|place| !place.stack);
         let links = self.links.iter().filter(|(name, _)| known(name)).map(|(_, attached)| attached.mtu);
+        let vlans = self.image.vlans.values();
+        let vlans = vlans.filter_map(|vlan| Some(carried(vlan, self.links.get(&vlan.tags.trunk)?.mtu)));
+        let links = links.chain(vlans);
         let endpoints = self.image.endpoints.values().map(|gate| gate.mtu.into());
         let least = links.chain(endpoints).min().unwrap_or(0);
         u16::try_from(least).unwrap_or(u16::MAX)
@@ -345,10 +429,9 @@ impl Agent {
             if self.image.interfaces.get(&name).is_none_or(|place| place.stack) {
                 continue;
             }
-            let Ok(peer) = net::peer(&name, attached.ifindex, &namespaces) else { continue };
             let before = attached.peer.clone();
             if let Some(attached) = self.links.get_mut(&name) {
-                attached.peer = peer;
+                attached.look(&name, &namespaces);
                 attached.own_mtu = net::mtu(&name).unwrap_or(attached.own_mtu);
             }
             self.mend(&name);

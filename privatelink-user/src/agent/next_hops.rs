@@ -1,12 +1,13 @@
 //! Where targets are reached: asked by ARP and neighbour solicitations, kept fresh, and followed when they move.
 
 use super::Agent;
+use super::vlans::key;
 use crate::ip;
 use crate::names::Kind;
 use crate::neighbours::Heard;
-use crate::plan::Image;
+use crate::plan::{Image, Place};
 use anyhow::Result;
-use privatelink_common::tables::{Balancer, Neighbour, VpcAddress};
+use privatelink_common::tables::{Balancer, Neighbour, VlanKey, VpcAddress};
 use privatelink_common::wire::Ip;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -43,24 +44,38 @@ impl Agent {
                 continue;
             }
             self.asked.insert(wanted, now);
-            for (name, place) in &self.image.interfaces {
-                let Some(attached) = self.links.get(name).filter(|_| place.vpc == wanted.vpc && !place.stack)
-                else {
-                    continue;
-                };
+            for by in self.ways_into(wanted.vpc) {
                 // An interface that is down or just going cannot be asked; the next tick tries again.
-                let _ = self.neighbours.ask(attached.ifindex, asker.address, asker.mac, address);
+                let _ = self.neighbours.ask(by, asker.address, asker.mac, address);
             }
         }
     }
 
-    pub(super) fn hear(&mut self, heard: Heard) -> Result<()> {
-        let by = self.links.iter().find(|(_, attached)| attached.ifindex == heard.ifindex);
-        let Some(place) =
-            by.and_then(|(name, _)| self.image.interfaces.get(name)).filter(|place| !place.stack)
-        else {
-            return Ok(());
+    /// The interfaces of a VPC that are there.
+    fn ways_into(&self, vpc: u16) -> Vec<VlanKey> {
+        let places = self.image.interfaces.iter().filter(|(_, place)| place.vpc == vpc && !place.stack);
+        let devices = places.filter_map(|(name, _)| {
+            let ifindex = self.links.get(name)?.ifindex;
+            Some(VlanKey { ifindex, service_vlan: 0, vlan: 0 })
+        });
+        let vlans = self.image.vlans.values().filter(|vlan| vlan.place.vpc == vpc);
+        let vlans = vlans.filter_map(|vlan| Some(key(vlan, self.links.get(&vlan.tags.trunk)?.ifindex)));
+        devices.chain(vlans).collect()
+    }
+
+    /// Where whoever sends by this is, if that is an interface of a VPC's.
+    fn place_of(&self, by: VlanKey) -> Option<Place> {
+        let (name, _) = self.links.iter().find(|(_, attached)| attached.ifindex == by.ifindex)?;
+        let place = if (by.service_vlan, by.vlan) == (0, 0) {
+            *self.image.interfaces.get(name)?
+        } else {
+            self.image.vlans_of(name).find(|vlan| key(vlan, by.ifindex) == by)?.place
         };
+        (!place.stack).then_some(place)
+    }
+
+    pub(super) fn hear(&mut self, heard: Heard) -> Result<()> {
+        let Some(place) = self.place_of(heard.by) else { return Ok(()) };
         let neighbour = Neighbour { mac: heard.mac, interface: place.slot };
         let wanted = self.wanted_neighbours().into_iter();
         let behind = wanted.filter(|(key, (asked, _))| key.vpc == place.vpc && *asked == heard.address);

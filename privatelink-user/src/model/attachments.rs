@@ -134,9 +134,11 @@ impl Build<'_, '_> {
             }
             let attachment =
                 Attachment { kind, vpcs, cidrs, own_interfaces: own.is_some(), gateway: address };
-            if let Some(interfaces) = interfaces.filter(|_| !self.model.vpcs.contains_key(&name)) {
+            if let Some((interfaces, vlans)) = interfaces.filter(|_| !self.model.vpcs.contains_key(&name)) {
                 let cidrs = attachment.cidrs.clone();
-                self.model.vpcs.insert(name.clone(), Vpc { account: String::new(), cidrs, interfaces });
+                self.model
+                    .vpcs
+                    .insert(name.clone(), Vpc { account: String::new(), cidrs, interfaces, vlans });
             }
             let joined = attachment.vpcs.iter().chain([&name]).cloned().collect();
             self.model.attachments.insert(name, attachment);

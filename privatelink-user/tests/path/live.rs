@@ -59,7 +59,7 @@ fn by_tcx_a_vlan_is_not_ours_and_an_interface_that_is_gone_is_a_reason_to_drop()
         }
         let pins = Pins(format!("/sys/fs/bpf/plt-live-{}", std::process::id()).into());
         let model = model::parse(CONFIG, "live.toml").unwrap();
-        let kernel = Kernel::open(&pins.0, &model.limits, Drops::Counted).unwrap();
+        let mut kernel = Kernel::open(&pins.0, &model.limits, Drops::Counted).unwrap();
         let maps = kernel.maps().unwrap();
         let mut names = Names::default();
         let image = plan::compile(&model, &mut names, &Known::connected(&model), |_| "stack".into()).unwrap();
@@ -69,7 +69,7 @@ fn by_tcx_a_vlan_is_not_ours_and_an_interface_that_is_gone_is_a_reason_to_drop()
             let entry = Interface { vpc: place.vpc, slot: place.slot, stack: 0, fits: 0 };
             maps.interfaces.set(&ifindex, &entry).unwrap();
             maps.egress_tcx.set(&place.slot.into(), &ifindex).unwrap();
-            kernel.attach(name, ifindex, Hook::Tcx).unwrap();
+            kernel.attach(name, ifindex, Hook::Tcx, false).unwrap();
         }
         let (from, to) = (image.interfaces["a"], image.interfaces["b"]);
         for last in 21..=23 {

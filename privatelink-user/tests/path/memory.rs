@@ -7,9 +7,10 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Course, Datagram, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
-    Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Pressure,
-    RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Words,
+    Address, Balancer, Bucket, Course, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey,
+    FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour,
+    Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
+    Words,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ip, Mac};
@@ -336,8 +337,8 @@ impl Tables for Memory {
     fn mtu(&self, interface: u16) -> Mtu {
         self.mtus.borrow().get(&interface).copied().unwrap_or_default()
     }
-    fn egress(&self, interface: u16) -> bool {
-        self.image.interfaces.values().any(|place| place.slot == interface)
+    fn egress(&self, interface: u16) -> Option<Egress> {
+        self.image.interfaces.values().any(|place| place.slot == interface).then_some(Egress::PLAIN)
     }
 }
 
