@@ -12,7 +12,7 @@ use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
     Address, Bucket, Course, Datagram, ENDPOINT, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
     Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu, Neighbour,
-    Prefix, Pressure, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Width,
+    Prefix, Pressure, RESOLVER, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Width,
 };
 use privatelink_common::verdict::{Action, Direction};
 use privatelink_common::wire::Mac;
@@ -211,10 +211,10 @@ impl Tables for Narrator<'_> {
             self.names.name(Kind::Vpc, address.vpc.into())
         );
         self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| {
-            if found.kind == ENDPOINT {
-                format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint))
-            } else {
-                format!("yes, load balancer {}", self.names.name(Kind::Balancer, found.balancer))
+            match found.kind {
+                ENDPOINT => format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint)),
+                RESOLVER => "yes, the VPC's resolver".into(),
+                _ => format!("yes, load balancer {}", self.names.name(Kind::Balancer, found.balancer)),
             }
         })
     }
@@ -271,6 +271,12 @@ impl Tables for Narrator<'_> {
             format!("{} by {}", mac(found.mac), self.names.name(Kind::Interface, found.interface.into()))
         })
     }
+
+    fn caller(&self, address: &VpcAddress) -> Option<Neighbour> {
+        self.maps.callers.get(address).ok().flatten()
+    }
+
+    fn set_caller(&self, _: &VpcAddress, _: &Neighbour) {}
 
     fn mtu(&self, interface: u16) -> Mtu {
         self.maps.mtus.get(&interface.into()).ok().flatten().unwrap_or_default()

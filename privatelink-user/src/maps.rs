@@ -357,6 +357,7 @@ pub struct Maps {
     pub tables: Tables,
     pub targets: Map<u32, Target>,
     pub neighbours: Map<VpcAddress, Neighbour>,
+    pub callers: Map<VpcAddress, Neighbour>,
     pub established: Map<FlowKey, Flow>,
     pub pending: Map<FlowKey, Flow>,
     pub established6: Map<FlowKey6, Flow6>,
@@ -376,7 +377,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 27] = [
+    pub const NAMES: [&str; 28] = [
         "interfaces",
         "egress",
         "mtus",
@@ -389,6 +390,7 @@ impl Maps {
         "tables",
         "targets",
         "neighbours",
+        "callers",
         "established",
         "pending",
         "established6",
@@ -421,6 +423,7 @@ impl Maps {
             tables: Tables { map: Map::open(dir, "tables")? },
             targets: Map::open(dir, "targets")?,
             neighbours: Map::open(dir, "neighbours")?,
+            callers: Map::open(dir, "callers")?,
             established: Map::open(dir, "established")?,
             pending: Map::open(dir, "pending")?,
             established6: Map::open(dir, "established6")?,

@@ -6,9 +6,9 @@
 use super::cookie::{self, Happened};
 use super::first::{Standing, Step};
 use super::parse::Packet;
-use crate::limits::STACK_PORTS;
+use crate::limits::{DNS, STACK_PORTS};
 use crate::tables::{
-    Address, BALANCER, Bucket, Endpoint, Key, Listener, ListenerKey, Tables, VpcAddress, Width,
+    Address, BALANCER, Bucket, Endpoint, Key, Listener, ListenerKey, RESOLVER, Tables, VpcAddress, Width,
 };
 use crate::verdict::{Answer, DropReason};
 use crate::wire::{ACK, FIN, RST, SYN};
@@ -67,6 +67,9 @@ fn judge<K: Key, T: Tables>(
     if tables.address(&source).is_some() {
         return Err(Step::drop(DropReason::SpoofedSource));
     }
+    if address.kind == RESOLVER {
+        return Err(to_resolver(tables, packet, &address, &source));
+    }
     if address.kind == BALANCER && (address.endpoint == 0 || !is_first(packet, &address)) {
         return Err(from_provider(packet, &address));
     }
@@ -111,6 +114,24 @@ fn judge<K: Key, T: Tables>(
         return Err(over(DropReason::EndpointRate, confirmed));
     }
     Ok(Door { address, listener, generation: endpoint.generation })
+}
+
+/// A packet to an address of the VPC's resolver: a question from within the VPC, or the answer of another name server, which may be
+/// anywhere; the stack's sockets know whom they have asked. Neither security groups nor network ACLs apply here, as on AWS (VPC user
+/// guide, "Amazon DNS server"), but for inbound addresses, which AWS gives a security group.
+#[inline(always)]
+fn to_resolver<K: Key, T: Tables>(
+    tables: &T,
+    packet: &Packet<K>,
+    address: &Address,
+    source: &VpcAddress,
+) -> Step {
+    match packet.key.destination_port().get() {
+        DNS if !tables.in_vpc(source) => Step::drop(DropReason::SourceOutsideVpc),
+        DNS => Step::stack(address.stack),
+        _ if is_for_stack(packet, address) => Step::stack(address.stack),
+        _ => Step::drop(DropReason::NoListener),
+    }
 }
 
 /// What comes to an endpoint that is closed: somebody who wants a connection hears nothing, as on AWS; somebody who believes in one that
@@ -178,7 +199,7 @@ fn is_first<K: Key>(packet: &Packet<K>, address: &Address) -> bool {
     !is_for_stack(packet, address) && (!packet.is_tcp() || is_syn(packet) || is_ack(packet))
 }
 
-/// Whether a packet to a load balancer's address is for a socket of the VPC's own stack.
+/// Whether a packet to a load balancer's or a resolver's address is for a socket of the VPC's own stack that has asked for it.
 #[inline(always)]
 fn is_for_stack<K: Key>(packet: &Packet<K>, address: &Address) -> bool {
     address.stack != 0 && STACK_PORTS.contains(&packet.key.destination_port().get())

@@ -129,7 +129,10 @@ fn slow<F: Frame, T: Tables>(
     match next {
         Next::Pass | Next::Other | Next::Unknown | Next::Admitted => Ok(Verdict::PASS),
         Next::Send(event) => send(frame, tables, packet, flow, event, now),
-        Next::Stack(interface) => stack::receive(frame, tables, interface),
+        Next::Stack(interface) => {
+            stack::remember(tables, packet);
+            stack::receive(frame, tables, interface)
+        }
         Next::Reset(answer) => reset(frame, packet, answer).result(),
         Next::Expired(endpoint) => match hop::pass(frame, tables, packet, endpoint, 0, now).passage() {
             Passage::Ends(verdict) => verdict.result(),
