@@ -210,12 +210,10 @@ impl Tables for Narrator<'_> {
             ip::shown(address.address),
             self.names.name(Kind::Vpc, address.vpc.into())
         );
-        self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| {
-            match found.kind {
-                ENDPOINT => format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint)),
-                RESOLVER => "yes, the VPC's resolver".into(),
-                _ => format!("yes, load balancer {}", self.names.name(Kind::Balancer, found.balancer)),
-            }
+        self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| match found.kind {
+            ENDPOINT => format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint)),
+            RESOLVER => "yes, the VPC's resolver".into(),
+            _ => format!("yes, load balancer {}", self.names.name(Kind::Balancer, found.balancer)),
         })
     }
 

@@ -3,6 +3,7 @@
 mod acceptance;
 mod balancers;
 mod groups;
+mod names;
 
 use crate::config::{Fields, Problems, Reader, Value, nearest};
 use crate::ip::Family;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub use acceptance::{Acceptance, AutoAccept, EventType, Notification, Principal, Sink, account_of};
 pub use balancers::{Listener, LoadBalancer};
 pub use groups::{Attributes, CheckProtocol, HealthCheck, Target, TargetGroup};
+pub use names::{Dns, PrivateName, Resolver, Rule};
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub struct Model {
     pub hook: Hook,
     /// When SYNs are answered with cookies.
     pub syn_cookies: SynCookies,
+    /// What the VPCs' resolvers have in common.
+    pub dns: Dns,
     /// Sizes of the tables.
     pub limits: Limits,
     /// By name.
@@ -106,6 +110,8 @@ pub struct Vpc {
     pub cidrs: Vec<IpNet>,
     /// This host's ends of its interfaces, and where their packets are met.
     pub interfaces: BTreeMap<String, Hook>,
+    /// Its resolver, if it has one.
+    pub dns: Option<Resolver>,
 }
 
 /// Where the packets of an interface are met.
@@ -225,6 +231,8 @@ pub struct EndpointService {
     pub acceptance: Acceptance,
     /// The families that endpoints may have addresses of.
     pub supported_ip_address_types: Vec<Family>,
+    /// The name that it brings into consumers' VPCs, if any.
+    pub private_name: Option<PrivateName>,
 }
 
 impl EndpointService {
@@ -257,6 +265,8 @@ pub struct Endpoint {
     pub mtu: u16,
     /// Whether it says by ICMP errors what it cannot forward.
     pub icmp_errors: bool,
+    /// Whether its VPC knows the service by the name that it brings.
+    pub private_dns_enabled: bool,
 }
 
 impl Endpoint {
@@ -276,14 +286,17 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
         model: Model::default(),
         places: Vec::new(),
         owners: BTreeMap::new(),
+        asked: Vec::new(),
         limits: 0..0,
     };
     build.top(&mut root);
+    build.dns(&mut root);
     build.vpcs(&mut root);
     build.target_groups(&mut root);
     build.load_balancers(&mut root);
     build.services(&mut root);
     build.endpoints(&mut root);
+    build.name_servers();
     build.sizes();
     let model = build.model;
     root.refuse(&mut reader, "security_groups", "remove it: a rule that is not enforced protects no one");
@@ -302,6 +315,12 @@ fn is_private_or_global(cidr: &IpNet) -> bool {
     first & 0xe0 == 0x20 && net.prefix_len() >= 3 || first & 0xfe == 0xfc && net.prefix_len() >= 7
 }
 
+/// Whether this may be a zone's name, which becomes the end of a DNS label that has 32 characters before it.
+fn is_zone(text: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (1..=31).contains(&text.len()) && text.chars().all(legal)
+}
+
 struct Build<'r, 't> {
     reader: &'r mut Reader<'t>,
     model: Model,
@@ -309,13 +328,17 @@ struct Build<'r, 't> {
     places: Vec<(String, String)>,
     /// Addresses that are taken, and what for.
     owners: BTreeMap<(String, IpAddr), String>,
+    /// Name servers and gateways that resolvers ask.
+    asked: Vec<names::Asked>,
     /// Where the limits are set.
     limits: Range<usize>,
 }
 
 impl Build<'_, '_> {
     fn top(&mut self, root: &mut Fields<'_, '_>) {
-        let region = root.get("region").and_then(|value| self.reader.string(value));
+        let legal = |text: &str| names::region(text);
+        let what = "a region's name: 1 to 32 lower-case letters, digits and -";
+        let region = root.get("region").and_then(|value| self.reader.parsed(value, what, legal));
         self.model.region = region.unwrap_or_else(|| "local-1".into());
         let manage = root.get("manage_peer_offloads").and_then(|value| self.reader.boolean(value));
         self.model.manage_peer_offloads = manage.unwrap_or(false);
@@ -359,12 +382,17 @@ impl Build<'_, '_> {
                 owner.and_then(|value| self.reader.parsed(value, "an account: twelve digits", account));
             let cidrs = self.cidrs(&mut fields);
             let interfaces = self.interfaces(&name, &mut fields);
+            let dns = fields.get("dns");
             fields.finish(self.reader);
             if cidrs.is_empty() {
                 self.reader.problem(place, format!("the VPC \"{name}\" has no CIDR"), None);
             }
-            let vpc = Vpc { account: owner.unwrap_or_default(), cidrs, interfaces };
-            self.model.vpcs.insert(name, vpc);
+            let vpc = Vpc { account: owner.unwrap_or_default(), cidrs, interfaces, dns: None };
+            self.model.vpcs.insert(name.clone(), vpc);
+            let dns = dns.and_then(|value| self.resolver(&name, value));
+            if let Some(vpc) = self.model.vpcs.get_mut(&name) {
+                vpc.dns = dns;
+            }
         }
     }
 
@@ -525,10 +553,8 @@ impl Build<'_, '_> {
     }
 
     fn zone(&mut self, value: &Value<'_>) -> Option<String> {
-        let legal = |text: &str| {
-            (!text.is_empty() && text.len() <= 32 && !text.contains('/')).then(|| text.to_owned())
-        };
-        self.reader.parsed(value, "a zone's name: 1 to 32 characters, without /", legal)
+        let legal = |text: &str| is_zone(text).then(|| text.to_owned());
+        self.reader.parsed(value, "a zone's name: 1 to 31 letters, digits, - and _", legal)
     }
 
     /// An address for each zone, or one of each family; the same families in every zone.
@@ -545,12 +571,9 @@ impl Build<'_, '_> {
             self.reader.problem(value.span(), "expected an address for at least one zone", None);
         }
         for (zone, place, value) in pairs.pairs() {
-            if zone.is_empty() || zone.len() > 32 || zone.contains('/') {
-                self.reader.problem(
-                    place,
-                    format!("\"{zone}\" is not a zone's name: 1 to 32 characters, without /"),
-                    None,
-                );
+            if !is_zone(&zone) {
+                let message = format!("\"{zone}\" is not a zone's name: 1 to 31 letters, digits, - and _");
+                self.reader.problem(place, message, None);
             }
             let Some(here) = self.pair(value, vpc, &format!("{what} in zone \"{zone}\"")) else { continue };
             if let Some((other, first)) = addresses.iter().next()
@@ -610,13 +633,14 @@ impl Build<'_, '_> {
             let acceptance = self.acceptance(&mut fields);
             let allowed_principals = self.principals(&mut fields);
             let supported_ip_address_types = self.supported(&mut fields, &load_balancers);
-            fields.refuse(self.reader, "private_dns_name", "remove it, and use the endpoint's address");
+            let private_name = self.private_name(&mut fields);
             fields.finish(self.reader);
             let service = EndpointService {
                 load_balancers,
                 allowed_principals,
                 acceptance,
                 supported_ip_address_types,
+                private_name,
             };
             self.model.services.insert(name, service);
         }
@@ -675,9 +699,9 @@ impl Build<'_, '_> {
                 "security_groups",
                 "remove it: a rule that is not enforced protects no one",
             );
-            fields.refuse(self.reader, "private_dns", "remove it, and use the endpoint's address");
-            fields.finish(self.reader);
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
+            let private_dns_enabled = self.private_dns_enabled(&mut fields, &vpc, &service);
+            fields.finish(self.reader);
             self.zones(&service, &addresses, at);
             let endpoint = Endpoint {
                 vpc,
@@ -690,6 +714,7 @@ impl Build<'_, '_> {
                 new_flow_burst,
                 mtu,
                 icmp_errors,
+                private_dns_enabled,
             };
             self.model.endpoints.insert(name, endpoint);
         }
@@ -728,13 +753,17 @@ impl Build<'_, '_> {
             + sum(&mut model.load_balancers.values().map(own));
         let targets = sum(&mut model.target_groups.values().map(|it| it.targets.len()));
         let interfaces = sum(&mut model.vpcs.values().map(|it| it.interfaces.len() + 1));
+        let resolvers = || model.vpcs.values().filter_map(|it| it.dns.as_ref());
+        let resolving = sum(&mut resolvers().map(|it| it.every_address().count()));
+        let servers = |it: &Resolver| it.rules.iter().map(|rule| rule.to.len()).sum::<usize>();
+        let asked = sum(&mut resolvers().map(servers));
         let limits = &model.limits;
         let uses = [
             ("vpcs", model.vpcs.len() + 1, limits.vpcs),
             ("interfaces", interfaces + 1, limits.interfaces),
             ("endpoints", endpoints.max(balancers), limits.endpoints),
             ("targets", targets, limits.targets),
-            ("addresses", (endpoints + balancers).max(targets), limits.addresses),
+            ("addresses", (endpoints + balancers + resolving).max(targets + asked), limits.addresses),
         ];
         for (name, used, limit) in uses {
             if used > limit as usize {

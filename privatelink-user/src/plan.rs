@@ -10,11 +10,11 @@ use anyhow::{Context, Result};
 use privatelink_common::limits::{COOKIES_SHARE, ENDPOINT_MTU, TCP_CLOSED, UDP_IDLE};
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
-    Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix, Target,
-    UNCHECKED, UNHEALTHY, VpcAddress, VpcEndpointId,
+    Address, BALANCER, Balancer, DRAINING, ENDPOINT, Face, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix,
+    RESOLVER, Target, UNCHECKED, UNHEALTHY, VpcAddress, VpcEndpointId,
 };
 use privatelink_common::tables::{Listener as ListenerEntry, Name};
-use privatelink_common::wire::{Mac, UDP};
+use privatelink_common::wire::{Ip, Mac, UDP};
 use siphasher::sip::SipHasher13;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,7 @@ use zerocopy::big_endian::{U16, U32};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(
     missing_docs,
-    reason = "named as the maps are, but for `hooks`, by interface; described in privatelink_common::tables"
+    reason = "named as the maps are, but for `hooks`, by interface, and `name_servers`; described in privatelink_common::tables"
 )]
 pub struct Image {
     pub interfaces: BTreeMap<String, Place>,
@@ -40,6 +40,16 @@ pub struct Image {
     pub targets: BTreeMap<u32, Target>,
     pub vpc_endpoint_ids: BTreeMap<u32, VpcEndpointId>,
     pub names: BTreeMap<NameKey, Name>,
+    pub name_servers: BTreeMap<VpcAddress, NextHop>,
+}
+
+/// Who is asked for the link-layer address of somebody that the path is to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The address that is asked for: its own, or the router's.
+    pub address: Ip,
+    /// Who asks.
+    pub asker: Face,
 }
 
 /// What an endpoint lets through.
@@ -177,6 +187,7 @@ pub fn compile(
     plan.drain();
     plan.balancers()?;
     plan.endpoints()?;
+    plan.resolvers()?;
     plan.cut()?;
     let used = plan.used;
     let mut image = plan.image;
@@ -228,7 +239,7 @@ impl Plan<'_> {
                 self.image.hooks.insert(interface.clone(), *hook);
                 self.image.interfaces.insert(interface.clone(), Place { vpc: id, slot, stack: false });
             }
-            if self.model.load_balancers.values().any(|balancer| balancer.vpc == *name) {
+            if vpc.dns.is_some() || self.model.load_balancers.values().any(|balancer| balancer.vpc == *name) {
                 let slot = self.small(Kind::Interface, &stack_name(name))?;
                 self.image.interfaces.insert(stack_link(name), Place { vpc: id, slot, stack: true });
             }
@@ -356,6 +367,34 @@ impl Plan<'_> {
                 for listener in &balancer.listeners {
                     self.listener(id, zone, balancer, listener)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// The addresses of the VPCs' resolvers, and how their name servers are reached.
+    fn resolvers(&mut self) -> Result<()> {
+        for (name, vpc) in &self.model.vpcs {
+            let Some(resolver) = &vpc.dns else { continue };
+            let id = self.small(Kind::Vpc, name)?;
+            let stack = self.small(Kind::Interface, &stack_name(name))?;
+            for address in resolver.every_address() {
+                let mac = mac(name, address);
+                let entry =
+                    Address { endpoint: 0, balancer: 0, stack, mac, kind: RESOLVER, ping: 0, dualstack: 0 };
+                self.image.addresses.insert(VpcAddress::new(id, ip::entry(address)), entry);
+            }
+            for (rule, server) in
+                resolver.rules.iter().flat_map(|rule| rule.to.iter().map(move |it| (rule, it.ip())))
+            {
+                let family = Family::of(server);
+                let inside = vpc.cidrs.iter().any(|cidr| cidr.contains(&server));
+                let gateway = resolver.gateway.iter().find(|it| Family::of(**it) == family);
+                let next = gateway.filter(|_| !inside).copied().unwrap_or(server);
+                let Some(asks) = resolver.source(rule, family) else { continue };
+                let asker = Face { address: ip::entry(asks), mac: mac(name, asks) };
+                let hop = NextHop { address: ip::entry(next), asker };
+                self.image.name_servers.insert(VpcAddress::new(id, ip::entry(server)), hop);
             }
         }
         Ok(())

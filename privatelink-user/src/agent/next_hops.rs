@@ -1,8 +1,8 @@
-//! Where targets are reached: asked by ARP and neighbour solicitations, kept fresh, and followed when they move.
+//! Where targets and name servers are reached: asked by ARP and neighbour solicitations, kept fresh, and followed when they move.
 
 use super::Agent;
 use crate::neighbours::Heard;
-use crate::plan::Image;
+use crate::plan::{Image, NextHop};
 use anyhow::Result;
 use privatelink_common::tables::{Balancer, Neighbour, VpcAddress};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,23 +12,26 @@ use std::time::{Duration, Instant};
 const FRESH: Duration = Duration::from_secs(5);
 
 impl Agent {
-    /// The targets' addresses, each with the load balancer's address and link-layer address that asks for it.
-    fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, Balancer> {
+    /// Whom the path is to reach, and who asks for whose link-layer address so that it can: targets by a load balancer, name servers by
+    /// their VPC's resolver, which may ask for the router instead.
+    fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, NextHop> {
         let targets = self.image.targets.values();
         let asker = |vpc, ipv4| {
             let mut balancers = self.image.balancers.values();
-            balancers.find(|it| it.vpc == vpc && it.address.is_ipv4() == ipv4).copied()
+            balancers.find(|it| it.vpc == vpc && it.address.is_ipv4() == ipv4).map(Balancer::face)
         };
-        targets
-            .filter_map(|it| {
-                Some((VpcAddress::new(it.vpc, it.address), asker(it.vpc, it.address.is_ipv4())?))
-            })
-            .collect()
+        let targets = targets.filter_map(|it| {
+            let asker = asker(it.vpc, it.address.is_ipv4())?;
+            Some((VpcAddress::new(it.vpc, it.address), NextHop { address: it.address, asker }))
+        });
+        let name_servers = self.image.name_servers.iter().map(|(key, hop)| (*key, *hop));
+        name_servers.chain(targets).collect()
     }
 
     pub(super) fn ask_neighbours(&mut self) {
         let now = Instant::now();
-        for (wanted, asker) in self.wanted_neighbours() {
+        for (wanted, NextHop { address, asker }) in self.wanted_neighbours() {
+            let wanted = VpcAddress::new(wanted.vpc, address);
             let fresh = self.confirmed.get(&wanted).is_some_and(|at| now.duration_since(*at) < FRESH);
             let asked =
                 self.asked.get(&wanted).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(1));
@@ -54,26 +57,28 @@ impl Agent {
         else {
             return Ok(());
         };
-        let key = VpcAddress::new(place.vpc, heard.address);
-        if !self.wanted_neighbours().contains_key(&key) {
-            return Ok(());
-        }
         let neighbour = Neighbour { mac: heard.mac, interface: place.slot };
-        if self.maps.neighbours.get(&key)? != Some(neighbour) {
-            self.maps.neighbours.set(&key, &neighbour)?;
+        let wanted = self.wanted_neighbours();
+        let by = wanted.iter().filter(|(key, hop)| key.vpc == place.vpc && hop.address == heard.address);
+        for (key, _) in by {
+            if self.maps.neighbours.get(key)? != Some(neighbour) {
+                self.maps.neighbours.set(key, &neighbour)?;
+            }
+            self.confirmed.insert(VpcAddress::new(place.vpc, heard.address), Instant::now());
         }
-        self.confirmed.insert(key, Instant::now());
         Ok(())
     }
 
     pub(super) fn forget_neighbours(&mut self, image: &Image) -> Result<()> {
-        let wanted: BTreeSet<_> =
-            image.targets.values().map(|it| VpcAddress::new(it.vpc, it.address)).collect();
+        let targets = image.targets.values().map(|it| VpcAddress::new(it.vpc, it.address));
+        let wanted: BTreeSet<_> = targets.chain(image.name_servers.keys().copied()).collect();
         for key in self.maps.neighbours.keys()?.into_iter().filter(|key| !wanted.contains(key)) {
             self.maps.neighbours.delete(&key)?;
         }
-        self.confirmed.retain(|key, _| wanted.contains(key));
-        self.asked.retain(|key, _| wanted.contains(key));
+        let routers = image.name_servers.iter().map(|(key, hop)| VpcAddress::new(key.vpc, hop.address));
+        let asked: BTreeSet<_> = wanted.into_iter().chain(routers).collect();
+        self.confirmed.retain(|key, _| asked.contains(key));
+        self.asked.retain(|key, _| asked.contains(key));
         Ok(())
     }
 }
