@@ -366,6 +366,7 @@ impl Agent {
         self.enter()?;
         self.ask_neighbours();
         self.look_at_targets()?;
+        self.look_at_resolvers();
         self.look_at_domains();
         let now = Instant::now();
         if plan::is_timed(&self.model, &self.image) && flows::now() != self.refreshed {

@@ -261,6 +261,7 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
         ("tables", image.tables.len(), maps.tables.info()?, maps.tables.memory()?),
         ("targets", image.targets.len(), maps.targets.info()?, maps.targets.memory()?),
         ("neighbours", maps.neighbours.keys()?.len(), maps.neighbours.info()?, maps.neighbours.memory()?),
+        ("callers", maps.callers.count()?, maps.callers.info()?, maps.callers.memory()?),
         ("established", maps.established.count()?, maps.established.info()?, maps.established.memory()?),
         ("pending", maps.pending.count()?, maps.pending.info()?, maps.pending.memory()?),
         ("established6", maps.established6.count()?, maps.established6.info()?, maps.established6.memory()?),

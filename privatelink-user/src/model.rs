@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub use acceptance::{Acceptance, AutoAccept, EventType, Notification, Principal, Sink, account_of};
 pub use balancers::{Listener, LoadBalancer};
-pub use groups::{Attributes, CheckProtocol, HealthCheck, Target, TargetGroup};
+pub use groups::{Attributes, CheckProtocol, HealthCheck, Minimum, Target, TargetGroup};
 pub use names::{Dns, PrivateName, Resolver, Rule};
 
 /// A whole configuration.

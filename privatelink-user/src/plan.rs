@@ -493,7 +493,7 @@ impl Plan<'_> {
                 healthy_weight += u64::from(target.weight);
             }
         }
-        let enough = group.attributes.are_enough(healthy.len(), all.len());
+        let enough = group.attributes.routing.are_enough(healthy.len(), all.len());
         let (shares, weight) = if enough { (healthy, healthy_weight) } else { (all, weight) };
         self.routed.extend(shares.iter().map(|share| share.target));
         Ok((shares, weight))

@@ -1,6 +1,8 @@
 //! Names, as real tools see them: `dig` and `curl` in consumers' and providers' namespaces, dnsmasq as their own name server.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: a panic with its place is what is wanted")]
 
+use privatelink_tests::bench::{Bench, CLIENT, DROP, REDIRECT};
+use privatelink_tests::packet::{ACK, Ip, Mac, Packet, SYN, arp};
 use privatelink_tests::world::{CHECKED, UNCHECKED, World, config, dualstack, eventually};
 use serde_json::Value;
 use std::io::Read;
@@ -308,7 +310,7 @@ fn a_zone_without_a_healthy_target_is_withdrawn_and_where_no_zone_has_one_all_ar
         nothing.contains("status: NOERROR") && nothing.contains("SOA"),
         "the name is there, without an address: {nothing}"
     );
-    assert_eq!(names(&world, "shop", "endpoint_zone")[1]["why"], "the zone b has no healthy target");
+    assert_eq!(names(&world, "shop", "endpoint_zone")[1]["why"], "the zone b has too few healthy targets");
     world.set_up("t1", false);
     until(&world, "no zone is fit, so all are there", &["10.0.9.19", "10.0.9.9"]);
     world.set_up("t1", true);
@@ -437,6 +439,109 @@ fn whoever_is_not_of_the_vpc_or_wants_something_else_of_the_resolver_is_dropped_
     assert!(drops(&world, "shop", "no_listener") > 0);
     assert!(!world.shell("ca", &format!("ping -c 1 -W 1 {RESOLVER} || true")).contains("1 received"));
     assert_eq!(counted(&world, "shop", "questions"), 0, "nothing of that came to the resolver");
+}
+
+/// What every stack's end of its link has, and what it believes its router to have.
+const STACK: Mac = [0x02, 0x70, 0x6c, 0, 0, 1];
+const ROUTER: Mac = [0x02, 0x70, 0x6c, 0, 0, 2];
+const OWN: Ip = [10, 0, 0, 2];
+
+#[test]
+fn a_question_goes_to_the_stack_and_its_answer_to_where_it_came_from_byte_for_byte() {
+    let text = named("", UNVERIFIED, "true");
+    for bench in [Bench::xdp(World::new(&text)), Bench::tcx(World::new(&text))] {
+        let interfaces = bench.world.json("status")[0]["interfaces"].clone();
+        let own =
+            |row: &&Value| row["vpc"] == "shop" && row["interface"].as_str().unwrap().starts_with("pls");
+        let stack = interfaces.as_array().unwrap().iter().find(own).unwrap()["interface"].as_str().unwrap();
+        let resolver = |to: Ip| {
+            let asked = arp(1, [2, 1, 1, 1, 1, 1], CLIENT, [0; 6], to, [0xff; 6]);
+            let told = bench.expect("ARP", "ca", &asked, REDIRECT, &[("shop arp_reply", 1)]);
+            let mac: Mac = told[6..12].try_into().unwrap();
+            assert_eq!(told[..42], arp(2, mac, to, [2, 1, 1, 1, 1, 1], CLIENT, [2, 1, 1, 1, 1, 1]));
+            mac
+        };
+        let (mac, everywhere) = (resolver(OWN), resolver([169, 254, 169, 253]));
+        assert_ne!(mac, everywhere);
+
+        let question = Packet { to: OWN, payload: dig_bytes("api.example.com"), ..Packet::udp() };
+        let steered = |packet: &Packet| Packet { to_mac: STACK, from_mac: ROUTER, ..packet.clone() }.build();
+        let remembered = [("shop steered", 1), ("map callers", 1)];
+        let out = bench.expect("a question", "ca", &question.build(), REDIRECT, &remembered);
+        assert_eq!(out, steered(&question));
+        let moved = Packet { from_mac: [2, 1, 1, 1, 1, 7], ..question.clone() };
+        bench.expect("from another place", "ca", &moved.build(), REDIRECT, &[("shop steered", 1)]);
+        let mut syn = Packet { to: OWN, to_port: 53, ..Packet::tcp(SYN) };
+        for flags in [SYN, ACK] {
+            syn.flags = flags;
+            let out = bench.expect("a segment", "ca", &syn.build(), REDIRECT, &[("shop steered", 1)]);
+            assert_eq!(out[..12], steered(&syn)[..12]);
+        }
+        bench.expect("a question", "ca", &moved.build(), REDIRECT, &[("shop steered", 1)]);
+
+        let answer = Packet {
+            from: OWN,
+            from_port: 53,
+            to: CLIENT,
+            to_port: 40000,
+            from_mac: STACK,
+            to_mac: ROUTER,
+            ..question.clone()
+        };
+        let out = bench.expect("its answer", stack, &answer.build(), REDIRECT, &[("shop steered", 1)]);
+        assert_eq!(out, Packet { to_mac: moved.from_mac, from_mac: mac, ..answer.clone() }.build());
+
+        let refused = |what: &str, by: &str, packet: &Packet, reason: &str| {
+            let frame = packet.build();
+            let out = bench.expect(what, by, &frame, DROP, &[(reason, 1)]);
+            assert_eq!(out, frame, "{what}");
+        };
+        let outside = Packet { from: [192, 168, 7, 7], ..question.clone() };
+        refused("from outside", "ca", &outside, "shop source_outside_vpc");
+        let spoofed = Packet { from: [169, 254, 169, 253], ..question.clone() };
+        refused("in the resolver's name", "ca", &spoofed, "shop spoofed_source");
+        for port in [0, 52, 54, 80, 1023, 2048] {
+            refused(
+                "to another port",
+                "ca",
+                &Packet { to_port: port, ..question.clone() },
+                "shop no_listener",
+            );
+        }
+        let stranger = Packet { to: [10, 0, 1, 99], ..answer.clone() };
+        refused("to who has not asked", stack, &stranger, "shop no_next_hop");
+        let others = Packet { from_port: 54, ..answer.clone() };
+        refused("from another port", stack, &others, "shop spoofed_source");
+        let endpoint = Packet { from: [10, 0, 9, 9], ..answer.clone() };
+        refused("from the endpoint's address", stack, &endpoint, "shop spoofed_source");
+        let piece = Packet { fragment: 0x2003, ..question.clone() };
+        refused("a later fragment", "ca", &piece, "shop fragment_unknown");
+        let echo = question.icmp(8, b"ping");
+        bench.refused("an echo request", "ca", &echo, "shop icmp_unsupported");
+
+        // Whoever forges the name server's address does not get what is for it.
+        assert_eq!(bench.world.apply(&named("", UNVERIFIED, UPSTREAM)).0, Some(0));
+        eventually("the name server's link-layer address is known", || {
+            (!bench.world.json("status")[0]["problems"].to_string().contains("name server")).then_some(())
+        });
+        let redirected = |by: &str, packet: &Packet| {
+            let (verdict, out) = bench.run(by, &packet.build());
+            assert_eq!(verdict, REDIRECT);
+            out
+        };
+        redirected("ca", &Packet { from: [10, 0, 1, 22], ..question.clone() });
+        let to_server = Packet { to: [10, 0, 1, 22], to_port: 53, from_port: 1500, ..answer.clone() };
+        let out = redirected(stack, &to_server);
+        let lladdr = out[..6].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+        assert!(
+            bench.world.shell("t2", "ip link show eth0").contains(&lladdr),
+            "{lladdr} is not the server's"
+        );
+        let reply = Packet { from: [10, 0, 1, 22], from_port: 53, to_port: 1500, ..question.clone() };
+        assert_eq!(redirected("t2", &reply), steered(&reply));
+        let elsewhere = Packet { from: [192, 0, 2, 53], ..reply.clone() };
+        assert_eq!(redirected("t2", &elsewhere), steered(&elsewhere), "name servers may be anywhere");
+    }
 }
 
 #[test]

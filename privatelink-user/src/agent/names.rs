@@ -8,7 +8,7 @@ use crate::dns::verify::verify;
 use crate::dns::{Entry, Resolver, View};
 use crate::listing;
 use anyhow::{Context, Result, anyhow};
-use log::{info, warn};
+use log::{error, info, warn};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -35,7 +35,8 @@ impl Agent {
     pub(super) fn follow_names(&mut self) {
         let vpcs = &self.model.vpcs;
         self.resolvers.retain(|vpc, running| {
-            vpcs.get(vpc).and_then(|it| it.dns.as_ref()).is_some_and(|wanted| *wanted == running.model)
+            let wanted = vpcs.get(vpc).and_then(|it| it.dns.as_ref());
+            running.is_running() && wanted.is_some_and(|wanted| *wanted == running.model)
         });
         if vpcs.values().all(|vpc| vpc.dns.is_none()) {
             return;
@@ -51,6 +52,14 @@ impl Agent {
                 let resolver = Resolver::start(&self.runtime, name, wanted, sockets, view);
                 self.resolvers.insert(name.clone(), resolver);
             }
+        }
+    }
+
+    /// Starts those again that have come to grief.
+    pub(super) fn look_at_resolvers(&mut self) {
+        if let Some((vpc, _)) = self.resolvers.iter().find(|(_, resolver)| !resolver.is_running()) {
+            error!("the resolver of {vpc} has ended, and is started again");
+            self.follow_names();
         }
     }
 

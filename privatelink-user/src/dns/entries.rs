@@ -155,8 +155,7 @@ struct Zone<'a> {
 
 /// Every name of every VPC that has a resolver.
 pub fn entries(facts: &Facts<'_>) -> Vec<Entry> {
-    let faults = zones::faults(facts.image);
-    let unfit = faults.into_keys().collect();
+    let unfit = zones::withdrawn(facts.model, facts.image, facts.names);
     let mut entries = Vec::new();
     let resolves = |vpc: &str| facts.model.vpcs.get(vpc).is_some_and(|vpc| vpc.dns.is_some());
     for (name, endpoint) in facts.model.endpoints.iter().filter(|(_, it)| resolves(&it.vpc)) {
@@ -269,7 +268,7 @@ fn add(
         entries.push(if zone.fit {
             of.entry(name, one, zone.addresses.iter().collect(), Standing::Answered)
         } else {
-            let why = format!("the zone {} has no healthy target", zone.name);
+            let why = format!("the zone {} has too few healthy targets", zone.name);
             of.entry(name, one, Vec::new(), Standing::Withdrawn(why))
         });
     }

@@ -224,6 +224,11 @@ impl Resolver {
         Self { model: model.clone(), shared, tasks }
     }
 
+    /// Whether all of its tasks live: they end only where one panics.
+    pub fn is_running(&self) -> bool {
+        !self.tasks.iter().any(JoinHandle::is_finished)
+    }
+
     /// Replaces the names.
     pub fn show(&self, view: View) {
         *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
