@@ -195,6 +195,8 @@ fn configure(addresses: &[IpAddr]) -> Result<()> {
     }
     let range = format!("{} {}", STACK_PORTS.start, STACK_PORTS.end - 1);
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).context("cannot set the stack's ports")?;
+    // A port whose connection to a name server has ended would else not be used towards it for a minute. A kernel without it does without.
+    let _ = fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1");
     let index = index_of(INNER).context("the stack has no link")?;
     let addresses = addresses.to_vec();
     netlink(async |handle| {

@@ -242,6 +242,24 @@ fn rules_forward_domains_from_the_outbound_address_and_questions_come_in_by_the_
 }
 
 #[test]
+fn name_servers_beyond_the_vpcs_router_are_asked_and_one_that_is_dead_does_not_keep_the_next_from_answering()
+{
+    let shop = r#"{ upstreams = ["192.0.2.53", "198.51.100.53"], gateway = "10.0.1.22" }"#;
+    let mut world = World::new(&named("", UNVERIFIED, shop));
+    // The router is a name server, too, by an address that is not on the link.
+    world.shell("t2", "ip addr add 198.51.100.53/32 dev eth0");
+    serve_names(
+        &mut world,
+        "t2",
+        "53",
+        &["--listen-address=198.51.100.53", "--bind-interfaces", "--address=/www.test/10.0.7.7"],
+    );
+    let question = format!("@{RESOLVER} www.test");
+    eventually("the second one answers", || (short(&world, "ca", &question) == ["10.0.7.7"]).then_some(()));
+    assert_eq!(counted(&world, "shop", "failed"), 0);
+}
+
+#[test]
 fn a_name_is_there_while_its_endpoint_is_available_and_gone_when_the_provider_rejects_it() {
     let mut world = World::new(&named("", UNVERIFIED, UPSTREAM).replace("acceptance_required = false", ""));
     serve_names(&mut world, "t2", "53", &["--address=/example.com/192.0.2.7"]);
@@ -514,7 +532,7 @@ fn a_question_goes_to_the_stack_and_its_answer_to_where_it_came_from_byte_for_by
         refused("from another port", stack, &others, "shop spoofed_source");
         let endpoint = Packet { from: [10, 0, 9, 9], ..answer.clone() };
         refused("from the endpoint's address", stack, &endpoint, "shop spoofed_source");
-        let piece = Packet { fragment: 0x2003, ..question.clone() };
+        let piece = Packet { fragment: 0x0003, ..question.clone() };
         refused("a later fragment", "ca", &piece, "shop fragment_unknown");
         let echo = question.icmp(8, b"ping");
         bench.refused("an echo request", "ca", &echo, "shop icmp_unsupported");

@@ -25,6 +25,8 @@ use tokio::task::JoinHandle;
 
 /// Questions of one VPC that wait for other name servers: each has a socket, and the stack has 1024 ports.
 const FORWARDED: usize = 256;
+/// The same of one address, so that one that asks whom nobody answers does not take them all.
+const FORWARDED_EACH: u32 = 64;
 /// Connections of one VPC.
 const CONNECTIONS: usize = 128;
 /// Connections of one address.
@@ -105,6 +107,48 @@ impl Limiter {
     }
 }
 
+/// Places that addresses take, each so many at most.
+#[derive(Debug)]
+struct Places {
+    most: u32,
+    taken: Mutex<HashMap<IpAddr, u32>>,
+}
+
+impl Places {
+    fn new(most: u32) -> Arc<Self> {
+        Arc::new(Self { most, taken: Mutex::default() })
+    }
+
+    fn take(self: &Arc<Self>, of: IpAddr) -> Option<Seat> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = taken.get(&of).copied().unwrap_or(0);
+        if own >= self.most {
+            return None;
+        }
+        taken.insert(of, own + 1);
+        Some(Seat { places: Arc::clone(self), of })
+    }
+}
+
+/// One of an address's places, for as long as it is held.
+#[derive(Debug)]
+struct Seat {
+    places: Arc<Places>,
+    of: IpAddr,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = taken.get_mut(&self.of) {
+            *own -= 1;
+            if *own == 0 {
+                taken.remove(&self.of);
+            }
+        }
+    }
+}
+
 /// Whom a rule asks.
 #[derive(Debug)]
 struct Servers {
@@ -112,6 +156,9 @@ struct Servers {
     /// The place of the one that answered last.
     good: AtomicUsize,
 }
+
+/// The place of a question that waits: its address's and the VPC's.
+type Waiting = (Seat, OwnedSemaphorePermit);
 
 /// What all of a resolver's tasks share.
 #[derive(Debug)]
@@ -124,7 +171,10 @@ struct Shared {
     limiter: Mutex<Limiter>,
     waiting: Arc<Semaphore>,
     connections: Arc<Semaphore>,
-    connected: Mutex<HashMap<IpAddr, u32>>,
+    /// Questions of an address that wait.
+    asking: Arc<Places>,
+    /// Connections of an address.
+    connected: Arc<Places>,
 }
 
 impl Shared {
@@ -153,7 +203,7 @@ impl Shared {
     }
 
     /// What other name servers say; that nobody answers, where nobody does.
-    async fn ask(&self, question: &Question, over: Transport, _permit: OwnedSemaphorePermit) -> Vec<u8> {
+    async fn ask(&self, question: &Question, over: Transport, _waiting: Waiting) -> Vec<u8> {
         let Some(servers) = self.servers.get(question.rule) else { return question.failure() };
         match forward(question, &servers.list, servers.good.load(Ordering::Relaxed), over).await {
             Ok((reply, place)) => {
@@ -170,8 +220,9 @@ impl Shared {
     }
 
     /// Takes one of the places of questions that wait.
-    fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.waiting).try_acquire_owned().ok();
+    fn permit(&self, of: IpAddr) -> Option<Waiting> {
+        let own = self.asking.take(of);
+        let permit = own.and_then(|own| Some((own, Arc::clone(&self.waiting).try_acquire_owned().ok()?)));
         if permit.is_none() {
             count(&self.counters.failed);
         }
@@ -214,7 +265,8 @@ impl Resolver {
             limiter: Mutex::new(Limiter::new(model.rate, Instant::now())),
             waiting: Arc::new(Semaphore::new(FORWARDED)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
-            connected: Mutex::default(),
+            asking: Places::new(FORWARDED_EACH),
+            connected: Places::new(CONNECTIONS_EACH),
         });
         let mut tasks = Vec::new();
         for address in model.listens().map(|it| SocketAddr::new(it, DNS)) {
@@ -293,7 +345,7 @@ async fn datagrams(shared: Arc<Shared>, sockets: Sockets, address: SocketAddr) {
         };
         match shared.hear(&buffer[..length], from.ip(), Transport::Udp) {
             Some(Judged::Answer(bytes, _)) => send(&socket, &bytes, from),
-            Some(Judged::Forward(question)) => match shared.permit() {
+            Some(Judged::Forward(question)) => match shared.permit(from.ip()) {
                 None => send(&socket, &question.failure(), from),
                 Some(permit) => {
                     let (shared, socket) = (Arc::clone(&shared), Arc::clone(&socket));
@@ -326,42 +378,16 @@ async fn connections(shared: Arc<Shared>, sockets: Sockets, address: SocketAddr)
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let Some(seat) = Seat::take(&shared, from.ip()) else {
+        let Some(seat) = shared.connected.take(from.ip()) else {
             count(&shared.counters.limited);
             continue;
         };
+        let shared = Arc::clone(&shared);
         drop(tokio::spawn(async move {
             // What ends a connection is the client's affair.
-            let _ = converse(&seat.0, stream, seat.1).await;
-            drop(permit);
+            let _ = converse(&shared, stream, from.ip()).await;
+            drop((seat, permit));
         }));
-    }
-}
-
-/// One of an address's connections, for as long as it lasts.
-struct Seat(Arc<Shared>, IpAddr);
-
-impl Seat {
-    fn take(shared: &Arc<Shared>, from: IpAddr) -> Option<Self> {
-        let mut connected = shared.connected.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = connected.entry(from).or_default();
-        if *own >= CONNECTIONS_EACH {
-            return None;
-        }
-        *own += 1;
-        Some(Self(Arc::clone(shared), from))
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut connected = self.0.connected.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = connected.get_mut(&self.1) {
-            *own -= 1;
-            if *own == 0 {
-                connected.remove(&self.1);
-            }
-        }
     }
 }
 
@@ -371,7 +397,7 @@ async fn converse(shared: &Shared, mut stream: TcpStream, from: IpAddr) -> Resul
         let Some(message) = tokio::time::timeout(SILENCE, read(&mut stream)).await?? else { return Ok(()) };
         let reply = match shared.hear(&message, from, Transport::Tcp) {
             Some(Judged::Answer(bytes, _)) => bytes,
-            Some(Judged::Forward(question)) => match shared.permit() {
+            Some(Judged::Forward(question)) => match shared.permit(from) {
                 None => question.failure(),
                 Some(permit) => shared.ask(&question, Transport::Tcp, permit).await,
             },
@@ -393,6 +419,22 @@ mod tests {
         assert_eq!((0..9).filter(|_| limiter.admits(address(1), now)).count(), 3);
         assert!(limiter.admits(address(2), now));
         assert!(limiter.admits(address(1), now + Duration::from_secs(1)), "the next second is another");
+    }
+
+    #[test]
+    fn an_address_has_as_many_places_as_any_other_and_gives_them_back() {
+        let places = Places::new(2);
+        let address = |last: u8| IpAddr::from([10, 0, 1, last]);
+        let (one, two) = (places.take(address(1)), places.take(address(1)));
+        assert!(one.is_some() && two.is_some() && places.take(address(1)).is_none());
+        assert!(places.take(address(2)).is_some());
+        drop(one);
+        assert!(places.take(address(1)).is_some());
+        drop(two);
+        assert!(
+            places.taken.lock().is_ok_and(|taken| taken.is_empty()),
+            "nothing is remembered of who has none"
+        );
     }
 
     #[test]
