@@ -176,6 +176,9 @@ fn problems(agent: &Agent) -> Result<Vec<String>> {
             ));
         }
     }
+    let deaf = agent.resolvers.iter().filter(|(_, resolver)| !resolver.listens());
+    problems
+        .extend(deaf.map(|(vpc, _)| format!("the resolver of {vpc} cannot listen at all of its addresses")));
     problems
         .extend(agent.book.domains.iter().filter_map(|(service, domain)| unverified(agent, service, domain)));
     for (id, _) in agent.image.endpoints.iter().filter(|(_, gate)| gate.full) {

@@ -267,6 +267,8 @@ pub struct Endpoint {
     pub icmp_errors: bool,
     /// Whether its VPC knows the service by the name that it brings.
     pub private_dns_enabled: bool,
+    /// The families of addresses that its names resolve to; none: all that it has.
+    pub dns_record_ip_type: Option<Family>,
 }
 
 impl Endpoint {
@@ -701,6 +703,7 @@ impl Build<'_, '_> {
             );
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
             let private_dns_enabled = self.private_dns_enabled(&mut fields, &vpc, &service);
+            let dns_record_ip_type = self.record_type(&mut fields, &addresses);
             fields.finish(self.reader);
             self.zones(&service, &addresses, at);
             let endpoint = Endpoint {
@@ -715,6 +718,7 @@ impl Build<'_, '_> {
                 mtu,
                 icmp_errors,
                 private_dns_enabled,
+                dns_record_ip_type,
             };
             self.model.endpoints.insert(name, endpoint);
         }

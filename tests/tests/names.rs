@@ -441,6 +441,10 @@ fn dualstack_endpoints_have_both_kinds_of_address_and_the_resolver_hears_over_ip
     }
     let zone = name(&world, "shop", "endpoint_zone");
     assert_eq!(short(&world, "ca", "@fd00:ec2::253 -x fd00::99"), [format!("{zone}.")]);
+    let one = text.replace("[endpoints.bank]", "dns_record_ip_type = \"ipv6\"\n[endpoints.bank]");
+    assert_eq!(world.apply(&one).0, Some(0));
+    assert_eq!(short(&world, "ca", &format!("@{RESOLVER} {all} AAAA")), ["fd00::99"]);
+    assert_eq!(short(&world, "ca", &format!("@{RESOLVER} {all} A")), [""; 0], "as the endpoint says");
 }
 
 #[test]

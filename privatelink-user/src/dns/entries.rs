@@ -1,7 +1,7 @@
 //! Which names a VPC has, and to what they resolve: a function of the configuration, the connections and the targets' health.
 
 use crate::connections::{Book, Connection, State};
-use crate::ip;
+use crate::ip::{self, Family};
 use crate::model::{Addresses, Endpoint, LoadBalancer, Model};
 use crate::names::{Kind as Numbered, Names};
 use crate::plan::{Image, hash};
@@ -146,11 +146,19 @@ pub fn reverse_name(address: IpAddr) -> String {
     }
 }
 
-/// A zone of something that has addresses: whether it is fit for traffic.
+/// A zone of something that has addresses: whether it is fit for traffic, and which of them names resolve to.
 struct Zone<'a> {
     name: &'a str,
     addresses: &'a Addresses,
+    family: Option<Family>,
     fit: bool,
+}
+
+impl Zone<'_> {
+    fn shown(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let family = self.family;
+        self.addresses.iter().filter(move |it| family.is_none_or(|family| Family::of(*it) == family))
+    }
 }
 
 /// Every name of every VPC that has a resolver.
@@ -181,7 +189,7 @@ fn of_endpoint(
         let entry = |address| facts.image.addresses.get(&VpcAddress::new(vpc, ip::entry(address)));
         addresses.iter().all(|address| entry(address).is_some_and(|it| !unfit.contains(&it.balancer)))
     };
-    let zones = zones(&endpoint.addresses, |_, addresses| is_fit(addresses));
+    let zones = zones(&endpoint.addresses, endpoint.dns_record_ip_type, |_, addresses| is_fit(addresses));
     let called = |zone: Option<&str>| endpoint_name(facts.model, facts.book, connection, zone);
     let of = Owner { vpc: &endpoint.vpc, name, kinds: [Kind::Endpoint, Kind::EndpointZone] };
     add(&of, &zones, called, entries);
@@ -208,7 +216,8 @@ fn of_balancer(
     entries: &mut Vec<Entry>,
 ) {
     let number = |zone: &str| facts.names.id(Numbered::Balancer, &format!("{name}/{zone}"));
-    let zones = zones(&balancer.addresses, |zone, _| number(zone).is_some_and(|id| !unfit.contains(&id)));
+    let zones =
+        zones(&balancer.addresses, None, |zone, _| number(zone).is_some_and(|id| !unfit.contains(&id)));
     let called = |zone: Option<&str>| balancer_name(facts.model, name, zone);
     let of = Owner { vpc: &balancer.vpc, name, kinds: [Kind::LoadBalancer, Kind::LoadBalancerZone] };
     add(&of, &zones, called, entries);
@@ -217,11 +226,13 @@ fn of_balancer(
 /// The zones of something. Where none is fit, all are (AWS: target-group-health, fail-open).
 fn zones<'a>(
     addresses: &'a BTreeMap<String, Addresses>,
+    family: Option<Family>,
     is_fit: impl Fn(&str, &Addresses) -> bool,
 ) -> Vec<Zone<'a>> {
     let zone = |(name, addresses): (&'a String, &'a Addresses)| Zone {
         name,
         addresses,
+        family,
         fit: is_fit(name, addresses),
     };
     let mut zones: Vec<_> = addresses.iter().map(zone).collect();
@@ -232,7 +243,7 @@ fn zones<'a>(
 }
 
 fn fit(zones: &[Zone<'_>]) -> Vec<IpAddr> {
-    zones.iter().filter(|zone| zone.fit).flat_map(|zone| zone.addresses.iter()).collect()
+    zones.iter().filter(|zone| zone.fit).flat_map(Zone::shown).collect()
 }
 
 /// Whose names they are.
@@ -266,7 +277,7 @@ fn add(
             entries.push(Entry { pointer: Some(name.clone()), ..reverse });
         }
         entries.push(if zone.fit {
-            of.entry(name, one, zone.addresses.iter().collect(), Standing::Answered)
+            of.entry(name, one, zone.shown().collect(), Standing::Answered)
         } else {
             let why = format!("the zone {} has too few healthy targets", zone.name);
             of.entry(name, one, Vec::new(), Standing::Withdrawn(why))

@@ -168,6 +168,8 @@ struct Shared {
     rules: Rules,
     servers: Vec<Servers>,
     counters: Counters,
+    /// Sockets that are open.
+    open: AtomicUsize,
     limiter: Mutex<Limiter>,
     waiting: Arc<Semaphore>,
     connections: Arc<Semaphore>,
@@ -262,6 +264,7 @@ impl Resolver {
             rules,
             servers,
             counters: Counters::default(),
+            open: AtomicUsize::new(0),
             limiter: Mutex::new(Limiter::new(model.rate, Instant::now())),
             waiting: Arc::new(Semaphore::new(FORWARDED)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
@@ -279,6 +282,11 @@ impl Resolver {
     /// Whether all of its tasks live: they end only where one panics.
     pub fn is_running(&self) -> bool {
         !self.tasks.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Whether it hears at all of its addresses.
+    pub fn listens(&self) -> bool {
+        self.shared.open.load(Ordering::Relaxed) == self.tasks.len()
     }
 
     /// Replaces the names.
@@ -316,6 +324,7 @@ async fn opened<T>(
         };
         match result {
             Ok(socket) => {
+                shared.open.fetch_add(1, Ordering::Relaxed);
                 if said {
                     info!("the resolver of {} listens at {address}", shared.vpc);
                 }

@@ -1,10 +1,11 @@
 //! DNS: the names that are generated, the VPCs' resolvers, and the names that providers bring.
 
-use super::{Build, EndpointService};
+use super::{Addresses, Build, EndpointService, all_have};
 use crate::config::{Fields, Value};
 use crate::ip::Family;
 use ipnet::IpNet;
 use privatelink_common::limits::DNS;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
@@ -359,6 +360,30 @@ impl Build<'_, '_> {
             self.reader.problem(value.span(), message, None);
         }
         true
+    }
+}
+
+impl Build<'_, '_> {
+    /// The family of addresses that an endpoint's names resolve to (AWS: `DnsRecordIpType`), of those that it has; none: all of them.
+    pub(super) fn record_type(
+        &mut self,
+        fields: &mut Fields<'_, '_>,
+        addresses: &BTreeMap<String, Addresses>,
+    ) -> Option<Family> {
+        let value = fields.get("dns_record_ip_type")?;
+        let known = |text: &str| match text {
+            "dualstack" => Some(None),
+            other => Family::from_name(other).map(Some),
+        };
+        let what = "a record IP type: ipv4, ipv6 or dualstack";
+        let wanted = self.reader.parsed(value, what, known)?;
+        let has = |family: Family| all_have(addresses.values(), family);
+        let lacking =
+            Family::ALL.into_iter().find(|it| wanted.is_none_or(|wanted| wanted == *it) && !has(*it));
+        if let Some(family) = lacking {
+            self.reader.problem(value.span(), format!("the endpoint has no {family} addresses"), None);
+        }
+        wanted
     }
 }
 
