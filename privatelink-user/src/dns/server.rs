@@ -39,8 +39,10 @@ const ADDRESSES: usize = 4096;
 const TOGETHER: u32 = 16;
 /// The longest question that comes by a datagram, in bytes: far longer than any.
 const LONGEST: usize = 4096;
-/// How long until what could not be opened is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+/// How long until what could not be opened is tried again: at first soon, since a resolver that was changed may still hold its sockets.
+const AGAIN: Duration = Duration::from_millis(10);
+/// How long at most, and after which it is said.
+const LATER: Duration = Duration::from_secs(1);
 
 /// What a resolver has done.
 #[derive(Debug, Default)]
@@ -316,7 +318,7 @@ async fn opened<T>(
     (kind, address): (Kind, SocketAddr),
     make: impl Fn(socket2::Socket) -> std::io::Result<T>,
 ) -> T {
-    let mut said = false;
+    let (mut wait, mut said) = (AGAIN, false);
     loop {
         let result: Result<T> = match sockets.open(kind, address).await {
             Ok(socket) => make(socket).map_err(Into::into),
@@ -330,13 +332,14 @@ async fn opened<T>(
                 }
                 return socket;
             }
-            Err(error) if !said => {
+            Err(error) if !said && wait >= LATER => {
                 warn!("the resolver of {} cannot listen at {address} yet: {error:#}", shared.vpc);
                 said = true;
             }
             Err(_) => {}
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LATER);
     }
 }
 
@@ -357,10 +360,13 @@ async fn datagrams(shared: Arc<Shared>, sockets: Sockets, address: SocketAddr) {
             Some(Judged::Forward(question)) => match shared.permit(from.ip()) {
                 None => send(&socket, &question.failure(), from),
                 Some(permit) => {
-                    let (shared, socket) = (Arc::clone(&shared), Arc::clone(&socket));
+                    // Who waits does not keep the socket from being closed.
+                    let (shared, socket) = (Arc::clone(&shared), Arc::downgrade(&socket));
                     drop(tokio::spawn(async move {
                         let reply = shared.ask(&question, Transport::Udp, permit).await;
-                        send(&socket, &reply, from);
+                        if let Some(socket) = socket.upgrade() {
+                            send(&socket, &reply, from);
+                        }
                     }));
                 }
             },
