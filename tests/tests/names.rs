@@ -448,6 +448,29 @@ fn dualstack_endpoints_have_both_kinds_of_address_and_the_resolver_hears_over_ip
 }
 
 #[test]
+fn a_name_server_of_ipv6_is_asked_from_the_outbound_address_of_its_family() {
+    let text = dualstack("", UNCHECKED)
+        .replace(
+            r#"interfaces = ["ca"]"#,
+            "interfaces = [\"ca\", \"t2\"]\ndns = { upstreams = [\"fd00::22\"], outbound = [\"fd00::54\"] }",
+        )
+        .replace(r#"interfaces = ["t1", "t2"]"#, r#"interfaces = ["t1"]"#)
+        .replace(r#", { address = "10.0.1.22", zone = "a" }"#, "")
+        .replace(r#", { address = "fd00::22", zone = "a" }"#, "");
+    let mut world = World::dualstack(&text, &["ca", "cb", "t1", "t2"]);
+    let log = world.dir.path().join("dnsmasq.log");
+    let facility = format!("--log-facility={}", log.display());
+    serve_names(&mut world, "t2", "53", &["--address=/www.test/fd00::77", "--log-queries=extra", &facility]);
+    for way in ["", "+tcp"] {
+        let question = format!("@{RESOLVER} {way} www.test AAAA");
+        eventually("the name server answers", || {
+            (short(&world, "ca", &question) == ["fd00::77"]).then_some(())
+        });
+    }
+    assert!(std::fs::read_to_string(&log).unwrap().contains("fd00::54/"));
+}
+
+#[test]
 fn whoever_is_not_of_the_vpc_or_wants_something_else_of_the_resolver_is_dropped_by_name() {
     let world = World::new(&named("", UNVERIFIED, "true"));
     world.shell("ca", "ip addr add 192.168.7.7/32 dev eth0");
