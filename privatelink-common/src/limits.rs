@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 /// Layout of the pinned maps. It changes whenever a key or a value changes its meaning; an agent refuses maps of another layout.
-pub const LAYOUT: u32 = 9;
+pub const LAYOUT: u32 = 10;
 
 /// First of the source ports that the load balancer uses towards targets, up to 65535: [`NAT_PORT_COUNT`] ports, which AWS's 55,000
 /// flows for each target and load balancer address fit into (edit-target-group-attributes).
@@ -83,6 +83,12 @@ pub const COOKIES_SHARE: u32 = 8;
 
 /// The MSS that a SYN cookie's SYN-ACK announces: the target's is not known yet, and Ethernet's fits nearly everywhere.
 pub const COOKIE_MSS: u16 = 1460;
+
+/// Entries of each of the two tables of rules; they take memory only where there are rules.
+pub const RULE_ENTRIES: u32 = 1 << 20;
+
+/// Rules of a set are bits of so many words: 512 rules, which five security groups of 60 (AWS's quotas) fit into, and one of 100 more.
+pub const RULE_WORDS: usize = 8;
 
 /// Outcomes that can be counted for a VPC; the counters' index is `vpc * OUTCOMES + outcome`.
 pub const OUTCOMES: u32 = 64;

@@ -8,6 +8,7 @@
 //! bare integers are in the machine's order. No type has padding: the derives refuse it.
 
 use crate::checksum;
+use crate::limits::RULE_WORDS;
 use crate::path::Room;
 use crate::verdict::Direction;
 use crate::wire::{Ip, Ipv4, Ipv6, Mac};
@@ -65,8 +66,10 @@ table! {
 pub const ENDPOINT: u8 = 1;
 /// [`Address::kind`]: a load balancer's address, in its provider's VPC.
 pub const BALANCER: u8 = 2;
-/// [`Address::kind`]: an address of a VPC's resolver.
+/// [`Address::kind`]: an address that every resolver of such a VPC has, out of reach of network ACLs.
 pub const RESOLVER: u8 = 3;
+/// [`Address::kind`]: an inbound or outbound address of a resolver, which is a host's like any other.
+pub const RESOLVER_ENDPOINT: u8 = 4;
 
 table! {
     /// Value of `addresses`, a hash: the addresses that exist only here.
@@ -77,16 +80,24 @@ table! {
         endpoint: u32,
         /// The load balancer's address that serves it, or that it is: index of `balancers`.
         balancer: u32,
-        /// Slot of the VPC's stack, for a [`BALANCER`] and a [`RESOLVER`]; 0: it has none.
+        /// Slot of the VPC's stack, for a [`BALANCER`] and a resolver; 0: it has none.
         stack: u16,
         /// What ARP and neighbour discovery answer, and the source of what leaves from this address.
         mac: Mac,
-        /// [`ENDPOINT`], [`BALANCER`] or [`RESOLVER`].
+        /// [`ENDPOINT`], [`BALANCER`], [`RESOLVER`] or [`RESOLVER_ENDPOINT`].
         kind: u8,
         /// 1: ICMP echo requests are answered.
         ping: u8,
         /// 1: the load balancer has IPv6 addresses, so that flows of this address, if it is an IPv4 address, may be in the wide tables.
         dualstack: u16,
+    }
+}
+
+impl Address {
+    /// Whether it is a resolver's.
+    #[inline(always)]
+    pub const fn is_resolver(&self) -> bool {
+        self.kind == RESOLVER || self.kind == RESOLVER_ENDPOINT
     }
 }
 
@@ -102,9 +113,64 @@ table! {
 }
 
 table! {
+    /// Key of `rules_by_address`, a longest-prefix-match trie: an address, or a network of them, in a set of rules. The prefix length
+    /// counts the set's 32 bits. Sets never change: what is said otherwise is another set. Written by the agent, read for a flow's first
+    /// packet, and for network ACLs once a second after it. Full: the configuration is refused.
+    RuleAddress, 24, align 4, {
+        /// The set.
+        set: U32,
+        /// The network: the other side's, be it the source or the destination. IPv4 as in `prefixes`.
+        address: Ipv6,
+        /// Zero, so that the value, which the kernel puts behind the key, is aligned.
+        reserved: [u8; 4],
+    }
+}
+
+/// Value of `rules_by_address`: the rules that the address matches, a bit each; the lowest is the first.
+pub type RuleMask = [u64; RULE_WORDS];
+
+table! {
+    /// Key of `rules_by_port`, a longest-prefix-match trie: a protocol, and a range of destination ports that is a prefix, in a set of
+    /// rules. The prefix length counts the 48 bits before the port. Written and read as `rules_by_address` is.
+    RulePort, 8, align 4, {
+        /// The set.
+        set: U32,
+        /// TCP, UDP, ICMP or ICMPv6.
+        protocol: u8,
+        /// Zero.
+        reserved: u8,
+        /// The port; 0 for ICMP and ICMPv6.
+        port: U16,
+    }
+}
+
+table! {
+    /// Value of `rules_by_port`.
+    RulePorts, 128, align 8, {
+        /// The rules that the protocol and the port match, a bit each.
+        rules: RuleMask,
+        /// The rules of the set that allow; the others deny.
+        allows: RuleMask,
+    }
+}
+
+table! {
+    /// Value of `subnets`, a longest-prefix-match trie by [`Prefix`], of the networks that network ACLs are about. Written by the agent,
+    /// read for what endpoints that have [`Endpoint::acls`] forward. Full: the configuration is refused.
+    Subnet, 12, align 4, {
+        /// Its number; 0: no network ACL is about it.
+        id: u32,
+        /// The rules by which packets may enter it.
+        ingress: u32,
+        /// The rules by which packets may leave it.
+        egress: u32,
+    }
+}
+
+table! {
     /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
     /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
-    Endpoint, 32, align 4, {
+    Endpoint, 36, align 4, {
         /// Flows that were admitted under another generation are judged anew. It only ever grows.
         generation: u32,
         /// 1: new flows are admitted.
@@ -123,8 +189,10 @@ table! {
         reserve: u16,
         /// 1: it says by ICMP errors what it cannot forward.
         errors: u16,
-        /// Zero.
-        reserved: u16,
+        /// 1: there are network ACLs in its VPC or in the provider's.
+        acls: u16,
+        /// The rules of its security groups, by which clients' packets may enter; 0: any may.
+        rules: u32,
         /// SYNs that its consumers may leave unconfirmed in a second before the path answers with SYN cookies, and one more; 0: it
         /// never does.
         cookies: u32,
@@ -218,7 +286,7 @@ table! {
 
 table! {
     /// Value of `listeners`. Written by the agent, read for a flow's first packet. Full: the configuration is refused.
-    Listener, 16, align 4, {
+    Listener, 20, align 4, {
         /// Index of `tables`, the Maglev table that chooses the target.
         table: u32,
         /// Size of that table, a prime; 0: there is no target.
@@ -235,6 +303,8 @@ table! {
         proxied: u8,
         /// Zero.
         reserved: u16,
+        /// The rules of the load balancer's security groups, by which what endpoints' clients send may enter; 0: any may.
+        rules: u32,
     }
 }
 
@@ -818,6 +888,12 @@ pub struct Handshake {
     pub initial: u32,
 }
 
+/// Words of a value that is too large to be copied.
+pub trait Words {
+    /// One of them; zero where there is none.
+    fn word(&self, index: usize) -> u64;
+}
+
 /// A pair of flow tables: `established` and `pending`, or `established6` and `pending6`.
 pub trait Flows<K: Key> {
     /// A flow entry's memory.
@@ -852,6 +928,15 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn address(&self, address: &VpcAddress) -> Option<Address>;
     /// Whether the address is within the VPC's CIDRs.
     fn in_vpc(&self, address: &VpcAddress) -> bool;
+    /// The rules of a set that an address matches: a [`RuleMask`].
+    fn rules_of_address(&self, address: &RuleAddress) -> Option<impl Words>;
+    /// The rules of a set that a protocol and a port match: [`RulePorts`].
+    fn rules_of_port(&self, port: &RulePort) -> Option<impl Words>;
+    /// Hears which rule of a set has decided; none: no rule matches.
+    #[inline(always)]
+    fn ruled(&self, _set: u32, _rule: impl FnOnce() -> Option<u32>) {}
+    /// The subnet of an address, if a network ACL is about it.
+    fn subnet(&self, address: &VpcAddress) -> Option<Subnet>;
     /// Which of a load balancer's addresses a new flow leaves from: [`Balancer::source`].
     fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32>;
     /// How a load balancer's address looks to targets.

@@ -100,6 +100,12 @@ words! {
         EndpointRate = 32 => "endpoint_rate",
         /// A new flow of an endpoint that has as many flows as it may.
         EndpointFull = 33 => "endpoint_full",
+        /// A packet that would open a flow, and that the endpoint's security groups do not allow; silent, as on AWS.
+        SecurityGroup = 34 => "security_group",
+        /// The same of the load balancer's security groups.
+        LoadBalancerSecurityGroup = 35 => "load_balancer_security_group",
+        /// A packet that a network ACL of either side denies.
+        NetworkAcl = 36 => "network_acl",
         /// IPv6 extension headers, to or from one of our addresses.
         ExtensionHeader = 40 => "extension_header",
         /// An IPv4 datagram without a UDP checksum that would have to become IPv6, where it must have one.

@@ -6,12 +6,13 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use privatelink_common::{
-    limits::{CALLERS, FRAGMENTED_DATAGRAMS, OUTCOMES},
+    limits::{CALLERS, FRAGMENTED_DATAGRAMS, OUTCOMES, RULE_ENTRIES},
     path::Room,
     tables::{
         Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey,
         FlowKey6, FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix,
-        Pressure, Stream, Target, TargetCounters, VpcAddress, VpcEndpointId,
+        Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters,
+        VpcAddress, VpcEndpointId,
     },
 };
 
@@ -30,6 +31,13 @@ pub(crate) static MTUS: Array<Mtu, 4096> = Array::new();
 pub(crate) static EGRESS_TCX: Array<u32, 4096> = Array::new();
 #[btf_map(name = "prefixes")]
 pub(crate) static PREFIXES: LpmTrie<Prefix, u32, 16384> = LpmTrie::new();
+#[btf_map(name = "rules_by_address")]
+pub(crate) static RULES_BY_ADDRESS: LpmTrie<RuleAddress, RuleMask, { RULE_ENTRIES as usize }> =
+    LpmTrie::new();
+#[btf_map(name = "rules_by_port")]
+pub(crate) static RULES_BY_PORT: LpmTrie<RulePort, RulePorts, { RULE_ENTRIES as usize }> = LpmTrie::new();
+#[btf_map(name = "subnets")]
+pub(crate) static SUBNETS: LpmTrie<Prefix, Subnet, 16384> = LpmTrie::new();
 #[btf_map(name = "addresses")]
 pub(crate) static ADDRESSES: HashMap<VpcAddress, Address, 16384, SPARSE> = HashMap::new();
 #[btf_map(name = "endpoints")]

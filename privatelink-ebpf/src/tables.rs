@@ -3,7 +3,8 @@
 use crate::maps::{
     ADDRESSES, BALANCERS, BUCKETS, CALLERS_BY_ADDRESS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED,
     ESTABLISHED6, FENCE, FRAGMENTS, IDENTIFICATION, INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING,
-    PENDING6, PREFIXES, PRESSURES, ROOM, STREAMS, TABLES, TARGET_COUNTERS, TARGETS, VPC_ENDPOINT_IDS,
+    PENDING6, PREFIXES, PRESSURES, ROOM, RULES_BY_ADDRESS, RULES_BY_PORT, STREAMS, SUBNETS, TABLES,
+    TARGET_COUNTERS, TARGETS, VPC_ENDPOINT_IDS,
 };
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, iphdr, tcphdr, tcx_action_base::TCX_REDIRECT, xdp_action},
@@ -13,11 +14,13 @@ use aya_ebpf::{
     },
 };
 use privatelink_common::{
+    limits::RULE_WORDS,
     path::Room,
     tables::{
         Address, Balancer, Bucket, Datagram, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6, Flows,
         FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix,
-        Pressure, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
+        Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress,
+        VpcEndpointId, Words,
     },
     wire::{Ipv4Header, Mac, TCP, Tcp},
 };
@@ -175,6 +178,21 @@ fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
     result.map_err(|error| if error == EXISTS { InsertError::Exists } else { InsertError::Full })
 }
 
+/// The words of a map's value, in the map's own memory.
+struct MapWords(*const u64, usize);
+
+impl Words for MapWords {
+    #[inline(always)]
+    fn word(&self, index: usize) -> u64 {
+        if index >= self.1 {
+            return 0;
+        }
+        // SAFETY: the pointer is one that a map lookup returned in this run, to so many words with an alignment of eight; the kernel
+        // frees a removed value when this run has ended, and the agent never changes one.
+        unsafe { self.0.add(index).read() }
+    }
+}
+
 /// The headers that the kernel's helpers take a handshake from; no packet has them.
 #[inline(always)]
 fn headers(of: &Handshake, sequence: u32, acknowledgement: u32) -> (Ipv4Header, Tcp) {
@@ -245,6 +263,24 @@ impl<E: Exit> Tables for KernelTables<E> {
     fn in_vpc(&self, address: &VpcAddress) -> bool {
         let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address.0 };
         PREFIXES.get(&Key::new(160, prefix)).is_some()
+    }
+
+    #[inline(always)]
+    fn rules_of_address(&self, address: &RuleAddress) -> Option<impl Words> {
+        let found = RULES_BY_ADDRESS.get(&Key::new(160, *address))?;
+        Some(MapWords(core::ptr::from_ref(found).cast(), RULE_WORDS))
+    }
+
+    #[inline(always)]
+    fn rules_of_port(&self, port: &RulePort) -> Option<impl Words> {
+        let found = RULES_BY_PORT.get(&Key::new(64, *port))?;
+        Some(MapWords(core::ptr::from_ref(found).cast(), 2 * RULE_WORDS))
+    }
+
+    #[inline(always)]
+    fn subnet(&self, address: &VpcAddress) -> Option<Subnet> {
+        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address.0 };
+        SUBNETS.get(&Key::new(160, prefix)).copied()
     }
 
     #[inline(always)]

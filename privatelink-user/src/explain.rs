@@ -3,7 +3,7 @@
 
 use crate::flows;
 use crate::ip::{self, with_port};
-use crate::maps::{Maps, PrefixKey};
+use crate::maps::{AddressRuleKey, Maps, PortRuleKey, PrefixKey};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
@@ -12,11 +12,13 @@ use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
     Address, Bucket, Course, Datagram, ENDPOINT, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
     Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu, Neighbour,
-    Prefix, Pressure, RESOLVER, Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Width,
+    Prefix, Pressure, RESOLVER, RESOLVER_ENDPOINT, RuleAddress, RuleMask, RulePort, RulePorts, Stream,
+    Subnet, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Width, Words,
 };
 use privatelink_common::verdict::{Action, Direction};
 use privatelink_common::wire::Mac;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use zerocopy::big_endian::U32;
 
@@ -37,9 +39,29 @@ pub struct Question {
 struct Narrator<'a> {
     maps: &'a Maps,
     names: &'a Names,
+    /// What the configuration calls the rules of each set.
+    rules: &'a BTreeMap<u32, Vec<String>>,
     interface: Interface,
     told: RefCell<Vec<String>>,
     room: RefCell<Room>,
+}
+
+/// A value of `rules_by_address`.
+struct Mask(RuleMask);
+
+impl Words for Mask {
+    fn word(&self, index: usize) -> u64 {
+        self.0.get(index).copied().unwrap_or_default()
+    }
+}
+
+/// A value of `rules_by_port`.
+struct Ports(RulePorts);
+
+impl Words for Ports {
+    fn word(&self, index: usize) -> u64 {
+        self.0.rules.iter().chain(&self.0.allows).nth(index).copied().unwrap_or_default()
+    }
 }
 
 /// An entry that is a copy, so that nothing reaches the map.
@@ -212,7 +234,7 @@ impl Tables for Narrator<'_> {
         );
         self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| match found.kind {
             ENDPOINT => format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint)),
-            RESOLVER => "yes, the VPC's resolver".into(),
+            RESOLVER | RESOLVER_ENDPOINT => "yes, the VPC's resolver".into(),
             _ => format!("yes, load balancer {}", self.names.name(Kind::Balancer, found.balancer)),
         })
     }
@@ -226,6 +248,33 @@ impl Tables for Narrator<'_> {
             self.names.name(Kind::Vpc, address.vpc.into())
         );
         self.tell(what, found, |_| "yes".into()).is_some()
+    }
+
+    fn rules_of_address(&self, address: &RuleAddress) -> Option<impl Words> {
+        self.maps.rules_by_address.get(&AddressRuleKey { bits: 160, of: *address }).ok().flatten().map(Mask)
+    }
+
+    fn rules_of_port(&self, port: &RulePort) -> Option<impl Words> {
+        self.maps.rules_by_port.get(&PortRuleKey { bits: 64, of: *port }).ok().flatten().map(Ports)
+    }
+
+    fn ruled(&self, set: u32, rule: impl FnOnce() -> Option<u32>) {
+        let said = self.rules.get(&set);
+        let told = match rule() {
+            Some(rule) => said.and_then(|said| said.get(rule as usize)).cloned(),
+            None => Some("no rule matches, so it is denied".into()),
+        };
+        self.told.borrow_mut().push(format!("rules: {}", told.unwrap_or_default()));
+    }
+
+    fn subnet(&self, address: &VpcAddress) -> Option<Subnet> {
+        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address.0 };
+        let found = self.maps.subnets.get(&PrefixKey { bits: 160, prefix }).ok().flatten();
+        if let Some(found) = found {
+            let name = self.names.name(Kind::Subnet, found.id);
+            self.told.borrow_mut().push(format!("{} is in the subnet {name}", ip::shown(address.address)));
+        }
+        found
     }
 
     fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32> {
@@ -293,12 +342,18 @@ pub fn mac(mac: Mac) -> String {
 }
 
 /// Explains what would become of a first packet (a SYN, for TCP).
-pub fn explain(maps: &Maps, names: &Names, question: &Question) -> Result<Vec<String>> {
+pub fn explain(
+    maps: &Maps,
+    names: &Names,
+    rules: &BTreeMap<u32, Vec<String>>,
+    question: &Question,
+) -> Result<Vec<String>> {
     let vpc = names
         .id(Kind::Vpc, &question.vpc)
         .with_context(|| format!("there is no VPC \"{}\"", question.vpc))?;
     let interface = Interface { vpc: u16::try_from(vpc)?, slot: 0, stack: 0, fits: u16::MAX };
-    let narrator = Narrator { maps, names, interface, told: RefCell::default(), room: RefCell::default() };
+    let narrator =
+        Narrator { maps, names, rules, interface, told: RefCell::default(), room: RefCell::default() };
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
     let builder = match (question.from.ip(), question.to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),

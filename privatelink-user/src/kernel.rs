@@ -104,13 +104,14 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 24] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 25] {
     [
         ("interfaces", "max_ifindex", limits.max_ifindex),
         ("egress", "interfaces", limits.interfaces),
         ("mtus", "interfaces", limits.interfaces),
         ("egress_tcx", "interfaces", limits.interfaces),
         ("prefixes", "addresses", limits.addresses),
+        ("subnets", "addresses", limits.addresses),
         ("addresses", "addresses", limits.addresses),
         ("endpoints", "endpoints", limits.endpoints),
         ("balancers", "endpoints", limits.endpoints),

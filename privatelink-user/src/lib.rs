@@ -26,6 +26,7 @@ pub mod plan;
 pub mod probe;
 pub mod reconcile;
 pub mod resize;
+pub mod rules;
 pub mod sockets;
 pub mod store;
 pub mod sys;

@@ -257,6 +257,19 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
     let (image, maps) = (&agent.image, &agent.maps);
     let rows = [
         ("prefixes", image.prefixes.len(), maps.prefixes.info()?, maps.prefixes.memory()?),
+        (
+            "rules_by_address",
+            image.rules_by_address.len(),
+            maps.rules_by_address.info()?,
+            maps.rules_by_address.memory()?,
+        ),
+        (
+            "rules_by_port",
+            image.rules_by_port.len(),
+            maps.rules_by_port.info()?,
+            maps.rules_by_port.memory()?,
+        ),
+        ("subnets", image.subnets.len(), maps.subnets.info()?, maps.subnets.memory()?),
         ("addresses", image.addresses.len(), maps.addresses.info()?, maps.addresses.memory()?),
         ("endpoints", image.endpoints.len(), maps.endpoints.info()?, maps.endpoints.memory()?),
         ("balancers", image.balancers.len(), maps.balancers.info()?, maps.balancers.memory()?),
@@ -511,7 +524,7 @@ pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
 
 /// What the path would do.
 pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
-    let steps = explain::explain(&agent.maps, &agent.names, &asked.into())?;
+    let steps = explain::explain(&agent.maps, &agent.names, &agent.image.rules, &asked.into())?;
     Ok(steps
         .into_iter()
         .enumerate()
@@ -551,6 +564,11 @@ pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
     changes(&mut rows, "table", &from.tables, &to.tables, |id, table| {
         format!("{} of {} slots", names.name(Kind::Table, *id), table.len())
     });
+    let said = |image: &Image| -> BTreeMap<String, ()> {
+        image.rules.values().flatten().map(|rule| (rule.clone(), ())).collect()
+    };
+    changes(&mut rows, "rule", &said(from), &said(to), |rule, ()| rule.clone());
+    changes(&mut rows, "subnet", &from.subnets, &to.subnets, |_, subnet| names.name(Kind::Subnet, subnet.id));
     changes(&mut rows, "prefix", &from.prefixes, &to.prefixes, |key, _| {
         let vpc = names.name(Kind::Vpc, key.prefix.vpc.get());
         let network = Ip(key.prefix.address);

@@ -7,8 +7,9 @@ use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
-    FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure, Stream,
-    Target, TargetCounters, VpcAddress, VpcEndpointId,
+    FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure,
+    RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters, VpcAddress,
+    VpcEndpointId,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -341,6 +342,30 @@ pub struct PrefixKey {
     pub prefix: Prefix,
 }
 
+/// A key of `rules_by_address`.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct AddressRuleKey {
+    /// Bits that count, the set's 32 included.
+    pub bits: u32,
+    /// The bits.
+    pub of: RuleAddress,
+}
+
+/// A key of `rules_by_port`.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct PortRuleKey {
+    /// Bits that count, the 48 before the port included.
+    pub bits: u32,
+    /// The bits.
+    pub of: RulePort,
+}
+
 /// Every map, in the order of `privatelink_common::tables`.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "named as the maps are; described in privatelink_common::tables")]
@@ -350,6 +375,9 @@ pub struct Maps {
     pub mtus: Map<u32, Mtu>,
     pub egress_tcx: Map<u32, u32>,
     pub prefixes: Map<PrefixKey, u32>,
+    pub rules_by_address: Map<AddressRuleKey, RuleMask>,
+    pub rules_by_port: Map<PortRuleKey, RulePorts>,
+    pub subnets: Map<PrefixKey, Subnet>,
     pub addresses: Map<VpcAddress, Address>,
     pub endpoints: Map<u32, Endpoint>,
     pub balancers: Map<u32, Balancer>,
@@ -377,12 +405,15 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 28] = [
+    pub const NAMES: [&str; 31] = [
         "interfaces",
         "egress",
         "mtus",
         "egress_tcx",
         "prefixes",
+        "rules_by_address",
+        "rules_by_port",
+        "subnets",
         "addresses",
         "endpoints",
         "balancers",
@@ -416,6 +447,9 @@ impl Maps {
             mtus: Map::open(dir, "mtus")?,
             egress_tcx: Map::open(dir, "egress_tcx")?,
             prefixes: Map::open(dir, "prefixes")?,
+            rules_by_address: Map::open(dir, "rules_by_address")?,
+            rules_by_port: Map::open(dir, "rules_by_port")?,
+            subnets: Map::open(dir, "subnets")?,
             addresses: Map::open(dir, "addresses")?,
             endpoints: Map::open(dir, "endpoints")?,
             balancers: Map::open(dir, "balancers")?,

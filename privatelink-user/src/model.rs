@@ -4,6 +4,7 @@ mod acceptance;
 mod balancers;
 mod groups;
 mod names;
+mod rules;
 
 use crate::config::{Fields, Problems, Reader, Value, nearest};
 use crate::ip::Family;
@@ -17,7 +18,8 @@ use std::time::Duration;
 pub use acceptance::{Acceptance, AutoAccept, EventType, Notification, Principal, Sink, account_of};
 pub use balancers::{Listener, LoadBalancer};
 pub use groups::{Attributes, CheckProtocol, HealthCheck, Minimum, Target, TargetGroup};
-pub use names::{Dns, PrivateName, Resolver, Rule};
+pub use names::{Dns, Forward, PrivateName, Resolver};
+pub use rules::{Entry, Match, NetworkAcl, Rule, SecurityGroup, Source, Traffic};
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +38,10 @@ pub struct Model {
     pub limits: Limits,
     /// By name.
     pub vpcs: BTreeMap<String, Vpc>,
+    /// By name.
+    pub security_groups: BTreeMap<String, SecurityGroup>,
+    /// By name.
+    pub network_acls: BTreeMap<String, NetworkAcl>,
     /// By name.
     pub target_groups: BTreeMap<String, TargetGroup>,
     /// By name.
@@ -269,6 +275,8 @@ pub struct Endpoint {
     pub private_dns_enabled: bool,
     /// The families of addresses that its names resolve to; none: all that it has.
     pub dns_record_ip_type: Option<Family>,
+    /// Its security groups; none: any client of its VPC may come in.
+    pub security_groups: Vec<String>,
 }
 
 impl Endpoint {
@@ -294,6 +302,8 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
     build.top(&mut root);
     build.dns(&mut root);
     build.vpcs(&mut root);
+    build.security_groups(&mut root);
+    build.network_acls(&mut root);
     build.target_groups(&mut root);
     build.load_balancers(&mut root);
     build.services(&mut root);
@@ -301,7 +311,6 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
     build.name_servers();
     build.sizes();
     let model = build.model;
-    root.refuse(&mut reader, "security_groups", "remove it: a rule that is not enforced protects no one");
     root.finish(&mut reader);
     reader.finish(model)
 }
@@ -696,11 +705,7 @@ impl Build<'_, '_> {
             let new_flow_burst = amount("new_flow_burst").unwrap_or(new_flow_rate);
             let mtu = fields.get("mtu").and_then(|value| self.reader.number(value, 576..=65535));
             let mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(ENDPOINT_MTU);
-            fields.refuse(
-                self.reader,
-                "security_groups",
-                "remove it: a rule that is not enforced protects no one",
-            );
+            let security_groups = self.groups(&mut fields, vpc.as_ref());
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
             let private_dns_enabled = self.private_dns_enabled(&mut fields, &vpc, &service);
             let dns_record_ip_type = self.record_type(&mut fields, &addresses);
@@ -719,6 +724,7 @@ impl Build<'_, '_> {
                 icmp_errors,
                 private_dns_enabled,
                 dns_record_ip_type,
+                security_groups,
             };
             self.model.endpoints.insert(name, endpoint);
         }

@@ -21,6 +21,10 @@ pub enum Kind {
     Table = 5,
     /// A target: `TARGET_GROUP/ADDRESS:PORT`.
     Target = 6,
+    /// A set of rules, named after what is in it.
+    Rules = 7,
+    /// A subnet that a network ACL is about: `VPC/CIDR`.
+    Subnet = 8,
 }
 
 /// Names and their numbers.

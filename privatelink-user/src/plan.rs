@@ -3,15 +3,18 @@
 use crate::connections::State;
 use crate::flows::Survey;
 use crate::ip::{self, Family};
-use crate::maps::PrefixKey;
+use crate::maps::{AddressRuleKey, PortRuleKey, PrefixKey};
 use crate::model::{Hook, Listener, LoadBalancer, Model, SynCookies, TargetGroup};
 use crate::names::{Kind, Names};
-use anyhow::{Context, Result};
-use privatelink_common::limits::{COOKIES_SHARE, ENDPOINT_MTU, TCP_CLOSED, UDP_IDLE};
+use crate::rules::{self, Line};
+use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+use privatelink_common::limits::{COOKIES_SHARE, ENDPOINT_MTU, RULE_ENTRIES, TCP_CLOSED, UDP_IDLE};
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
     Address, BALANCER, Balancer, DRAINING, ENDPOINT, Face, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix,
-    RESOLVER, Target, UNCHECKED, UNHEALTHY, VpcAddress, VpcEndpointId,
+    RESOLVER, RESOLVER_ENDPOINT, RuleMask, RulePorts, Subnet, Target, UNCHECKED, UNHEALTHY, VpcAddress,
+    VpcEndpointId,
 };
 use privatelink_common::tables::{Listener as ListenerEntry, Name};
 use privatelink_common::wire::{Ip, Mac, UDP};
@@ -32,6 +35,11 @@ pub struct Image {
     pub interfaces: BTreeMap<String, Place>,
     pub hooks: BTreeMap<String, Hook>,
     pub prefixes: BTreeMap<PrefixKey, u32>,
+    pub rules_by_address: BTreeMap<AddressRuleKey, RuleMask>,
+    pub rules_by_port: BTreeMap<PortRuleKey, RulePorts>,
+    pub subnets: BTreeMap<PrefixKey, Subnet>,
+    /// What the configuration calls the rules of a set; not in a map.
+    pub rules: BTreeMap<u32, Vec<String>>,
     pub addresses: BTreeMap<VpcAddress, Address>,
     pub endpoints: BTreeMap<u32, Gate>,
     pub balancers: BTreeMap<u32, Balancer>,
@@ -73,6 +81,10 @@ pub struct Gate {
     pub errors: bool,
     /// When SYN cookies begin: [`privatelink_common::tables::Endpoint::cookies`].
     pub cookies: u32,
+    /// The rules of its security groups; 0: there are none.
+    pub rules: u32,
+    /// Whether there are network ACLs in its VPC or in the provider's.
+    pub acls: bool,
 }
 
 /// Where an interface belongs.
@@ -118,6 +130,13 @@ pub fn hash(words: &[&[u8]]) -> u64 {
 pub fn mac(vpc: &str, address: IpAddr) -> Mac {
     let [a, b, c, d, e, ..] = hash(&[b"mac", vpc.as_bytes(), &ip::bytes(address)]).to_be_bytes();
     [0x02, a, b, c, d, e]
+}
+
+/// A network of a VPC, for the maps.
+fn prefix_key(vpc: u16, network: &IpNet) -> PrefixKey {
+    let prefix = Prefix { vpc: U32::new(vpc.into()), address: ip::entry(network.network()).0 };
+    let before = if network.network().is_ipv4() { 96 } else { 0 };
+    PrefixKey { bits: 32 + before + u32::from(network.prefix_len()), prefix }
 }
 
 /// A target's name.
@@ -183,6 +202,7 @@ pub fn compile(
     let (used, routed, image) = (BTreeSet::new(), BTreeSet::new(), Image::default());
     let mut plan = Plan { model, names, used, routed, image, known };
     plan.vpcs(stack_link)?;
+    plan.subnets()?;
     plan.targets()?;
     plan.drain();
     plan.balancers()?;
@@ -215,6 +235,8 @@ impl Plan<'_> {
             Kind::Endpoint | Kind::Balancer => limits.endpoints,
             Kind::Table => limits.targets,
             Kind::Target => limits.targets,
+            Kind::Rules => RULE_ENTRIES,
+            Kind::Subnet => limits.addresses,
         };
         let id = self.names.assign(kind, name, limit)?;
         self.used.insert((kind as u32, id));
@@ -229,10 +251,7 @@ impl Plan<'_> {
         for (name, vpc) in &self.model.vpcs {
             let id = self.small(Kind::Vpc, name)?;
             for cidr in &vpc.cidrs {
-                let prefix = Prefix { vpc: U32::new(id.into()), address: ip::entry(cidr.network()).0 };
-                let before = if cidr.network().is_ipv4() { 96 } else { 0 };
-                let bits = 32 + before + u32::from(cidr.prefix_len());
-                self.image.prefixes.insert(PrefixKey { bits, prefix }, 1);
+                self.image.prefixes.insert(prefix_key(id, cidr), 1);
             }
             for (interface, hook) in &vpc.interfaces {
                 let slot = self.small(Kind::Interface, interface)?;
@@ -245,6 +264,53 @@ impl Plan<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The number of a set of rules, which is compiled unless it is there already. It is named after its contents, so that what says the
+    /// same is one set, and a set never changes.
+    fn rules(&mut self, lines: &[Line]) -> Result<u32> {
+        let said = format!("{lines:?}");
+        let [one, other] = [b"one", b"two"].map(|seed| hash(&[seed, said.as_bytes()]));
+        let id = self.id(Kind::Rules, &format!("{one:016x}{other:016x}"))?;
+        if !self.image.rules.contains_key(&id) {
+            let compiled = rules::compile(id, lines);
+            self.image.rules_by_address.extend(compiled.by_address);
+            self.image.rules_by_port.extend(compiled.by_port);
+            self.image.rules.insert(id, lines.iter().map(|line| line.said.clone()).collect());
+            let used = self.image.rules_by_address.len().max(self.image.rules_by_port.len());
+            ensure!(
+                used <= RULE_ENTRIES as usize,
+                "the rules of security groups and network ACLs need more than {RULE_ENTRIES} entries"
+            );
+        }
+        Ok(id)
+    }
+
+    /// The rules of security groups, which need not be; `members` as in [`rules::of_groups`].
+    fn groups(&mut self, groups: &[String], members: bool) -> Result<u32> {
+        if groups.is_empty() {
+            return Ok(0);
+        }
+        let lines = rules::of_groups(self.model, groups, members);
+        self.rules(&lines)
+    }
+
+    fn subnets(&mut self) -> Result<()> {
+        for (name, acl) in &self.model.network_acls {
+            let vpc = self.small(Kind::Vpc, &acl.vpc)?;
+            let ingress = self.rules(&rules::of_acl(name, acl, true))?;
+            let egress = self.rules(&rules::of_acl(name, acl, false))?;
+            for subnet in &acl.subnets {
+                let id = self.id(Kind::Subnet, &format!("{}/{subnet}", acl.vpc))?;
+                self.image.subnets.insert(prefix_key(vpc, subnet), Subnet { id, ingress, egress });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there are network ACLs in a VPC.
+    fn has_acls(&self, vpc: &str) -> bool {
+        self.model.network_acls.values().any(|acl| acl.vpc == vpc)
     }
 
     fn targets(&mut self) -> Result<()> {
@@ -379,9 +445,9 @@ impl Plan<'_> {
             let id = self.small(Kind::Vpc, name)?;
             let stack = self.small(Kind::Interface, &stack_name(name))?;
             for address in resolver.every_address() {
-                let mac = mac(name, address);
-                let entry =
-                    Address { endpoint: 0, balancer: 0, stack, mac, kind: RESOLVER, ping: 0, dualstack: 0 };
+                let own = resolver.addresses.contains(&address);
+                let (mac, kind) = (mac(name, address), if own { RESOLVER } else { RESOLVER_ENDPOINT });
+                let entry = Address { endpoint: 0, balancer: 0, stack, mac, kind, ping: 0, dualstack: 0 };
                 self.image.addresses.insert(VpcAddress::new(id, ip::entry(address)), entry);
             }
             for (rule, server) in
@@ -410,9 +476,13 @@ impl Plan<'_> {
     ) -> Result<u32> {
         let id = self.id(Kind::Endpoint, &own_name(name, zone, address))?;
         let hold = u32::try_from(balancer.port_reuse_delay.as_secs())?;
+        let rules = self.groups(&balancer.security_groups, true)?;
+        let acls = self.has_acls(&balancer.vpc);
         self.image.endpoints.insert(
             id,
             Gate {
+                rules,
+                acls,
                 open: true,
                 hold,
                 mtu: ENDPOINT_MTU,
@@ -433,13 +503,23 @@ impl Plan<'_> {
         let ipv6 = group.is_some_and(|group| group.ip_address_type == Family::Ipv6).into();
         let proxied = attributes.is_some_and(|it| it.proxied).into();
         let zone = if cross_zone { "*" } else { zone };
+        let rules = if of.enforce_on_privatelink { self.groups(&of.security_groups, false)? } else { 0 };
         let (table, slots) = self.table(&listener.target_group, zone)?;
         for &protocol in listener.protocol.numbers() {
             let key = ListenerKey { balancer, port: U16::new(listener.port), protocol, reserved: 0 };
             let tcp_idle = u16::try_from(listener.tcp_idle_timeout.as_secs())?;
             let idle_timeout = if protocol == UDP { UDP_IDLE } else { tcp_idle };
-            let entry =
-                ListenerEntry { table, slots, idle_timeout, sticky, preserve, ipv6, proxied, reserved: 0 };
+            let entry = ListenerEntry {
+                table,
+                slots,
+                idle_timeout,
+                sticky,
+                preserve,
+                ipv6,
+                proxied,
+                reserved: 0,
+                rules,
+            };
             self.image.listeners.insert(key, entry);
         }
         Ok(())
@@ -562,7 +642,10 @@ impl Plan<'_> {
                 let hold = of.map_or(TCP_CLOSED.into(), |it| it.port_reuse_delay.as_secs());
                 let (open, hold) = (state.is_open(), u32::try_from(hold)?);
                 let (mtu, errors, cookies) = (endpoint.mtu, endpoint.icmp_errors, cookies(self.model));
-                let gate = Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors, cookies };
+                let rules = self.groups(&endpoint.security_groups, true)?;
+                let acls = self.has_acls(&endpoint.vpc) || of.is_some_and(|it| self.has_acls(&it.vpc));
+                let gate =
+                    Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors, cookies, rules, acls };
                 self.image.endpoints.insert(id, gate);
             }
         }

@@ -5,6 +5,7 @@
 
 use crate::maps::{Map, Maps, Plain};
 use crate::plan::{Gate, Image};
+use crate::sys;
 use anyhow::Result;
 use privatelink_common::tables::{Address, Bucket, Endpoint, EndpointCounters, Pressure};
 use std::collections::BTreeMap;
@@ -17,6 +18,10 @@ pub fn actual(maps: &Maps) -> Result<Image> {
         interfaces: BTreeMap::new(),
         hooks: BTreeMap::new(),
         prefixes: maps.prefixes.entries()?.into_iter().collect(),
+        rules_by_address: maps.rules_by_address.entries()?.into_iter().collect(),
+        rules_by_port: maps.rules_by_port.entries()?.into_iter().collect(),
+        subnets: maps.subnets.entries()?.into_iter().collect(),
+        rules: BTreeMap::new(),
         addresses: maps.addresses.entries()?.into_iter().collect(),
         endpoints: open.map(|(id, it)| (id, gate(&it))).collect(),
         balancers: maps.balancers.filled()?,
@@ -36,9 +41,10 @@ pub fn actual(maps: &Maps) -> Result<Image> {
 }
 
 fn gate(endpoint: &Endpoint) -> Gate {
-    let Endpoint { rate, burst, hold, mtu, reserve, cookies, .. } = *endpoint;
-    let (open, full, errors) = (endpoint.open != 0, endpoint.full != 0, endpoint.errors != 0);
-    Gate { open, full, rate, burst, hold, mtu, reserve, errors, cookies }
+    let Endpoint { rate, burst, hold, mtu, reserve, cookies, rules, .. } = *endpoint;
+    let (open, full) = (endpoint.open != 0, endpoint.full != 0);
+    let (errors, acls) = (endpoint.errors != 0, endpoint.acls != 0);
+    Gate { open, full, rate, burst, hold, mtu, reserve, errors, cookies, rules, acls }
 }
 
 /// Writes the difference between `from`, which the kernel has, and `to`. Returns how many entries changed.
@@ -46,6 +52,9 @@ pub fn apply(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
     let mut changes = 0;
     changes += put(&maps.names, &from.names, &to.names)?;
     changes += put(&maps.prefixes, &from.prefixes, &to.prefixes)?;
+    changes += put(&maps.rules_by_address, &from.rules_by_address, &to.rules_by_address)?;
+    changes += put(&maps.rules_by_port, &from.rules_by_port, &to.rules_by_port)?;
+    changes += put(&maps.subnets, &from.subnets, &to.subnets)?;
     changes += put(&maps.targets, &from.targets, &to.targets)?;
     let swapped = to.tables.iter().filter(|(id, table)| from.tables.get(id) != Some(table));
     let swapped: Vec<_> = swapped.map(|(id, table)| (*id, table.clone())).collect();
@@ -65,9 +74,24 @@ pub fn apply(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
         maps.vpc_endpoint_ids.set(key, &Default::default())
     })?;
     changes += drop_old(&from.targets, &to.targets, |key| maps.targets.set(key, &Default::default()))?;
+    changes += drop_old(&from.subnets, &to.subnets, |key| maps.subnets.delete(key))?;
+    changes += old_rules(maps, from, to)?;
     changes += drop_old(&from.prefixes, &to.prefixes, |key| maps.prefixes.delete(key))?;
     changes += drop_old(&from.names, &to.names, |key| maps.names.delete(key))?;
     Ok(changes)
+}
+
+/// Takes sets of rules out that nothing refers to any more, when no program runs that has read a reference to one.
+fn old_rules(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
+    if from.rules_by_address.keys().all(|key| to.rules_by_address.contains_key(key))
+        && from.rules_by_port.keys().all(|key| to.rules_by_port.contains_key(key))
+    {
+        return Ok(0);
+    }
+    sys::wait_for_programs();
+    let changes =
+        drop_old(&from.rules_by_address, &to.rules_by_address, |key| maps.rules_by_address.delete(key))?;
+    Ok(changes + drop_old(&from.rules_by_port, &to.rules_by_port, |key| maps.rules_by_port.delete(key))?)
 }
 
 fn put<K: Plain + Ord + Debug, V: Plain + PartialEq>(
@@ -123,8 +147,9 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
             maps.buckets.set(&id, &Bucket::default())?;
             maps.pressures.set(&id, &Pressure::default())?;
         }
-        let Gate { rate, burst, hold, mtu, reserve, cookies, .. } = is;
-        let (open, full, errors) = (is.open.into(), is.full.into(), is.errors.into());
+        let Gate { rate, burst, hold, mtu, reserve, cookies, rules, .. } = is;
+        let (open, full) = (is.open.into(), is.full.into());
+        let (errors, acls) = (is.errors.into(), is.acls.into());
         let entry = Endpoint {
             generation,
             open,
@@ -135,7 +160,8 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
             mtu,
             reserve,
             errors,
-            reserved: 0,
+            acls,
+            rules,
             cookies,
         };
         maps.endpoints.set(&id, &entry)?;

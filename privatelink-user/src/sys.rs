@@ -360,6 +360,17 @@ pub fn choose_port_late(socket: BorrowedFd<'_>) -> Result<()> {
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Returns when no program runs that ran before: membarrier(2) waits for the end of every read-side section of the kernel's, and a program
+/// is one. Where the kernel cannot (CPUs without ticks), after far longer than a program may run.
+pub fn wait_for_programs() {
+    const GLOBAL: i64 = 1;
+    // SAFETY: the call takes two numbers, and touches no memory of ours.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0) };
+    if result != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 /// How many CPUs the kernel may ever have: the number of values that a per-CPU map returns for a key.
 pub fn possible_cpus() -> Result<usize> {
     aya::util::nr_cpus().map_err(|(_, error)| error)

@@ -590,6 +590,21 @@ fn a_question_goes_to_the_stack_and_its_answer_to_where_it_came_from_byte_for_by
 }
 
 #[test]
+fn network_acls_keep_nobody_from_the_resolvers_own_address_and_hold_at_the_inbound_one() {
+    let acl = "[network_acls.closed]\nvpc = \"shop\"\nsubnets = [\"10.0.1.0/24\"]\ningress = []\negress = []\n[endpoints.shop]";
+    let shop = r#"{ inbound = ["10.0.3.53"] }"#;
+    let world = World::new(&named("", UNVERIFIED, shop).replace("[endpoints.shop]", acl));
+    for way in ["", "+tcp"] {
+        assert_eq!(short(&world, "ca", &format!("@{RESOLVER} {way} api.example.com")), ["10.0.9.9"]);
+    }
+    assert!(dig(&world, "ca", "@10.0.3.53 api.example.com").contains("no servers could be reached"));
+    assert!(drops(&world, "shop", "network_acl") > 0);
+    let open = named("", UNVERIFIED, shop);
+    assert_eq!(world.apply(&open).0, Some(0));
+    assert_eq!(short(&world, "ca", "@10.0.3.53 api.example.com"), ["10.0.9.9"]);
+}
+
+#[test]
 fn a_client_that_asks_too_much_or_nonsense_does_not_keep_the_resolver_from_answering() {
     let world = World::new(&named("", UNVERIFIED, "{ max_queries_per_second = 50 }"));
     let question = dig_bytes("api.example.com");

@@ -6,6 +6,7 @@
 use super::cookie::{self, Happened};
 use super::first::{Standing, Step};
 use super::parse::Packet;
+use super::rules::{self, Way};
 use crate::limits::{DNS, STACK_PORTS};
 use crate::tables::{
     Address, BALANCER, Bucket, Endpoint, Key, Listener, ListenerKey, RESOLVER, Tables, VpcAddress, Width,
@@ -25,11 +26,8 @@ pub(super) struct Door {
     pub generation: u32,
 }
 
-/// Judges a packet that belongs to no flow of the tables at hand. What it may
-/// come in by goes into `door`.
-///
-/// Not inlined: the kernel bounds a function's stack.
-#[inline(never)]
+/// Judges a packet that belongs to no flow of the tables at hand. What it may come in by goes into `door`.
+#[inline(always)]
 pub(super) fn admit<K: Key, T: Tables>(
     tables: &T,
     packet: &Packet<K>,
@@ -37,12 +35,27 @@ pub(super) fn admit<K: Key, T: Tables>(
     standing: Standing,
     door: &mut Door,
 ) -> Step {
+    match approach(tables, packet, standing, door) {
+        Step::ADMITTED => {}
+        step => return step,
+    }
+    match is_allowed(tables, packet, door) {
+        Step::ADMITTED => enter(tables, packet, now, standing, door),
+        step => step,
+    }
+}
+
+// Three functions that are not inlined: the kernel bounds the stack of each.
+
+/// Finds the door that a packet stands before.
+#[inline(never)]
+fn approach<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, standing: Standing, door: &mut Door) -> Step {
     if packet.later {
         return Step::drop(DropReason::FragmentUnknown);
     }
-    match judge(tables, packet, now, standing) {
-        Ok(admitted) => {
-            *door = admitted;
+    match find(tables, packet, standing) {
+        Ok(found) => {
+            *door = found;
             Step::ADMITTED
         }
         Err(step) => step,
@@ -50,24 +63,19 @@ pub(super) fn admit<K: Key, T: Tables>(
 }
 
 #[inline(always)]
-fn judge<K: Key, T: Tables>(
-    tables: &T,
-    packet: &Packet<K>,
-    now: u32,
-    Standing { asked, confirmed }: Standing,
-) -> Result<Door, Step> {
+fn find<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, standing: Standing) -> Result<Door, Step> {
     let key = &packet.key;
     let Some(address) = tables.address(&VpcAddress::new(key.vpc(), key.destination().widen())) else {
         return Err(Step::PASS);
     };
-    if address.dualstack != 0 && !asked {
+    if address.dualstack != 0 && !standing.asked {
         return Err(Step::OTHER);
     }
     let source = VpcAddress::new(key.vpc(), key.source().widen());
     if tables.address(&source).is_some() {
         return Err(Step::drop(DropReason::SpoofedSource));
     }
-    if address.kind == RESOLVER {
+    if address.is_resolver() {
         return Err(to_resolver(tables, packet, &address, &source));
     }
     if address.kind == BALANCER && (address.endpoint == 0 || !is_first(packet, &address)) {
@@ -100,25 +108,57 @@ fn judge<K: Key, T: Tables>(
         // The agent refuses such a configuration.
         return Err(Step::drop(DropReason::ProtocolUnsupported));
     }
-    if packet.is_tcp() && !is_syn(packet) && !confirmed {
-        return Err(late(tables, packet, &listener, address.endpoint, &endpoint, now));
-    }
-    if endpoint.full != 0 {
-        return Err(over(DropReason::EndpointFull, confirmed));
-    }
-    if !K::WIDE && is_syn(packet) && cookie::concerns(tables, address.endpoint, &endpoint, now, Happened::Syn)
-    {
-        return Err(Step::cookie(cookie::of(address.endpoint, &listener)));
-    }
-    if endpoint.rate != 0 && !take_token(tables, address.endpoint, &endpoint, now) {
-        return Err(over(DropReason::EndpointRate, confirmed));
-    }
     Ok(Door { address, listener, generation: endpoint.generation })
 }
 
+/// Whether security groups and network ACLs let the packet in. A load balancer's groups are about the consumer's own address, and about
+/// clients of its own VPC by what stands for their endpoint.
+#[inline(never)]
+fn is_allowed<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, door: &Door) -> Step {
+    let (own, endpoint) = (door.address.kind == BALANCER, tables.endpoint(door.address.endpoint));
+    let way = Way::of(&packet.key);
+    if rules::permits(tables, endpoint.rules, &way.source, way.protocol, way.port) == 0 {
+        let of_endpoint = DropReason::SecurityGroup;
+        return Step::drop(if own { DropReason::LoadBalancerSecurityGroup } else { of_endpoint });
+    }
+    if !own && rules::permits(tables, door.listener.rules, &way.source, way.protocol, way.port) == 0 {
+        return Step::drop(DropReason::LoadBalancerSecurityGroup);
+    }
+    if endpoint.acls != 0 && rules::crosses(tables, &way) == 0 {
+        return Step::drop(DropReason::NetworkAcl);
+    }
+    Step::ADMITTED
+}
+
+/// Whether the endpoint may open another flow now, and whether this packet is one that opens one.
+#[inline(never)]
+fn enter<K: Key, T: Tables>(
+    tables: &T,
+    packet: &Packet<K>,
+    now: u32,
+    Standing { confirmed, .. }: Standing,
+    door: &Door,
+) -> Step {
+    let (id, listener) = (door.address.endpoint, &door.listener);
+    let endpoint = tables.endpoint(id);
+    if packet.is_tcp() && !is_syn(packet) && !confirmed {
+        return late(tables, packet, listener, id, &endpoint, now);
+    }
+    if endpoint.full != 0 {
+        return over(DropReason::EndpointFull, confirmed);
+    }
+    if !K::WIDE && is_syn(packet) && cookie::concerns(tables, id, &endpoint, now, Happened::Syn) {
+        return Step::cookie(cookie::of(id, listener));
+    }
+    if endpoint.rate != 0 && !take_token(tables, id, &endpoint, now) {
+        return over(DropReason::EndpointRate, confirmed);
+    }
+    Step::ADMITTED
+}
+
 /// A packet to an address of the VPC's resolver: a question from within the VPC, or the answer of another name server, which may be
-/// anywhere; the stack's sockets know whom they have asked. Neither security groups nor network ACLs apply here, as on AWS (VPC user
-/// guide, "Amazon DNS server"), but for inbound addresses, which AWS gives a security group.
+/// anywhere; the stack's sockets know whom they have asked. Neither security groups nor network ACLs apply to its own addresses, as on AWS
+/// (VPC user guide, "Control subnet traffic with network ACLs"); to inbound and outbound ones network ACLs do.
 #[inline(always)]
 fn to_resolver<K: Key, T: Tables>(
     tables: &T,
@@ -126,12 +166,14 @@ fn to_resolver<K: Key, T: Tables>(
     address: &Address,
     source: &VpcAddress,
 ) -> Step {
-    match packet.key.destination_port().get() {
-        DNS if !tables.in_vpc(source) => Step::drop(DropReason::SourceOutsideVpc),
-        DNS => Step::stack(address.stack),
-        _ if is_for_stack(packet, address) => Step::stack(address.stack),
-        _ => Step::drop(DropReason::NoListener),
+    let is_question = packet.key.destination_port().get() == DNS;
+    if is_question && !tables.in_vpc(source) {
+        return Step::drop(DropReason::SourceOutsideVpc);
     }
+    if !is_question && !is_for_stack(packet, address) {
+        return Step::drop(DropReason::NoListener);
+    }
+    if address.kind == RESOLVER { Step::resolver(address.stack) } else { Step::stack(address.stack) }
 }
 
 /// What comes to an endpoint that is closed: somebody who wants a connection hears nothing, as on AWS; somebody who believes in one that

@@ -10,7 +10,7 @@ use super::stack;
 use crate::checksum::{address, delta, update, update_udp, word};
 use crate::frame::Frame;
 use crate::limits::STACK_PORTS;
-use crate::tables::{Entry, Flow, FlowKey, Key, RESOLVER, Tables, VpcAddress};
+use crate::tables::{Entry, Flow, FlowKey, Key, Tables, VpcAddress};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
 use crate::wire::{
     DESTINATION_UNREACHABLE, FRAGMENT_OFFSET, ICMP, IcmpError, Ipv4, Ipv4Header, NETWORK, PARAMETER_PROBLEM,
@@ -82,7 +82,7 @@ fn translate<F: Frame, T: Tables>(
     if inner.source != packet.key.destination {
         return Err(DropReason::IcmpForged);
     }
-    if ours.kind == RESOLVER || ours.stack != 0 && STACK_PORTS.contains(&transport.source_port.get()) {
+    if ours.is_resolver() || ours.stack != 0 && STACK_PORTS.contains(&transport.source_port.get()) {
         return stack::receive(frame, tables, ours.stack);
     }
     if inner.fragment.get() & FRAGMENT_OFFSET != 0 {

@@ -4,6 +4,7 @@ use super::admit::Door;
 use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
+use super::rules;
 use super::state::State;
 use crate::tables::{COOKIE, Course, Entry, Flow, FlowKey, Flows, Key, SHIFTED, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, FlowEvent};
@@ -18,6 +19,8 @@ pub(super) enum Next {
     Send(FlowEvent),
     /// Give it to the VPC's stack, behind this interface.
     Stack(u16),
+    /// Give it to the VPC's resolver, behind this interface.
+    Resolver(u16),
     /// Answer it with RST; holds [`Answer::code`].
     Reset(u32),
     /// Drop it; holds [`DropReason::code`].
@@ -52,6 +55,11 @@ impl Step {
     /// [`Next::Stack`].
     pub(super) const fn stack(interface: u16) -> Self {
         Self(2 | (interface as u64) << 32)
+    }
+
+    /// [`Next::Resolver`].
+    pub(super) const fn resolver(interface: u16) -> Self {
+        Self(11 | (interface as u64) << 32)
     }
 
     /// [`Next::Reset`].
@@ -114,6 +122,7 @@ impl Step {
             8 => Next::Confirm(held),
             9 => Next::Other,
             10 => Next::Admitted,
+            11 => Next::Resolver(held as u16),
             _ => Next::Pass,
         }
     }
@@ -171,7 +180,7 @@ pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
     peer: &mut Peer<K>,
 ) -> Step {
     match flow::pending(tables, packet, now, flow, peer) {
-        Pending::Hit => return Step::send(super::event(packet)),
+        Pending::Hit => return passable(tables, packet, flow),
         Pending::Full => return table_full(packet),
         Pending::Miss => {}
     }
@@ -180,6 +189,20 @@ pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
     *flow = entry.flow();
     if flow.state == State::Terminated as u8 {
         return Step::reset_segment(packet, Answer::ResetTerminated);
+    }
+    let step = passable(tables, packet, flow);
+    // What is denied leaves no trace of its time, so that the next packet is asked about, too.
+    if step != Step::drop(DropReason::NetworkAcl) {
+        entry.set_last_seen(now);
+    }
+    step
+}
+
+/// Sends a packet of a flow, unless a network ACL denies it.
+#[inline(always)]
+fn passable<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, flow: &K::Flow) -> Step {
+    if tables.endpoint(flow.endpoint).acls != 0 && !rules::lets(tables, packet, flow) {
+        return Step::drop(DropReason::NetworkAcl);
     }
     Step::send(super::event(packet))
 }
@@ -195,6 +218,11 @@ pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     peer: &mut Peer<K>,
 ) -> Step {
     match choose(tables, packet, now, standing.confirmed, flow, peer) {
+        Step::ADMITTED
+            if tables.endpoint(flow.endpoint).acls != 0 && !rules::leaves(tables, packet, flow) =>
+        {
+            Step::drop(DropReason::NetworkAcl)
+        }
         Step::ADMITTED => install(tables, packet, standing.confirmed, flow, peer),
         step => step,
     }

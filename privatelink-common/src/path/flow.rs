@@ -60,7 +60,7 @@ fn is_alive<K: Key, T: Tables + Flows<K>>(
     match maintain(tables, packet, entry, now) {
         Upkeep::Alive => return true,
         Upkeep::Over => remove(tables, packet),
-        Upkeep::Terminated => {}
+        Upkeep::Terminated | Upkeep::Asked => {}
     }
     false
 }
@@ -75,6 +75,8 @@ enum Upkeep {
     Over = 1,
     /// It was cut; the packet is to be answered by a RST.
     Terminated = 2,
+    /// It goes on if network ACLs let the packet through, which the slow path asks them.
+    Asked = 3,
 }
 
 /// Brings a flow up to date by a packet: its time, where the target and the consumer are, its state.
@@ -91,7 +93,8 @@ fn maintain<K: Key, T: Tables + Flows<K>>(
         let over = now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) || opens(packet, &flow);
         return if over { Upkeep::Over } else { Upkeep::Terminated };
     }
-    if tables.endpoint(flow.endpoint).generation != flow.generation {
+    let endpoint = tables.endpoint(flow.endpoint);
+    if endpoint.generation != flow.generation {
         return terminate(tables, packet, entry, &flow, now);
     }
     if flow.last_seen != now {
@@ -104,7 +107,9 @@ fn maintain<K: Key, T: Tables + Flows<K>>(
         if is_cut(tables, &flow) {
             return terminate(tables, packet, entry, &flow, now);
         }
-        entry.set_last_seen(now);
+        if endpoint.acls == 0 {
+            entry.set_last_seen(now);
+        }
         if flow.direction() == ToProvider {
             follow_target::<K, T>(tables, entry, &flow);
         }
@@ -112,10 +117,10 @@ fn maintain<K: Key, T: Tables + Flows<K>>(
     if flow.direction() == ToProvider {
         follow_consumer(tables, packet, entry, &flow);
     }
-    if packet.flags & (SYN | FIN | RST) == 0 || advance(tables, packet, entry, &flow) {
-        return Upkeep::Alive;
+    if packet.flags & (SYN | FIN | RST) != 0 && !advance(tables, packet, entry, &flow) {
+        return Upkeep::Over;
     }
-    Upkeep::Over
+    if endpoint.acls != 0 && flow.last_seen != now { Upkeep::Asked } else { Upkeep::Alive }
 }
 
 /// A segment long after a RST: whoever sends it has not believed the RST, or not sent it.

@@ -1,6 +1,7 @@
 //! Packets to our own addresses that belong to no flow: ARP and ICMP echo are answered in place, the rest is refused by name.
 
 use super::parse::Packet;
+use super::rules::{self, Way};
 use crate::checksum::{delta, update, word};
 use crate::frame::Frame;
 use crate::tables::{ENDPOINT, FlowKey, Interface, Tables, VpcAddress};
@@ -83,9 +84,11 @@ pub(super) fn answer<F: Frame, T: Tables>(
     if !tables.in_vpc(&source) {
         return Err(DropReason::SourceOutsideVpc);
     }
-    if tables.endpoint(address.endpoint).open == 0 {
+    let endpoint = tables.endpoint(address.endpoint);
+    if endpoint.open == 0 {
         return Err(DropReason::EndpointClosed);
     }
+    rules::answers(tables, &endpoint, &Way::of(&packet.key))?;
     echo_reply(frame, packet, &icmp, address.mac).ok_or(DropReason::Malformed)?;
     Ok(Verdict::answer(Answer::EchoReply.code()))
 }

@@ -2,6 +2,7 @@
 //! that is for us is refused by name.
 
 use super::parse::addresses;
+use super::rules::{self, Way};
 use crate::checksum::{delta, finish, fold, ip, sum, update, word};
 use crate::frame::Frame;
 use crate::tables::{ENDPOINT, Interface, Tables, VpcAddress};
@@ -69,9 +70,12 @@ fn decide<F: Frame, T: Tables>(
     if !tables.in_vpc(&source) {
         return Err(DropReason::SourceOutsideVpc);
     }
-    if tables.endpoint(address.endpoint).open == 0 {
+    let endpoint = tables.endpoint(address.endpoint);
+    if endpoint.open == 0 {
         return Err(DropReason::EndpointClosed);
     }
+    let (vpc, source, port) = (from.vpc, source.address, U16::ZERO);
+    rules::answers(tables, &endpoint, &Way { vpc, source, destination, protocol: ICMPV6, port })?;
     echo_reply(frame, &icmp, address.mac).ok_or(DropReason::Malformed)?;
     Ok(Verdict::answer(Answer::EchoReply.code()))
 }

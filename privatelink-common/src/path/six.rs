@@ -161,10 +161,8 @@ fn decide<F: Frame, T: Tables>(
             Passage::Ends(verdict) => verdict.result(),
             Passage::Onward(_) => Err(DropReason::TtlExpired),
         },
-        Next::Stack(interface) => {
-            stack::remember(tables, &room.packet);
-            stack::receive(frame, tables, interface)
-        }
+        Next::Stack(interface) => stack::deliver(frame, tables, &room.packet, interface),
+        Next::Resolver(interface) => stack::hear(frame, tables, &room.packet, interface),
         Next::Reset(answer) => reset::reset6(frame, answer).result(),
         Next::Cookie(_) | Next::Confirm(_) => Err(DropReason::NoFlow),
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),

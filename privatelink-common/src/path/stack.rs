@@ -4,6 +4,7 @@
 use super::local::arp_reply;
 use super::neighbour::advertise;
 use super::parse::{self, Network, Packet, Transport};
+use super::rules::{self, Way};
 use crate::frame::Frame;
 use crate::limits::{DNS, STACK_PORTS};
 use crate::tables::{
@@ -66,10 +67,14 @@ fn route<F: Frame, T: Tables, K: Key>(
         .ok_or(DropReason::SpoofedSource)?;
     let destination = VpcAddress::new(key.vpc(), key.destination().widen());
     let hop = match tables.neighbour(&destination) {
-        None if source.kind == RESOLVER => caller(tables, &destination),
+        None if source.is_resolver() => caller(tables, &destination),
         known => known,
     };
     let hop = hop.ok_or(DropReason::NoNextHop)?;
+    // A resolver's own addresses are in no subnet, as on AWS: network ACLs cannot keep a VPC from its names.
+    if source.kind != RESOLVER && rules::crosses(tables, &Way::of(key)) == 0 {
+        return Err(DropReason::NetworkAcl);
+    }
     frame.write(0, &Macs(hop.mac, source.mac)).ok_or(DropReason::Malformed)?;
     leave(tables, hop.interface)
 }
@@ -78,7 +83,7 @@ fn route<F: Frame, T: Tables, K: Key>(
 #[inline(always)]
 fn may_send(source: &Address, port: u16) -> bool {
     let asks = STACK_PORTS.contains(&port);
-    source.kind == RESOLVER && (asks || port == DNS) || source.kind == BALANCER && asks
+    source.is_resolver() && (asks || port == DNS) || source.kind == BALANCER && asks
 }
 
 /// Where the last question from an address came from. An entry may be evicted, and its memory another VPC's, while it is read; so it is
@@ -92,13 +97,39 @@ fn caller<T: Tables>(tables: &T, address: &VpcAddress) -> Option<Neighbour> {
 /// Remembers where a question to a resolver came from. Not inlined, and with a result: the kernel bounds a function's stack, and wants to
 /// know what a function returns.
 #[inline(never)]
-pub(super) fn remember<T: Tables, K: Key>(tables: &T, packet: &Packet<K>) -> u32 {
+fn remember<T: Tables, K: Key>(tables: &T, packet: &Packet<K>) -> u32 {
     let key = &packet.key;
     if key.destination_port().get() == DNS {
         let caller = Neighbour { mac: packet.source_mac, interface: packet.interface };
         tables.set_caller(&VpcAddress::new(key.vpc(), key.source().widen()), &caller);
     }
     0
+}
+
+/// A packet for the resolver's own address, behind `interface`.
+#[inline(always)]
+pub(super) fn hear<F: Frame, T: Tables, K: Key>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<K>,
+    interface: u16,
+) -> Result<Verdict, DropReason> {
+    remember(tables, packet);
+    receive(frame, tables, interface)
+}
+
+/// An answer to the stack behind `interface`, or a question to one of its other addresses, if network ACLs let it come so far.
+#[inline(always)]
+pub(super) fn deliver<F: Frame, T: Tables, K: Key>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<K>,
+    interface: u16,
+) -> Result<Verdict, DropReason> {
+    if rules::crosses(tables, &Way::of(&packet.key)) == 0 {
+        return Err(DropReason::NetworkAcl);
+    }
+    hear(frame, tables, packet, interface)
 }
 
 /// A packet for the stack behind `interface`.

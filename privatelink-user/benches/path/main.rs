@@ -17,6 +17,7 @@ mod flood;
 mod footprint;
 mod opening;
 mod report;
+mod rules;
 mod throughput;
 mod world;
 
@@ -28,9 +29,10 @@ use world::World;
 type Part = fn(&mut Report);
 
 /// What is measured, by the name that chooses it.
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("established", established::run),
     ("new-flow", opening::run),
+    ("rules", rules::run),
     ("udp-pps", throughput::run),
     ("bulk", bulk::run),
     ("syn-flood", flood::run),

@@ -303,7 +303,7 @@ impl Resolver {
 }
 
 /// Whom a rule asks, and from which addresses.
-fn servers(model: &model::Resolver, rule: &model::Rule, sockets: &Sockets) -> Servers {
+fn servers(model: &model::Resolver, rule: &model::Forward, sockets: &Sockets) -> Servers {
     let place = |to: &SocketAddr| {
         let source = model.source(rule, Family::of(to.ip()))?;
         Some((*to, Place::Stack(sockets.clone(), source)))

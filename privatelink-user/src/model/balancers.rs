@@ -25,6 +25,10 @@ pub struct LoadBalancer {
     pub cross_zone: bool,
     /// Its listeners.
     pub listeners: Vec<Listener>,
+    /// Its security groups; none: anybody may come in who has come that far.
+    pub security_groups: Vec<String>,
+    /// Whether they are about what comes from endpoints, too, with the consumer's address as the source.
+    pub enforce_on_privatelink: bool,
 }
 
 impl LoadBalancer {
@@ -135,11 +139,9 @@ impl Build<'_, '_> {
                 }
                 listeners.push(listener);
             }
-            fields.refuse(
-                self.reader,
-                "security_groups",
-                "remove it: a rule that is not enforced protects no one",
-            );
+            let security_groups = self.groups(&mut fields, vpc.as_ref());
+            let enforce = fields.get("enforce_security_groups_on_privatelink");
+            let enforce = enforce.and_then(|value| self.reader.boolean(value)).unwrap_or(true);
             fields.finish(self.reader);
             let balancer = LoadBalancer {
                 vpc: vpc.unwrap_or_default(),
@@ -149,6 +151,8 @@ impl Build<'_, '_> {
                 port_reuse_delay,
                 cross_zone,
                 listeners,
+                security_groups,
+                enforce_on_privatelink: enforce,
             };
             self.model.load_balancers.insert(name, balancer);
         }

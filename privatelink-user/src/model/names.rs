@@ -42,7 +42,7 @@ pub struct Resolver {
     /// Addresses that questions leave from which a rule forwards (AWS: outbound endpoints).
     pub outbound: Vec<IpAddr>,
     /// Who is asked about names that are not ours, the longest domains first; the last one's may be empty, which is all names.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<Forward>,
     /// The router to name servers outside the VPC's CIDRs, one of each family at most.
     pub gateway: Vec<IpAddr>,
     /// Questions that it takes from one address in a second.
@@ -51,7 +51,7 @@ pub struct Resolver {
 
 /// Where questions about a domain go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
+pub struct Forward {
     /// The domain, in lower case; empty: all.
     pub domain: String,
     /// The name servers, in the order in which they are asked.
@@ -71,7 +71,7 @@ impl Resolver {
 
     /// The address that a question leaves from which `rule` forwards to a name server of a family. One of the VPC's own CIDRs, since the
     /// answer has to find its way.
-    pub fn source(&self, rule: &Rule, family: Family) -> Option<IpAddr> {
+    pub fn source(&self, rule: &Forward, family: Family) -> Option<IpAddr> {
         let own =
             self.addresses.iter().filter(|it| ![LINK_LOCAL.into(), IpAddr::V6(UNIQUE_LOCAL)].contains(it));
         let outbound = self.outbound.iter().filter(|_| !rule.domain.is_empty());
@@ -237,7 +237,7 @@ impl Build<'_, '_> {
     }
 
     fn rules(&mut self, fields: &mut Fields<'_, '_>, vpc: &str, resolver: &mut Resolver) {
-        let mut rules: Vec<(Rule, Vec<Range<usize>>)> = Vec::new();
+        let mut rules: Vec<(Forward, Vec<Range<usize>>)> = Vec::new();
         let listed = fields.get("forward").map(|value| self.reader.list(value)).unwrap_or_default();
         for item in listed {
             let Some(mut rule) = self.reader.table(item) else { continue };
@@ -251,11 +251,11 @@ impl Build<'_, '_> {
                 self.reader.problem(item.span(), format!("there are two rules for {name}"), None);
             }
             let (places, to) = to.into_iter().unzip();
-            rules.push((Rule { domain: name, to }, places));
+            rules.push((Forward { domain: name, to }, places));
         }
         if let Some(value) = fields.get("upstreams") {
             let (places, to) = self.servers(value).into_iter().unzip();
-            rules.push((Rule { domain: String::new(), to }, places));
+            rules.push((Forward { domain: String::new(), to }, places));
         }
         for (rule, places) in &rules {
             for (server, place) in rule.to.iter().zip(places) {
@@ -271,7 +271,7 @@ impl Build<'_, '_> {
         &mut self,
         vpc: &str,
         resolver: &Resolver,
-        rule: &Rule,
+        rule: &Forward,
         server: IpAddr,
         place: &Range<usize>,
     ) {

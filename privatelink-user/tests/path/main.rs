@@ -9,6 +9,7 @@
 mod capacity;
 mod live;
 mod memory;
+mod rules;
 mod streams;
 mod time;
 mod twin;

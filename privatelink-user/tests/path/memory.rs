@@ -2,14 +2,14 @@
 
 use aya::programs::{TestRun, TestRunOptions, TestRunResult};
 use privatelink::kernel;
-use privatelink::maps::PrefixKey;
+use privatelink::maps::{AddressRuleKey, PortRuleKey, PrefixKey};
 use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Course, Datagram, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
     Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Pressure,
-    Stream, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
+    RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Words,
 };
 use privatelink_common::verdict::{Action, Answer};
 use privatelink_common::wire::{Ip, Mac};
@@ -120,6 +120,15 @@ fn cookie(of: &Handshake) -> u32 {
     (hasher.finish() >> 32) as u32
 }
 
+/// A value of the tables of rules.
+struct Mask(Vec<u64>);
+
+impl Words for Mask {
+    fn word(&self, index: usize) -> u64 {
+        self.0.get(index).copied().unwrap_or_default()
+    }
+}
+
 pub(crate) struct Shared<F>(Rc<Cell<F>>);
 
 impl<F: Copy + DerefMut<Target = Course>> Shared<F> {
@@ -209,6 +218,8 @@ impl Tables for Memory {
             open,
             mtu: gate.mtu,
             errors: gate.errors.into(),
+            rules: gate.rules,
+            acls: gate.acls.into(),
             ..self.limits.get()
         }
     }
@@ -273,6 +284,37 @@ impl Tables for Memory {
                 && network(key.prefix.address) == network(address.address.0)
         };
         self.image.prefixes.keys().any(within)
+    }
+    fn rules_of_address(&self, address: &RuleAddress) -> Option<impl Words> {
+        let bits = |key: &RuleAddress| u128::from_be_bytes(key.address);
+        let same = |key: &&AddressRuleKey| {
+            let shift = 160 - key.bits;
+            key.of.set == address.set
+                && bits(&key.of).checked_shr(shift).unwrap_or(0)
+                    == bits(address).checked_shr(shift).unwrap_or(0)
+        };
+        let longest = self.image.rules_by_address.keys().filter(same).max_by_key(|key| key.bits)?;
+        Some(Mask(self.image.rules_by_address[longest].to_vec()))
+    }
+    fn rules_of_port(&self, port: &RulePort) -> Option<impl Words> {
+        let same = |key: &&PortRuleKey| {
+            let shift = 64 - key.bits;
+            (key.of.set, key.of.protocol) == (port.set, port.protocol)
+                && u32::from(key.of.port.get()) >> shift == u32::from(port.port.get()) >> shift
+        };
+        let longest = self.image.rules_by_port.keys().filter(same).max_by_key(|key| key.bits)?;
+        let found = self.image.rules_by_port[longest];
+        Some(Mask([found.rules, found.allows].concat()))
+    }
+    fn subnet(&self, address: &VpcAddress) -> Option<Subnet> {
+        let bits = |address: [u8; 16]| u128::from_be_bytes(address);
+        let same = |key: &&PrefixKey| {
+            let shift = 160 - key.bits;
+            key.prefix.vpc.get() == u32::from(address.vpc)
+                && bits(key.prefix.address).checked_shr(shift) == bits(address.address.0).checked_shr(shift)
+        };
+        let longest = self.image.subnets.keys().filter(same).max_by_key(|key| key.bits)?;
+        Some(self.image.subnets[longest])
     }
     fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32> {
         self.image.balancers.get(&balancer)?.source(to_ipv4, pick)

@@ -232,3 +232,78 @@ fn a_closed_flow_keeps_its_port_for_as_long_as_the_load_balancer_says() {
     let close = [(1001, true, "FA", 4), (1001, false, "FA", 4)];
     connection.play(&[&OPEN[..], &close, &[(1005, true, "A", 4), (1011, true, "A", RESET)]].concat());
 }
+
+/// The rules that are set in place of whatever says otherwise.
+fn rules(connection: &mut Connection, config: &str) {
+    let model = model::parse(config, "rules.toml").unwrap();
+    let known = plan::Known::connected(&model);
+    let image = plan::compile(&model, &mut Names::default(), &known, |_| "stack".into()).unwrap();
+    let old = &mut connection.memory.image;
+    (old.rules_by_address, old.rules_by_port) = (image.rules_by_address, image.rules_by_port);
+    (old.subnets, old.endpoints, old.listeners) = (image.subnets, image.endpoints, image.listeners);
+}
+
+/// Denies what the consumer's client gets from the endpoint.
+const NOTHING_BACK: &str = r#"
+[network_acls.clients]
+vpc = "a"
+subnets = ["10.0.1.0/24"]
+ingress = [{ rule = 1, action = "deny", protocol = "tcp", ports = "1000", cidr = "10.0.9.0/24" }]
+egress = [{ rule = 1, action = "allow", protocol = "all", cidr = "0.0.0.0/0" }]
+"#;
+
+#[test]
+fn a_tracked_flow_survives_a_security_group_that_lets_nobody_in() {
+    let mut connection = Connection::new();
+    connection.play(&OPEN);
+    let closed = CONFIG.replace("service = \"s\"\n", "service = \"s\"\nsecurity_groups = [\"none\"]\n");
+    rules(&mut connection, &(closed + "[security_groups.none]\nvpc = \"a\"\ningress = []\n"));
+    connection.play(&[(1001, true, "A", 4), (1001, false, "A", 4), (1400, true, "A", 1)]);
+}
+
+#[test]
+fn a_network_acl_stops_the_flows_that_it_denies_within_a_second_and_lets_them_go_on_when_it_is_gone() {
+    let mut connection = Connection::new();
+    connection.play(&OPEN);
+    connection.play(&[(1001, false, "A", 4)]);
+    rules(&mut connection, &format!("{CONFIG}{NOTHING_BACK}"));
+    connection.play(&[
+        (1002, true, "A", 4),
+        (1002, false, "A", 1),
+        (1002, false, "A", 1),
+        (1003, true, "A", 4),
+    ]);
+    rules(&mut connection, CONFIG);
+    connection.play(&[(1004, false, "A", 4), (1004, true, "A", 4)]);
+}
+
+#[test]
+fn a_network_acl_that_denies_the_way_back_stops_the_answer_to_the_first_packet() {
+    let mut connection = Connection::new();
+    rules(&mut connection, &format!("{CONFIG}{NOTHING_BACK}"));
+    connection.play(&[(1000, true, "S", 4), (1000, false, "SA", 1)]);
+}
+
+#[test]
+fn a_network_acl_of_the_providers_decides_about_what_goes_to_targets_and_what_comes_from_them() {
+    let acl = |ingress: &str, egress: &str| {
+        format!(
+            "{CONFIG}[network_acls.targets]\nvpc = \"b\"\nsubnets = [\"10.0.1.16/28\"]\ningress = [{ingress}]\negress = [{egress}]\n"
+        )
+    };
+    let to_targets =
+        r#"{ rule = 1, action = "allow", protocol = "tcp", ports = "8080", cidr = "10.0.1.10" }"#;
+    let from_targets =
+        r#"{ rule = 1, action = "allow", protocol = "tcp", ports = "2048-65535", cidr = "10.0.1.10" }"#;
+    let (open, lost) =
+        ([(1000, true, "S", 4), (1000, false, "SA", 4)], [(1000, true, "S", 4), (1000, false, "SA", 1)]);
+    for (ingress, egress, steps) in [
+        (to_targets, from_targets, &open[..]),
+        ("", from_targets, &[(1000, true, "S", 1)][..]),
+        (to_targets, "", &lost[..]),
+    ] {
+        let mut connection = Connection::new();
+        rules(&mut connection, &acl(ingress, egress));
+        connection.play(steps);
+    }
+}

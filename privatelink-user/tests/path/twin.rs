@@ -299,12 +299,16 @@ fn xdp_and_the_host_agree_on_every_frame() {
 
 #[test]
 fn tcx_and_the_host_agree_on_every_frame() {
-    check_ipv4(&compare("tcx", CONFIG, invent, &tcx()));
+    for (config, name) in configs() {
+        check_ipv4(&compare(&format!("tcx-{name}"), &config, invent, &tcx()));
+    }
 }
 
 #[test]
 fn xdp_and_the_host_agree_on_every_frame_of_either_family_and_of_both() {
     check_dualstack(&compare("xdp6", DUALSTACK, invent_dualstack, &xdp()));
+    let outcome = compare("xdp6-ruled", &ruled(DUALSTACK), invent_dualstack, &xdp());
+    assert!(outcome.wide > 0 && outcome.translated > 0, "flows came about");
 }
 
 #[test]
@@ -362,11 +366,53 @@ fn tcx() -> Host<SchedClassifier> {
     Host { open, actions: [2, u32::MAX, 7], takes }
 }
 
-/// Targets that are told who the client is, and others.
-fn configs() -> [(String, &'static str); 2] {
+/// Targets that are told who the client is, clients that may not come in, and all others.
+fn configs() -> [(String, &'static str); 3] {
     let proxied = CONFIG.replace("port = 8080", "port = 8080\nproxy_protocol_v2.enabled = true");
-    [(CONFIG.to_owned(), "plain"), (proxied, "proxied")]
+    [(CONFIG.to_owned(), "plain"), (proxied, "proxied"), (ruled(CONFIG), "ruled")]
 }
+
+/// The same with rules, by which some of the clients may come in with some of their packets.
+fn ruled(config: &str) -> String {
+    config
+        .replace("service = \"s\"\n", "service = \"s\"\nsecurity_groups = [\"clients\"]\n")
+        .replace("vpc = \"b\"\naddresses", "vpc = \"b\"\nsecurity_groups = [\"edge\"]\naddresses")
+        + &if config.contains("fd00") { RULES.to_owned() } else { RULES.replace(", \"fd00::80/121\"", "") }
+}
+
+const RULES: &str = r#"
+[security_groups.clients]
+vpc = "a"
+members = ["10.0.1.6", "fd00::6"]
+ingress = [
+  { protocol = "tcp", ports = "80-90", sources = ["10.0.1.4/31", "fd00::/64"] },
+  { protocol = "all", sources = ["clients"] },
+]
+[security_groups.edge]
+vpc = "b"
+ingress = [
+  { protocol = "tcp", ports = "80-81", sources = ["0.0.0.0/0", "::/0"] },
+  { protocol = "udp", ports = "0-80", sources = ["10.0.1.6"] },
+]
+[network_acls.consumer]
+vpc = "a"
+subnets = ["10.0.9.0/24", "fd00::80/121"]
+ingress = [
+  { rule = 10, action = "deny", protocol = "udp", ports = "81", cidr = "0.0.0.0/0" },
+  { rule = 20, action = "allow", protocol = "all", cidr = "0.0.0.0/0" },
+  { rule = 30, action = "allow", protocol = "tcp", ports = "1-81", cidr = "::/0" },
+]
+egress = [
+  { rule = 10, action = "deny", protocol = "tcp", ports = "1001", cidr = "0.0.0.0/0" },
+  { rule = 20, action = "allow", protocol = "all", cidr = "10.0.0.0/16" },
+  { rule = 21, action = "allow", protocol = "all", cidr = "fd00::/64" },
+]
+[network_acls.provider]
+vpc = "b"
+subnets = ["10.0.1.22/32"]
+ingress = [{ rule = 1, action = "allow", protocol = "tcp", ports = "8080", cidr = "10.0.1.10/32" }]
+egress = [{ rule = 1, action = "allow", protocol = "tcp", ports = "2048-65535", cidr = "10.0.1.10/32" }]
+"#;
 
 /// Hands the same frames to the hook's program and to the host.
 fn compare<P>(name: &str, config: &str, invent: fn(&mut Random) -> Vec<u8>, hook: &Host<P>) -> Outcome
