@@ -68,6 +68,13 @@ enum Command {
         /// The configuration.
         file: PathBuf,
     },
+    /// Look for what of a configuration will not work though nothing of it is a mistake, and how to mend it.
+    Analyze {
+        /// The configuration.
+        file: PathBuf,
+        #[command(flatten)]
+        format: Format,
+    },
     /// Show what `apply` would change.
     Plan {
         /// The configuration.
@@ -186,6 +193,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             run(&places, &config, detach_on_exit, drops)
         }
         Command::Check { file } => check(&file),
+        Command::Analyze { file, format } => analyze(&file, &format),
         Command::Plan { file, format } => print(
             ask(Request::Plan { text: text(&file)?, path: absolute(&file) })?,
             &["change", "kind", "what"],
@@ -316,6 +324,19 @@ fn check(file: &Path) -> Result<(), Failure> {
         "{}: good: {vpcs} VPCs, {services} endpoint services, {endpoints} endpoint addresses\n",
         file.display()
     ))
+}
+
+fn analyze(file: &Path, format: &Format) -> Result<(), Failure> {
+    let model = model::parse(&text(file)?, &file.to_string_lossy()).map_err(Failure::config)?;
+    let findings = crate::analyze::analyze(&model);
+    let count = findings.len();
+    let rows = serde_json::to_value(findings).map_err(|error| Failure::kernel(error.into()))?;
+    print(rows, &["resource", "finding", "remedy"], format)?;
+    if count == 0 {
+        return Ok(());
+    }
+    let message = format!("{} in {}", crate::config::count(count, "finding"), file.display());
+    Err(Failure { code: 1, message })
 }
 
 /// Prints; a closed pipe is a clean exit.

@@ -69,7 +69,8 @@ impl State {
         !matches!(self, Self::Failed | Self::Deleting | Self::Deleted)
     }
 
-    const fn is_gone(self) -> bool {
+    /// Whether there is no endpoint any more, or never was.
+    pub const fn is_gone(self) -> bool {
         matches!(self, Self::Deleting | Self::Deleted)
     }
 }

@@ -41,6 +41,8 @@ struct Narrator<'a> {
     names: &'a Names,
     /// What the configuration calls the rules of each set.
     rules: &'a BTreeMap<u32, Vec<String>>,
+    /// How endpoints stand with their services, by name.
+    connections: &'a BTreeMap<String, String>,
     interface: Interface,
     told: RefCell<Vec<String>>,
     room: RefCell<Room>,
@@ -222,7 +224,10 @@ impl Tables for Narrator<'_> {
         let found = self.maps.endpoints.get(&endpoint).ok().flatten().unwrap_or_default();
         let name = self.names.name(Kind::Endpoint, endpoint);
         let word = if found.open == 0 { "closed" } else { "open" };
-        self.told.borrow_mut().push(format!("endpoint {name}: {word}, generation {}", found.generation));
+        let standing = name.split('/').next().and_then(|name| self.connections.get(name));
+        let standing = standing.map(|it| format!(", {it}")).unwrap_or_default();
+        let generation = found.generation;
+        self.told.borrow_mut().push(format!("endpoint {name}: {word}{standing}, generation {generation}"));
         found
     }
 
@@ -346,14 +351,22 @@ pub fn explain(
     maps: &Maps,
     names: &Names,
     rules: &BTreeMap<u32, Vec<String>>,
+    connections: &BTreeMap<String, String>,
     question: &Question,
 ) -> Result<Vec<String>> {
     let vpc = names
         .id(Kind::Vpc, &question.vpc)
         .with_context(|| format!("there is no VPC \"{}\"", question.vpc))?;
     let interface = Interface { vpc: u16::try_from(vpc)?, slot: 0, stack: 0, fits: u16::MAX };
-    let narrator =
-        Narrator { maps, names, rules, interface, told: RefCell::default(), room: RefCell::default() };
+    let narrator = Narrator {
+        maps,
+        names,
+        rules,
+        connections,
+        interface,
+        told: RefCell::default(),
+        room: RefCell::default(),
+    };
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
     let builder = match (question.from.ip(), question.to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),

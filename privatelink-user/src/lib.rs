@@ -1,6 +1,7 @@
 //! The agent and the command line of privatelink.
 
 pub mod agent;
+pub mod analyze;
 pub mod api;
 pub mod cli;
 pub mod config;

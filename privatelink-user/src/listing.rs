@@ -524,7 +524,33 @@ pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
 
 /// What the path would do.
 pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
-    let steps = explain::explain(&agent.maps, &agent.names, &agent.image.rules, &asked.into())?;
+    let connections = agent.book.connections.values().filter(|it| !it.state.is_gone());
+    let standing = |it: &Connection| match it.state {
+        State::PendingAcceptance | State::Rejected | State::Expired => {
+            format!("{}: privatelink accept {} lets it in", it.state.name(), it.endpoint)
+        }
+        state => state.name().to_owned(),
+    };
+    let standing: BTreeMap<_, _> = connections.map(|it| (it.endpoint.clone(), standing(it))).collect();
+    let mut steps =
+        explain::explain(&agent.maps, &agent.names, &agent.image.rules, &standing, &asked.into())?;
+    // Of an endpoint whose principal is not allowed, the path knows nothing.
+    let failed = agent.model.endpoints.iter().find(|(name, endpoint)| {
+        let here = endpoint.addresses.values().flat_map(Addresses::iter).any(|it| it == asked.to.ip());
+        let state = agent.book.of(name).map(|it| it.state);
+        endpoint.vpc == asked.vpc && here && state == Some(State::Failed)
+    });
+    if let Some((name, endpoint)) = failed {
+        steps.insert(
+            0,
+            format!(
+                "endpoint {name} would be {}, but {} is not among the allowed principals of {}",
+                asked.to.ip(),
+                endpoint.principal,
+                endpoint.service
+            ),
+        );
+    }
     Ok(steps
         .into_iter()
         .enumerate()

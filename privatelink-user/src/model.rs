@@ -1,6 +1,7 @@
 //! The configuration, impossible to get wrong: what is here refers to what exists, and lies where it may.
 
 mod acceptance;
+mod attachments;
 mod balancers;
 mod groups;
 mod names;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 pub use acceptance::{Acceptance, AutoAccept, EventType, Notification, Principal, Sink, account_of};
+pub use attachments::{Attachment, AttachmentKind};
 pub use balancers::{Listener, LoadBalancer};
 pub use groups::{Attributes, CheckProtocol, HealthCheck, Minimum, Target, TargetGroup};
 pub use names::{Dns, Forward, PrivateName, Resolver};
@@ -38,6 +40,8 @@ pub struct Model {
     pub limits: Limits,
     /// By name.
     pub vpcs: BTreeMap<String, Vpc>,
+    /// By name.
+    pub attachments: BTreeMap<String, Attachment>,
     /// By name.
     pub security_groups: BTreeMap<String, SecurityGroup>,
     /// By name.
@@ -302,6 +306,7 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
     build.top(&mut root);
     build.dns(&mut root);
     build.vpcs(&mut root);
+    build.attachments(&mut root);
     build.security_groups(&mut root);
     build.network_acls(&mut root);
     build.target_groups(&mut root);
@@ -759,6 +764,8 @@ impl Build<'_, '_> {
         let balancers =
             sum(&mut model.load_balancers.values().map(|it| first(&it.addresses) + secondary(it)));
         let own = |it: &LoadBalancer| if it.serves_own_vpc { first(&it.addresses) } else { 0 };
+        let also = |vpc: &str| model.reached_from(vpc).len();
+        let elsewhere = sum(&mut model.endpoints.values().map(|it| first(&it.addresses) * also(&it.vpc)));
         let endpoints = sum(&mut model.endpoints.values().map(|it| first(&it.addresses)))
             + sum(&mut model.load_balancers.values().map(own));
         let targets = sum(&mut model.target_groups.values().map(|it| it.targets.len()));
@@ -773,7 +780,11 @@ impl Build<'_, '_> {
             ("interfaces", interfaces + 1, limits.interfaces),
             ("endpoints", endpoints.max(balancers), limits.endpoints),
             ("targets", targets, limits.targets),
-            ("addresses", (endpoints + balancers + resolving).max(targets + asked), limits.addresses),
+            (
+                "addresses",
+                (endpoints + elsewhere + balancers + resolving).max(targets + asked),
+                limits.addresses,
+            ),
         ];
         for (name, used, limit) in uses {
             if used > limit as usize {

@@ -253,6 +253,9 @@ impl Plan<'_> {
             for cidr in &vpc.cidrs {
                 self.image.prefixes.insert(prefix_key(id, cidr), 1);
             }
+            for cidr in self.model.networks_beyond(name) {
+                self.image.prefixes.insert(prefix_key(id, &cidr), 1);
+            }
             for (interface, hook) in &vpc.interfaces {
                 let slot = self.small(Kind::Interface, interface)?;
                 self.image.hooks.insert(interface.clone(), *hook);
@@ -302,7 +305,13 @@ impl Plan<'_> {
             let egress = self.rules(&rules::of_acl(name, acl, false))?;
             for subnet in &acl.subnets {
                 let id = self.id(Kind::Subnet, &format!("{}/{subnet}", acl.vpc))?;
-                self.image.subnets.insert(prefix_key(vpc, subnet), Subnet { id, ingress, egress });
+                let entry = Subnet { id, ingress, egress };
+                self.image.subnets.insert(prefix_key(vpc, subnet), entry);
+                // Who reaches the VPC's endpoints from elsewhere enters its subnets, too.
+                for space in self.model.reached_from(&acl.vpc) {
+                    let space = self.small(Kind::Vpc, &space)?;
+                    self.image.subnets.insert(prefix_key(space, subnet), entry);
+                }
             }
         }
         Ok(())
@@ -636,6 +645,10 @@ impl Plan<'_> {
                 let entry =
                     Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, dualstack };
                 self.image.addresses.insert(VpcAddress::new(vpc, ip::entry(address)), entry);
+                for space in self.model.reached_from(&endpoint.vpc) {
+                    let space = self.small(Kind::Vpc, &space)?;
+                    self.image.addresses.insert(VpcAddress::new(space, ip::entry(address)), entry);
+                }
                 let has = self.known.flows.endpoints.get(&id).copied().unwrap_or(0);
                 let full = endpoint.max_flows.is_some_and(|most| has >= most);
                 let (rate, burst) = (endpoint.new_flow_rate, endpoint.new_flow_burst);
@@ -643,7 +656,10 @@ impl Plan<'_> {
                 let (open, hold) = (state.is_open(), u32::try_from(hold)?);
                 let (mtu, errors, cookies) = (endpoint.mtu, endpoint.icmp_errors, cookies(self.model));
                 let rules = self.groups(&endpoint.security_groups, true)?;
-                let acls = self.has_acls(&endpoint.vpc) || of.is_some_and(|it| self.has_acls(&it.vpc));
+                let spaces = self.model.reached_from(&endpoint.vpc);
+                let acls = self.has_acls(&endpoint.vpc)
+                    || spaces.iter().any(|space| self.has_acls(space))
+                    || of.is_some_and(|it| self.has_acls(&it.vpc));
                 let gate =
                     Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors, cookies, rules, acls };
                 self.image.endpoints.insert(id, gate);

@@ -590,6 +590,24 @@ fn a_question_goes_to_the_stack_and_its_answer_to_where_it_came_from_byte_for_by
 }
 
 #[test]
+fn a_peered_vpc_knows_an_endpoint_by_its_generated_names_and_not_by_the_private_one() {
+    let text = named("", UNVERIFIED, "true");
+    let (head, tail) = text.split_once("[vpcs.bank]").unwrap();
+    let tail = tail.replacen("10.0.0.0/16", "10.1.0.0/16", 1).replace("10.0.9.10", "10.1.9.10");
+    let text = format!("{head}[vpcs.bank]{tail}");
+    let world = World::new(&text);
+    world.shell("cb", "ip addr flush dev eth0 && ip addr add 10.1.1.5/16 dev eth0");
+    let all = name(&world, "shop", "endpoint");
+    let question = format!("@10.1.0.2 {all}");
+    assert!(dig(&world, "cb", &question).contains("NXDOMAIN"), "nothing attaches the two yet");
+    let peered = format!("{text}[attachments.both]\nkind = \"peering\"\nvpcs = [\"shop\", \"bank\"]\n");
+    let (status, said) = world.apply(&peered);
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(short(&world, "cb", &question), ["10.0.9.9"]);
+    assert_eq!(short(&world, "cb", "@10.1.0.2 api.example.com"), ["10.1.9.10"], "its own endpoint's");
+}
+
+#[test]
 fn network_acls_keep_nobody_from_the_resolvers_own_address_and_hold_at_the_inbound_one() {
     let acl = "[network_acls.closed]\nvpc = \"shop\"\nsubnets = [\"10.0.1.0/24\"]\ningress = []\negress = []\n[endpoints.shop]";
     let shop = r#"{ inbound = ["10.0.3.53"] }"#;

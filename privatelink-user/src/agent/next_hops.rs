@@ -1,6 +1,8 @@
 //! Where targets and name servers are reached: asked by ARP and neighbour solicitations, kept fresh, and followed when they move.
 
 use super::Agent;
+use crate::ip;
+use crate::names::Kind;
 use crate::neighbours::Heard;
 use crate::plan::{Image, NextHop};
 use anyhow::Result;
@@ -13,7 +15,7 @@ const FRESH: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// Whom the path is to reach, and who asks for whose link-layer address so that it can: targets by a load balancer, name servers by
-    /// their VPC's resolver, which may ask for the router instead.
+    /// their VPC's resolver; or for a gateway's instead.
     fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, NextHop> {
         let targets = self.image.targets.values();
         let asker = |vpc, ipv4| {
@@ -21,8 +23,11 @@ impl Agent {
             balancers.find(|it| it.vpc == vpc && it.address.is_ipv4() == ipv4).map(Balancer::face)
         };
         let targets = targets.filter_map(|it| {
+            let vpc = self.names.name(Kind::Vpc, it.vpc.into());
+            let gateway = self.model.gateway(&vpc, ip::shown(it.address)).map(ip::entry);
             let asker = asker(it.vpc, it.address.is_ipv4())?;
-            Some((VpcAddress::new(it.vpc, it.address), NextHop { address: it.address, asker }))
+            let address = gateway.unwrap_or(it.address);
+            Some((VpcAddress::new(it.vpc, it.address), NextHop { address, asker }))
         });
         let name_servers = self.image.name_servers.iter().map(|(key, hop)| (*key, *hop));
         name_servers.chain(targets).collect()
@@ -31,7 +36,6 @@ impl Agent {
     pub(super) fn ask_neighbours(&mut self) {
         let now = Instant::now();
         for (wanted, NextHop { address, asker }) in self.wanted_neighbours() {
-            let wanted = VpcAddress::new(wanted.vpc, address);
             let fresh = self.confirmed.get(&wanted).is_some_and(|at| now.duration_since(*at) < FRESH);
             let asked =
                 self.asked.get(&wanted).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(1));
@@ -45,7 +49,7 @@ impl Agent {
                     continue;
                 };
                 // An interface that is down or just going cannot be asked; the next tick tries again.
-                let _ = self.neighbours.ask(attached.ifindex, asker.address, asker.mac, wanted.address);
+                let _ = self.neighbours.ask(attached.ifindex, asker.address, asker.mac, address);
             }
         }
     }
@@ -58,13 +62,13 @@ impl Agent {
             return Ok(());
         };
         let neighbour = Neighbour { mac: heard.mac, interface: place.slot };
-        let wanted = self.wanted_neighbours();
-        let by = wanted.iter().filter(|(key, hop)| key.vpc == place.vpc && hop.address == heard.address);
-        for (key, _) in by {
-            if self.maps.neighbours.get(key)? != Some(neighbour) {
-                self.maps.neighbours.set(key, &neighbour)?;
+        let wanted = self.wanted_neighbours().into_iter();
+        let behind = wanted.filter(|(key, hop)| key.vpc == place.vpc && hop.address == heard.address);
+        for (key, _) in behind {
+            if self.maps.neighbours.get(&key)? != Some(neighbour) {
+                self.maps.neighbours.set(&key, &neighbour)?;
             }
-            self.confirmed.insert(VpcAddress::new(place.vpc, heard.address), Instant::now());
+            self.confirmed.insert(key, Instant::now());
         }
         Ok(())
     }
@@ -75,10 +79,8 @@ impl Agent {
         for key in self.maps.neighbours.keys()?.into_iter().filter(|key| !wanted.contains(key)) {
             self.maps.neighbours.delete(&key)?;
         }
-        let routers = image.name_servers.iter().map(|(key, hop)| VpcAddress::new(key.vpc, hop.address));
-        let asked: BTreeSet<_> = wanted.into_iter().chain(routers).collect();
-        self.confirmed.retain(|key, _| asked.contains(key));
-        self.asked.retain(|key, _| asked.contains(key));
+        self.confirmed.retain(|key, _| wanted.contains(key));
+        self.asked.retain(|key, _| wanted.contains(key));
         Ok(())
     }
 }

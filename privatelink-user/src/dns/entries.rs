@@ -166,9 +166,21 @@ pub fn entries(facts: &Facts<'_>) -> Vec<Entry> {
     let unfit = zones::withdrawn(facts.model, facts.image, facts.names);
     let mut entries = Vec::new();
     let resolves = |vpc: &str| facts.model.vpcs.get(vpc).is_some_and(|vpc| vpc.dns.is_some());
-    for (name, endpoint) in facts.model.endpoints.iter().filter(|(_, it)| resolves(&it.vpc)) {
+    for (name, endpoint) in &facts.model.endpoints {
         let Some(connection) = facts.book.of(name).filter(|it| it.state.exists()) else { continue };
-        of_endpoint(facts, &unfit, name, endpoint, connection, &mut entries);
+        // Whoever reaches the endpoint from an attached VPC knows it by its generated names, which on AWS are public.
+        let mut spaces = facts.model.reached_from(&endpoint.vpc);
+        spaces.insert(endpoint.vpc.clone());
+        spaces.retain(|space| resolves(space));
+        if spaces.is_empty() {
+            continue;
+        }
+        let mut own = Vec::new();
+        of_endpoint(facts, &unfit, name, endpoint, connection, &mut own);
+        for vpc in spaces {
+            let known = own.iter().filter(|it| vpc == endpoint.vpc || it.kind != Kind::Private);
+            entries.extend(known.map(|it| Entry { vpc: vpc.clone(), ..it.clone() }));
+        }
     }
     for (name, balancer) in facts.model.load_balancers.iter().filter(|(_, it)| resolves(&it.vpc)) {
         of_balancer(facts, &unfit, name, balancer, &mut entries);

@@ -208,7 +208,7 @@ impl Build<'_, '_> {
     fn target(&mut self, item: &Value<'_>, vpc: Option<&String>, default: Option<u16>) -> Option<Target> {
         let mut fields = self.reader.table(item)?;
         let at = fields.need(self.reader, "address");
-        let address = at.and_then(|value| self.address(value, vpc));
+        let address = at.and_then(|value| self.target_address(value, vpc));
         let zone = fields.need(self.reader, "zone").and_then(|value| self.zone(value));
         let port = fields.get("port").and_then(|value| self.port(value)).or(default);
         let weight = fields.get("weight").and_then(|value| self.reader.number(value, 1..=1000)).unwrap_or(1);
@@ -217,6 +217,17 @@ impl Build<'_, '_> {
             self.own(at.span(), vpc, address, "a target".into());
         }
         Some(Target { address: address?, port: port?, zone: zone?, weight: u16::try_from(weight).ok()? })
+    }
+
+    /// An address in the group's VPC, or in a network that an attachment of the VPC leads to by a gateway.
+    fn target_address(&mut self, value: &Value<'_>, vpc: Option<&String>) -> Option<IpAddr> {
+        let beyond = value.get_ref().as_str().and_then(|text| text.parse().ok());
+        if let (Some(vpc), Some(address)) = (vpc, beyond)
+            && self.model.gateway(vpc, address).is_some()
+        {
+            return Some(address);
+        }
+        self.address(value, vpc)
     }
 
     fn health_check(&mut self, fields: &mut Fields<'_, '_>) -> HealthCheck {
