@@ -12,8 +12,15 @@ pub const NAT_PORT_FIRST: u16 = 2048;
 /// How many NAT ports there are.
 pub const NAT_PORT_COUNT: u32 = 65536 - NAT_PORT_FIRST as u32;
 
-/// Ports of a load balancer's address that belong to the sockets of the VPC's own stack (health checks).
+/// Ports of a load balancer's or a resolver's address that belong to the sockets of the VPC's own stack (health checks, questions to other
+/// name servers).
 pub const STACK_PORTS: Range<u16> = 1024..2048;
+
+/// The port that resolvers listen at (RFC 1035, 4.2).
+pub const DNS: u16 = 53;
+
+/// How many addresses that have asked a resolver are remembered: an answer takes milliseconds, so that these are many clients at a time.
+pub const CALLERS: usize = 8192;
 
 /// How many NAT ports are tried before a new flow is refused. Bounded, because the kernel bounds a program's length; at this many
 /// AWS's 55,000 flows, which take 87 % of the ports, leave one chance in about ten thousand that none is found.

@@ -100,6 +100,10 @@ table! {
 pub const ENDPOINT: u8 = 1;
 /// [`Address::kind`]: a load balancer's address, in its provider's VPC.
 pub const BALANCER: u8 = 2;
+/// [`Address::kind`]: an address that every resolver of such a VPC has, out of reach of network ACLs.
+pub const RESOLVER: u8 = 3;
+/// [`Address::kind`]: an inbound or outbound address of a resolver, which is a host's like any other.
+pub const RESOLVER_ENDPOINT: u8 = 4;
 
 table! {
     /// Value of `addresses`, a hash: the addresses that exist only here.
@@ -110,16 +114,24 @@ table! {
         endpoint: u32,
         /// The load balancer's address that serves it, or that it is: index of `balancers`.
         balancer: u32,
-        /// Slot of the VPC's stack, for a [`BALANCER`]; 0: it has none.
+        /// Slot of the VPC's stack, for a [`BALANCER`] and a resolver; 0: it has none.
         stack: u16,
         /// What ARP and neighbour discovery answer, and the source of what leaves from this address.
         mac: Mac,
-        /// [`ENDPOINT`] or [`BALANCER`].
+        /// [`ENDPOINT`], [`BALANCER`], [`RESOLVER`] or [`RESOLVER_ENDPOINT`].
         kind: u8,
         /// 1: ICMP echo requests are answered.
         ping: u8,
         /// 1: the load balancer has IPv6 addresses, so that flows of this address, if it is an IPv4 address, may be in the wide tables.
         dualstack: u16,
+    }
+}
+
+impl Address {
+    /// Whether it is a resolver's.
+    #[inline(always)]
+    pub const fn is_resolver(&self) -> bool {
+        self.kind == RESOLVER || self.kind == RESOLVER_ENDPOINT
     }
 }
 
@@ -367,8 +379,12 @@ table! {
 }
 
 table! {
-    /// Value of `neighbours`, a hash by [`VpcAddress`]: where a target is reached.
+    /// Value of `neighbours`, a hash by [`VpcAddress`]: where a target, or a name server that a resolver asks, is reached.
     /// Written by the agent (ARP, neighbour discovery), read for a flow's first packet and once a second after it. Full: the configuration is refused.
+    ///
+    /// Also the value of `callers`, an LRU hash by [`VpcAddress`]: where the last question to a resolver from this address came from, and
+    /// so where its answer goes, unless the agent knows better. Written by the path, read for what a resolver says; the agent removes
+    /// what names an interface that is gone. Full: who has asked least recently goes, and asks again.
     Neighbour, 8, align 4, {
         /// Link-layer address.
         mac: Mac,
@@ -978,6 +994,10 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn target(&self, target: u32) -> Option<Target>;
     /// Where a target is reached.
     fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour>;
+    /// Where the last question to a resolver from this address came from.
+    fn caller(&self, address: &VpcAddress) -> Option<Neighbour>;
+    /// Remembers it. One that cannot be remembered asks again.
+    fn set_caller(&self, address: &VpcAddress, caller: &Neighbour);
     /// The token bucket of an endpoint.
     fn bucket(&self, endpoint: u32) -> Option<Bucket>;
     /// Replaces it.

@@ -36,7 +36,7 @@ macro_rules! words {
 words! {
     /// An answer that the path itself sends back where the packet came from.
     Answer {
-        /// An ARP request for an endpoint's or a load balancer's address.
+        /// An ARP request for an endpoint's, a load balancer's or a resolver's address.
         ArpReply = 2 => "arp_reply",
         /// An ICMP or ICMPv6 echo request to an endpoint address with `ping = true`.
         EchoReply = 3 => "echo_reply",
@@ -58,7 +58,7 @@ words! {
         FragmentationNeeded = 12 => "fragmentation_needed",
         /// A packet whose TTL ends here: answered with an ICMP error.
         TimeExceeded = 13 => "time_exceeded",
-        /// A neighbour solicitation for an endpoint's or a load balancer's IPv6 address.
+        /// A neighbour solicitation for an endpoint's, a load balancer's or a resolver's IPv6 address.
         NeighbourAdvertisement = 14 => "neighbour_advertisement",
     }
 }
@@ -72,9 +72,9 @@ words! {
         Fragment = 17 => "fragment",
         /// IP options, to or from one of our addresses.
         IpOptions = 18 => "ip_options",
-        /// The sender claims an address that is ours: an endpoint's or a load balancer's.
+        /// The sender claims an address that is ours: an endpoint's, a load balancer's or a resolver's.
         SpoofedSource = 19 => "spoofed_source",
-        /// A packet to an endpoint from an address outside the VPC's CIDRs.
+        /// A packet to an endpoint or a resolver from an address outside the VPC's CIDRs.
         SourceOutsideVpc = 20 => "source_outside_vpc",
         /// No listener has this port and protocol; silent, as on AWS.
         NoListener = 21 => "no_listener",
@@ -90,7 +90,7 @@ words! {
         EndpointClosed = 26 => "endpoint_closed",
         /// A new UDP flow for which there is no registered target.
         NoTarget = 27 => "no_target",
-        /// The target's link-layer address is not known yet.
+        /// The link-layer address of a target, or of who is to hear from a resolver, is not known.
         NoNextHop = 28 => "no_next_hop",
         /// A new UDP flow for which no NAT port is free.
         NoNatPort = 29 => "no_nat_port",

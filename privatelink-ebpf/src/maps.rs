@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use privatelink_common::{
-    limits::{FRAGMENTED_DATAGRAMS, OUTCOMES, RULE_ENTRIES},
+    limits::{CALLERS, FRAGMENTED_DATAGRAMS, OUTCOMES, RULE_ENTRIES},
     path::Room,
     tables::{
         Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey,
@@ -57,6 +57,8 @@ pub(crate) static TABLES: ArrayOfMaps<Array<u32, 251, ANY_SIZE>, 4096> = ArrayOf
 pub(crate) static TARGETS: Array<Target, 16384> = Array::new();
 #[btf_map(name = "neighbours")]
 pub(crate) static NEIGHBOURS: HashMap<VpcAddress, Neighbour, 16384, SPARSE> = HashMap::new();
+#[btf_map(name = "callers")]
+pub(crate) static CALLERS_BY_ADDRESS: LruHashMap<VpcAddress, Neighbour, CALLERS> = LruHashMap::new();
 #[btf_map(name = "established")]
 pub(crate) static ESTABLISHED: HashMap<FlowKey, Flow, 1048576> = HashMap::new();
 #[btf_map(name = "pending")]

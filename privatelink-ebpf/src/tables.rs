@@ -1,10 +1,10 @@
 //! [`Tables`] over the kernel's maps.
 
 use crate::maps::{
-    ADDRESSES, BALANCERS, BUCKETS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED, ESTABLISHED6, FENCE,
-    FRAGMENTS, IDENTIFICATION, INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING, PENDING6, PREFIXES,
-    PRESSURES, ROOM, RULES_BY_ADDRESS, RULES_BY_PORT, STREAMS, SUBNETS, TABLES, TARGET_COUNTERS, TARGETS,
-    TRUNKS, VPC_ENDPOINT_IDS,
+    ADDRESSES, BALANCERS, BUCKETS, CALLERS_BY_ADDRESS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED,
+    ESTABLISHED6, FENCE, FRAGMENTS, IDENTIFICATION, INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING,
+    PENDING6, PREFIXES, PRESSURES, ROOM, RULES_BY_ADDRESS, RULES_BY_PORT, STREAMS, SUBNETS, TABLES,
+    TARGET_COUNTERS, TARGETS, TRUNKS, VPC_ENDPOINT_IDS,
 };
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, iphdr, tcphdr, tcx_action_base::TCX_REDIRECT, xdp_action},
@@ -341,6 +341,17 @@ impl<E: Exit> Tables for KernelTables<E> {
     fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour> {
         // SAFETY: as for `address`.
         unsafe { NEIGHBOURS.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn caller(&self, address: &VpcAddress) -> Option<Neighbour> {
+        // SAFETY: copied at once. It may be evicted, and its memory another's, meanwhile: the path looks twice.
+        unsafe { CALLERS_BY_ADDRESS.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_caller(&self, address: &VpcAddress, caller: &Neighbour) {
+        let _ = CALLERS_BY_ADDRESS.insert(address, caller, BPF_ANY.into());
     }
 
     #[inline(always)]

@@ -3,12 +3,14 @@
 
 mod acceptance;
 mod links;
+mod names;
 mod next_hops;
 mod passive;
 mod vlans;
 
 use acceptance::unix_time;
 pub use links::Attached;
+pub use names::Looked;
 
 use crate::api::{Failure, Reply, Request};
 use crate::connections::Book;
@@ -21,9 +23,10 @@ use crate::names::{Kind, Names};
 use crate::neighbours::{Heard, Neighbours};
 use crate::net::Stack;
 use crate::plan::{self, Check, Image, Known};
-use crate::probe::{self, Observed, Sockets};
+use crate::probe::{self, Observed};
+use crate::sockets::Sockets;
 use crate::store::Store;
-use crate::{listing, reconcile};
+use crate::{dns, listing, reconcile};
 use anyhow::{Context, Result};
 use log::{error, info, warn};
 use privatelink_common::tables::{DRAINING, VpcAddress};
@@ -53,6 +56,8 @@ pub enum Event {
     Heard(Heard),
     /// What a sweep of the flows has seen.
     Swept(Survey),
+    /// A look at the record that says whose a name is.
+    Looked(Looked),
     /// Apply the same file again.
     Reload,
     /// Stop.
@@ -100,6 +105,11 @@ pub struct Agent {
     stacks: BTreeMap<String, (Stack, Sockets)>,
     watched: BTreeMap<u32, (Check, tokio::task::JoinHandle<()>)>,
     neighbours: Neighbours,
+    /// The VPCs' resolvers, by VPC.
+    pub resolvers: BTreeMap<String, dns::Resolver>,
+    /// When each service's record was looked up last, and why nobody could say what it is, if so.
+    pub looked: BTreeMap<String, (Instant, Option<String>)>,
+    events: std::sync::mpsc::Sender<Event>,
     confirmed: BTreeMap<VpcAddress, Instant>,
     asked: BTreeMap<VpcAddress, Instant>,
     runtime: tokio::runtime::Handle,
@@ -130,6 +140,8 @@ pub struct Parts {
     pub store: Arc<Store>,
     /// Who delivers events is told here that there are some.
     pub news: Sender<()>,
+    /// Where the agent's own tasks tell it something.
+    pub events: Sender<Event>,
 }
 
 impl Agent {
@@ -158,6 +170,9 @@ impl Agent {
             stacks: BTreeMap::new(),
             watched: BTreeMap::new(),
             neighbours: Neighbours::new(parts.runtime.clone(), parts.heard),
+            resolvers: BTreeMap::new(),
+            looked: BTreeMap::new(),
+            events: parts.events,
             confirmed: BTreeMap::new(),
             asked: BTreeMap::new(),
             runtime: parts.runtime,
@@ -211,6 +226,7 @@ impl Agent {
                     self.refresh();
                 }
             }
+            Event::Looked(looked) => self.take_look(looked),
             Event::Reload => {
                 let path = self.config.clone();
                 match read(&path).and_then(|model| self.apply(model).map_err(Failure::kernel)) {
@@ -236,6 +252,7 @@ impl Agent {
                 });
                 return;
             }
+            Request::Verify { service } => return self.verify(&service, reply),
             Request::Status => listing::status(self).map_err(Failure::kernel),
             Request::Services => Ok(listing::services(self)),
             Request::Endpoints => listing::endpoints(self).map_err(Failure::kernel),
@@ -243,6 +260,7 @@ impl Agent {
             Request::Drops => listing::drops(self).map_err(Failure::kernel),
             Request::Accept { endpoint } => self.decide(&endpoint, Book::accept),
             Request::Reject { endpoint } => self.decide(&endpoint, Book::reject),
+            Request::Names { vpc } => listing::names(self, vpc.as_deref()).map_err(Failure::usage),
             Request::Explain(question) => listing::explain(self, &question).map_err(Failure::kernel),
         };
         let _ = reply.send(answer);
@@ -300,6 +318,7 @@ impl Agent {
         self.open_pending()?;
         self.enter()?;
         self.watch();
+        self.follow_names();
         self.ask_neighbours();
         Ok(changes)
     }
@@ -324,12 +343,14 @@ impl Agent {
         if let Err(error) = result {
             error!("{error:#}");
         }
+        self.follow_names();
     }
 
     fn make_stacks(&mut self, model: &Model) -> Result<()> {
-        for vpc in model.vpcs.keys() {
+        for (vpc, it) in &model.vpcs {
             let balancers = model.load_balancers.values().filter(|balancer| balancer.vpc == *vpc);
-            let addresses: Vec<_> = balancers.flat_map(model::LoadBalancer::every_address).collect();
+            let mut addresses: Vec<_> = balancers.flat_map(model::LoadBalancer::every_address).collect();
+            addresses.extend(it.dns.iter().flat_map(model::Resolver::every_address));
             if addresses.is_empty() {
                 continue;
             }
@@ -349,6 +370,8 @@ impl Agent {
         self.enter()?;
         self.ask_neighbours();
         self.look_at_targets()?;
+        self.look_at_resolvers();
+        self.look_at_domains();
         let now = Instant::now();
         if plan::is_timed(&self.model, &self.image) && flows::now() != self.refreshed {
             self.refreshed = flows::now();

@@ -30,6 +30,8 @@ pub enum Request {
     Apply { path: PathBuf, text: String },
     Accept { endpoint: String },
     Reject { endpoint: String },
+    Names { vpc: Option<String> },
+    Verify { service: String },
     Explain(Asked),
 }
 

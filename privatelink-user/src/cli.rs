@@ -110,6 +110,20 @@ enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// List the names of VPCs that have a resolver, and to what they resolve.
+    Names {
+        /// Only those of this VPC.
+        vpc: Option<String>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Look up now whether the provider owns its service's private DNS name.
+    Verify {
+        /// The endpoint service, by name or id.
+        service: String,
+        #[command(flatten)]
+        format: Format,
+    },
     /// List targets, with their health and where they are.
     Targets(Format),
     /// List flows.
@@ -245,11 +259,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             &format,
         ),
         Command::Status(format) => status(ask(Request::Status)?, &format),
-        Command::Services(format) => print(
-            ask(Request::Services)?,
-            &["service", "id", "load_balancers", "zones", "acceptance_required", "endpoints"],
-            &format,
-        ),
+        Command::Services(format) => print(ask(Request::Services)?, SERVICES, &format),
+        Command::Names { vpc, format } => print(ask(Request::Names { vpc })?, NAMES, &format),
+        Command::Verify { service, format } => {
+            print(ask(Request::Verify { service })?, PRIVATE_NAME, &format)
+        }
         Command::Endpoints(format) => print(ask(Request::Endpoints)?, ENDPOINTS, &format),
         Command::Accept { endpoint, format } => {
             print(ask(Request::Accept { endpoint })?, CONNECTION, &format)
@@ -278,6 +292,19 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     }
 }
 
+const SERVICES: &[&str] = &[
+    "service",
+    "id",
+    "load_balancers",
+    "zones",
+    "acceptance_required",
+    "private_dns_name",
+    "private_dns_name_state",
+    "endpoints",
+];
+const PRIVATE_NAME: &[&str] =
+    &["service", "private_dns_name", "private_dns_name_state", "txt_record", "txt_value"];
+const NAMES: &[&str] = &["vpc", "name", "kind", "of", "resolves_to", "why"];
 const CONNECTION: &[&str] = &["endpoint", "id", "vpc", "principal", "service", "state"];
 
 const ENDPOINTS: &[&str] = &[
@@ -295,6 +322,8 @@ const ENDPOINTS: &[&str] = &[
     "to_consumer_bytes",
     "resets",
 ];
+const RESOLVERS: &[&str] =
+    &["vpc", "addresses", "questions", "answered", "forwarded", "refused", "malformed", "limited", "failed"];
 const PROGRAMS: &[&str] = &["program", "id", "tag", "verified_instructions", "runs", "nanoseconds_a_packet"];
 const TARGETS: &[&str] = &[
     "target_group",
@@ -426,6 +455,10 @@ fn status(rows: Value, format: &Format) -> Result<(), Failure> {
     text += "\n";
     text += &table(&status["programs"], PROGRAMS);
     text += "\n";
+    if status["resolvers"].as_array().is_some_and(|rows| !rows.is_empty()) {
+        text += &table(&status["resolvers"], RESOLVERS);
+        text += "\n";
+    }
     text += &table(&status["maps"], &["map", "id", "used", "size", "bytes"]);
     text += "\n";
     text += &table(&status["outcomes"], &["vpc", "outcome", "packets", "bytes"]);
@@ -480,7 +513,7 @@ fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel, dr
     let (events, received) = channel();
     let (results, mut observed) = tokio::sync::mpsc::channel(1024);
     let (heard_sender, mut heard) = tokio::sync::mpsc::channel(1024);
-    let (to_agent, also_to_agent) = (events.clone(), events.clone());
+    let (to_agent, also_to_agent, own) = (events.clone(), events.clone(), events.clone());
     runtime.spawn(async move {
         while let Some(it) = observed.recv().await {
             let _ = to_agent.send(Event::Observed(it));
@@ -502,8 +535,18 @@ fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel, dr
     std::thread::spawn(move || crate::events::deliver(&outbox, &told));
     let (pin_dir, config) = (places.pin_dir.clone(), absolute(config));
     let handle = runtime.handle().clone();
-    let parts =
-        Parts { kernel, pin_dir, config, model, runtime: handle, results, heard: heard_sender, store, news };
+    let parts = Parts {
+        kernel,
+        pin_dir,
+        config,
+        model,
+        runtime: handle,
+        results,
+        heard: heard_sender,
+        store,
+        news,
+        events: own,
+    };
     let mut agent = Agent::start(parts)?;
     let socket = places.runtime_dir.join("control.sock");
     let listener = runtime.block_on(async { api::listen(&socket) })?;

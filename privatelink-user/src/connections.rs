@@ -11,6 +11,7 @@
 //!
 //! `pending` lasts until the maps say so. A rejected or expired connection may be accepted all the same; AWS does not say.
 
+use crate::domains::Domain;
 use crate::model::{EndpointService, EventType, Model};
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -124,6 +125,8 @@ pub struct Book {
     pub connections: BTreeMap<String, Connection>,
     /// The services' ids, by name.
     pub services: BTreeMap<String, String>,
+    /// The verified names of services, by the service's name.
+    pub domains: BTreeMap<String, Domain>,
 }
 
 /// An id as AWS forms them: a prefix, and 17 hexadecimal digits that no other has.
@@ -163,6 +166,7 @@ impl Book {
         self.remove(model, now, &mut events);
         self.add(model, now, &mut events)?;
         self.age(model, now);
+        self.settle_domains(model, now)?;
         Ok(events)
     }
 

@@ -12,8 +12,8 @@ use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
     Address, Bucket, Course, Datagram, ENDPOINT, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey,
     FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu,
-    Neighbour, Prefix, Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Tables, Target,
-    TargetEvent, VpcAddress, VpcEndpointId, Width, Words,
+    Neighbour, Prefix, Pressure, RESOLVER, RESOLVER_ENDPOINT, RuleAddress, RuleMask, RulePort, RulePorts,
+    Stream, Subnet, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Width, Words,
 };
 use privatelink_common::verdict::{Action, Direction};
 use privatelink_common::wire::Mac;
@@ -237,12 +237,10 @@ impl Tables for Narrator<'_> {
             ip::shown(address.address),
             self.names.name(Kind::Vpc, address.vpc.into())
         );
-        self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| {
-            if found.kind == ENDPOINT {
-                format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint))
-            } else {
-                format!("yes, load balancer {}", self.names.name(Kind::Balancer, found.balancer))
-            }
+        self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| match found.kind {
+            ENDPOINT => format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint)),
+            RESOLVER | RESOLVER_ENDPOINT => "yes, the VPC's resolver".into(),
+            _ => format!("yes, load balancer {}", self.names.name(Kind::Balancer, found.balancer)),
         })
     }
 
@@ -325,6 +323,12 @@ impl Tables for Narrator<'_> {
             format!("{} by {}", mac(found.mac), self.names.name(Kind::Interface, found.interface.into()))
         })
     }
+
+    fn caller(&self, address: &VpcAddress) -> Option<Neighbour> {
+        self.maps.callers.get(address).ok().flatten()
+    }
+
+    fn set_caller(&self, _: &VpcAddress, _: &Neighbour) {}
 
     fn mtu(&self, interface: u16) -> Mtu {
         self.maps.mtus.get(&interface.into()).ok().flatten().unwrap_or_default()

@@ -203,7 +203,13 @@ pub fn forget_slots(maps: &Maps, slots: &BTreeSet<u16>) -> Result<()> {
     forget(&maps.established, slots)?;
     forget(&maps.pending, slots)?;
     forget(&maps.established6, slots)?;
-    forget(&maps.pending6, slots)
+    forget(&maps.pending6, slots)?;
+    let mut gone = Vec::new();
+    maps.callers.walk(CHUNK, |keys, callers| {
+        let by = keys.iter().zip(callers).filter(|(_, caller)| slots.contains(&caller.interface));
+        gone.extend(by.map(|(key, _)| *key));
+    })?;
+    gone.iter().try_for_each(|key| maps.callers.delete(key))
 }
 
 fn forget<K: Key<Flow: Plain> + Plain>(map: &Map<K, K::Flow>, slots: &BTreeSet<u16>) -> Result<()> {

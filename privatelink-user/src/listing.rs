@@ -2,7 +2,11 @@
 
 use crate::agent::Agent;
 use crate::api::{Asked, Chosen};
+use crate::config::nearest;
 use crate::connections::{Connection, State};
+use crate::dns::entries::{balancer_name, endpoint_name, endpoints_domain};
+use crate::dns::{Entry, Resolver, Standing};
+use crate::domains::{Domain, State as Verification};
 use crate::explain::mac;
 use crate::ip::{self, with_port};
 use crate::kernel::{Hook, Program};
@@ -12,7 +16,7 @@ use crate::names::{Kind, Names};
 use crate::plan::{Image, Place};
 use crate::sys::XdpMode;
 use crate::{explain, flows, health, model, zones};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::path::state::State as FlowState;
 use privatelink_common::tables::{
@@ -82,9 +86,47 @@ pub fn status(agent: &Agent) -> Result<Value> {
         "interfaces": interfaces,
         "programs": programs,
         "problems": problems(agent)?,
+        "resolvers": agent.resolvers.iter().map(|(vpc, it)| resolver(vpc, it)).collect::<Vec<_>>(),
         "maps": maps(agent)?,
         "outcomes": outcomes.collect::<Vec<_>>(),
     }]))
+}
+
+/// A VPC's resolver: where it is, and what it has done since the agent started or its configuration changed.
+fn resolver(vpc: &str, resolver: &Resolver) -> Value {
+    let mut row = json!({ "vpc": vpc, "addresses": resolver.model.listens().collect::<Vec<_>>() });
+    for (name, count) in resolver.counters().each() {
+        row[name] = count.into();
+    }
+    row
+}
+
+/// The names of VPCs that have a resolver, or of one of them.
+pub fn names(agent: &Agent, vpc: Option<&str>) -> Result<Value> {
+    if let Some(vpc) = vpc {
+        let known = agent.model.vpcs.get(vpc);
+        let help = || nearest(vpc, agent.model.vpcs.keys().map(String::as_str)).unwrap_or_default();
+        let known = known.with_context(|| format!("there is no VPC \"{vpc}\"; {}", help()))?;
+        anyhow::ensure!(
+            known.dns.is_some(),
+            "the VPC \"{vpc}\" has no resolver: write dns = true at [vpcs.{vpc}]"
+        );
+    }
+    let row = |entry: &Entry| {
+        let (standing, why) = match &entry.standing {
+            Standing::Answered => ("answered", None),
+            Standing::Withdrawn(why) => ("withdrawn", Some(why)),
+            Standing::Absent(why) => ("absent", Some(why)),
+        };
+        let addresses = entry.addresses.iter().map(ToString::to_string);
+        let resolves_to: Vec<_> = addresses.chain(entry.pointer.clone()).collect();
+        json!({
+            "vpc": entry.vpc, "name": entry.name, "kind": entry.kind.name(), "of": entry.of, "resolves_to": resolves_to,
+            "standing": standing, "why": why,
+        })
+    };
+    let entries = agent.entries();
+    Ok(entries.iter().filter(|entry| vpc.is_none_or(|vpc| entry.vpc == vpc)).map(row).collect())
 }
 
 /// One of the programs.
@@ -125,6 +167,20 @@ fn problems(agent: &Agent) -> Result<Vec<String>> {
             problems.push(format!("target {name} does not answer ARP or neighbour solicitations"));
         }
     }
+    for (key, hop) in &agent.image.name_servers {
+        if agent.maps.neighbours.get(key)?.is_none() {
+            let (server, asked) = (ip::shown(key.address), ip::shown(hop.address));
+            let vpc = agent.names.name(Kind::Vpc, key.vpc.into());
+            problems.push(format!(
+                "name server {server} of {vpc}: {asked} does not answer ARP or neighbour solicitations"
+            ));
+        }
+    }
+    let deaf = agent.resolvers.iter().filter(|(_, resolver)| !resolver.listens());
+    problems
+        .extend(deaf.map(|(vpc, _)| format!("the resolver of {vpc} cannot listen at all of its addresses")));
+    problems
+        .extend(agent.book.domains.iter().filter_map(|(service, domain)| unverified(agent, service, domain)));
     for (id, _) in agent.image.endpoints.iter().filter(|(_, gate)| gate.full) {
         problems
             .push(format!("endpoint {} has as many flows as it may", agent.names.name(Kind::Endpoint, *id)));
@@ -150,6 +206,28 @@ fn problems(agent: &Agent) -> Result<Vec<String>> {
             .extend(faults.iter().map(|(key, fault)| format!("{} of {name} {fault}", zones::listener(key))));
     }
     Ok(problems)
+}
+
+/// What is to be done so that a service's name is verified.
+fn unverified(agent: &Agent, service: &str, domain: &Domain) -> Option<String> {
+    let (name, of) = (&domain.name, domain.name.strip_prefix("*.").unwrap_or(&domain.name));
+    if domain.state == Verification::Verified {
+        return None;
+    }
+    let failure = agent.looked.get(service).and_then(|(_, failure)| failure.as_ref());
+    let failure = failure.map(|failure| format!("; {failure}")).unwrap_or_default();
+    Some(if agent.model.dns.verification_servers.is_empty() {
+        format!(
+            "service {service}: whether {name} is the provider's cannot be asked: [dns] has no verification_servers"
+        )
+    } else {
+        format!(
+            "service {service}: the name {name} is {}; it wants the TXT record {}.{of} \"{}\"{failure}",
+            domain.state.name(),
+            domain.record,
+            domain.value
+        )
+    })
 }
 
 /// Every interface, VLANs among them, by its name.
@@ -213,6 +291,7 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
         ("tables", image.tables.len(), maps.tables.info()?, maps.tables.memory()?),
         ("targets", image.targets.len(), maps.targets.info()?, maps.targets.memory()?),
         ("neighbours", maps.neighbours.keys()?.len(), maps.neighbours.info()?, maps.neighbours.memory()?),
+        ("callers", maps.callers.count()?, maps.callers.info()?, maps.callers.memory()?),
         ("established", maps.established.count()?, maps.established.info()?, maps.established.memory()?),
         ("pending", maps.pending.count()?, maps.pending.info()?, maps.pending.memory()?),
         ("established6", maps.established6.count()?, maps.established6.info()?, maps.established6.memory()?),
@@ -230,6 +309,15 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
 
 /// What is published.
 pub fn services(agent: &Agent) -> Value {
+    published(agent, |_| true)
+}
+
+/// One of them.
+pub fn service(agent: &Agent, service: &str) -> Value {
+    published(agent, |name| name == service)
+}
+
+fn published(agent: &Agent, wanted: impl Fn(&str) -> bool) -> Value {
     let model = &agent.model;
     let row = |(name, service): (&String, &crate::model::EndpointService)| {
         let endpoints = model.endpoints.values().filter(|endpoint| endpoint.service == *name).count();
@@ -238,12 +326,19 @@ pub fn services(agent: &Agent) -> Value {
         let id = agent.book.services.get(name);
         let service_name = id.map(|id| format!("com.amazonaws.vpce.{}.{id}", model.region));
         let types: Vec<_> = service.supported_ip_address_types.iter().map(|it| it.name()).collect();
+        let private = service.private_name.as_ref();
+        let domain = agent.book.domains.get(name);
+        let state = private.map(|_| domain.map_or("unchecked", |it| it.state.name()));
+        let record = domain.zip(private).map(|(it, private)| format!("{}.{}", it.record, private.domain()));
+        let base = id.map(|id| format!("{id}.{}", endpoints_domain(model)));
         json!({
             "service": name, "id": id, "service_name": service_name, "load_balancers": service.load_balancers, "zones": zones,
             "supported_ip_address_types": types, "acceptance_required": service.acceptance.required, "endpoints": endpoints,
+            "base_endpoint_dns_name": base, "private_dns_name": private.map(|it| &it.name), "private_dns_name_state": state,
+            "txt_record": record, "txt_value": domain.map(|it| &it.value),
         })
     };
-    model.services.iter().map(row).collect()
+    model.services.iter().filter(|(name, _)| wanted(name)).map(row).collect()
 }
 
 /// Every address of every endpoint, with its counters.
@@ -270,6 +365,7 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
                 vpc: &endpoint.vpc,
                 service: Some(&endpoint.service),
                 state: connection.map_or("", |it| it.state.name()),
+                dns_names: dns_names(agent, endpoint, connection, zone),
             };
             rows.push(endpoint_row(agent, &full, &about, zone, address, (&active, &unfit))?);
         }
@@ -278,8 +374,10 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
         for (zone, address) in each(&balancer.addresses) {
             let full = crate::plan::own_name(name, zone, address);
             let shown = full.split('/').next().unwrap_or(&full);
-            let about =
-                About { name: shown, id: None, vpc: &balancer.vpc, service: None, state: "available" };
+            let dns_names =
+                [None, Some(zone.as_str())].map(|zone| balancer_name(&agent.model, name, zone)).to_vec();
+            let (vpc, state) = (&balancer.vpc, "available");
+            let about = About { name: shown, id: None, vpc, service: None, state, dns_names };
             rows.push(endpoint_row(agent, &full, &about, zone, address, (&active, &unfit))?);
         }
     }
@@ -289,6 +387,20 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
 /// The addresses of all zones, each with its zone.
 fn each(zones: &BTreeMap<String, Addresses>) -> impl Iterator<Item = (&String, IpAddr)> {
     zones.iter().flat_map(|(zone, addresses)| addresses.iter().map(move |address| (zone, address)))
+}
+
+/// The names of an endpoint, for all zones, for one, and the one that its service brings, whether or not its VPC has a resolver.
+fn dns_names(
+    agent: &Agent,
+    endpoint: &model::Endpoint,
+    connection: Option<&Connection>,
+    zone: &str,
+) -> Vec<String> {
+    let Some(connection) = connection.filter(|it| it.state.exists()) else { return Vec::new() };
+    let called = |zone| endpoint_name(&agent.model, &agent.book, connection, zone);
+    let service = agent.model.services.get(&endpoint.service).filter(|_| endpoint.private_dns_enabled);
+    let private = service.and_then(|it| it.private_name.as_ref()).map(|it| it.name.clone());
+    [called(None), called(Some(zone))].into_iter().chain(private).collect()
 }
 
 /// A connection, after a decision.
@@ -309,6 +421,7 @@ struct About<'a> {
     vpc: &'a str,
     service: Option<&'a str>,
     state: &'a str,
+    dns_names: Vec<String>,
 }
 
 /// A row about an endpoint's address; how many flows each has, and which are in zones that are not fit.
@@ -334,7 +447,7 @@ fn endpoint_row(
     let gate = agent.image.endpoints.get(&id).copied().unwrap_or_default();
     Ok(json!({
         "endpoint": about.name, "id": about.id, "vpc": about.vpc, "service": about.service, "zone": zone,
-        "address": address.to_string(), "state": about.state, "full": gate.full,
+        "address": address.to_string(), "dns_names": about.dns_names, "state": about.state, "full": gate.full,
         "zone_health": if unfit.contains(&id) { "unhealthy" } else { "healthy" },
         "active_flows": active.get(&id).unwrap_or(&0),
         "to_provider_packets": sum.to_provider_packets, "to_provider_bytes": sum.to_provider_bytes,

@@ -387,6 +387,7 @@ pub struct Maps {
     pub tables: Tables,
     pub targets: Map<u32, Target>,
     pub neighbours: Map<VpcAddress, Neighbour>,
+    pub callers: Map<VpcAddress, Neighbour>,
     pub established: Map<FlowKey, Flow>,
     pub pending: Map<FlowKey, Flow>,
     pub established6: Map<FlowKey6, Flow6>,
@@ -406,7 +407,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 32] = [
+    pub const NAMES: [&str; 33] = [
         "interfaces",
         "egress",
         "mtus",
@@ -424,6 +425,7 @@ impl Maps {
         "tables",
         "targets",
         "neighbours",
+        "callers",
         "established",
         "pending",
         "established6",
@@ -461,6 +463,7 @@ impl Maps {
             tables: Tables { map: Map::open(dir, "tables")? },
             targets: Map::open(dir, "targets")?,
             neighbours: Map::open(dir, "neighbours")?,
+            callers: Map::open(dir, "callers")?,
             established: Map::open(dir, "established")?,
             pending: Map::open(dir, "pending")?,
             established6: Map::open(dir, "established6")?,

@@ -4,6 +4,7 @@ mod acceptance;
 mod attachments;
 mod balancers;
 mod groups;
+mod names;
 mod rules;
 
 use crate::config::{Fields, Problems, Reader, Value, nearest};
@@ -19,7 +20,8 @@ use std::time::Duration;
 pub use acceptance::{Acceptance, AutoAccept, EventType, Notification, Principal, Sink, account_of};
 pub use attachments::{Attachment, AttachmentKind};
 pub use balancers::{Listener, LoadBalancer};
-pub use groups::{Attributes, CheckProtocol, HealthCheck, Target, TargetGroup};
+pub use groups::{Attributes, CheckProtocol, HealthCheck, Minimum, Target, TargetGroup};
+pub use names::{Dns, Forward, PrivateName, Resolver};
 pub use rules::{Entry, Match, NetworkAcl, Rule, SecurityGroup, Source, Traffic};
 
 /// A whole configuration.
@@ -33,6 +35,8 @@ pub struct Model {
     pub hook: Hook,
     /// When SYNs are answered with cookies.
     pub syn_cookies: SynCookies,
+    /// What the VPCs' resolvers have in common.
+    pub dns: Dns,
     /// Sizes of the tables.
     pub limits: Limits,
     /// By name.
@@ -134,6 +138,8 @@ pub struct Vpc {
     pub interfaces: BTreeMap<String, Hook>,
     /// Those that are tags on a trunk, and where the trunk's packets are met.
     pub vlans: BTreeMap<Vlan, Hook>,
+    /// Its resolver, if it has one.
+    pub dns: Option<Resolver>,
 }
 
 /// An interface that is tags on a trunk (IEEE 802.1Q).
@@ -273,6 +279,8 @@ pub struct EndpointService {
     pub acceptance: Acceptance,
     /// The families that endpoints may have addresses of.
     pub supported_ip_address_types: Vec<Family>,
+    /// The name that it brings into consumers' VPCs, if any.
+    pub private_name: Option<PrivateName>,
 }
 
 impl EndpointService {
@@ -305,6 +313,10 @@ pub struct Endpoint {
     pub mtu: u16,
     /// Whether it says by ICMP errors what it cannot forward.
     pub icmp_errors: bool,
+    /// Whether its VPC knows the service by the name that it brings.
+    pub private_dns_enabled: bool,
+    /// The families of addresses that its names resolve to; none: all that it has.
+    pub dns_record_ip_type: Option<Family>,
     /// Its security groups; none: any client of its VPC may come in.
     pub security_groups: Vec<String>,
 }
@@ -327,9 +339,11 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
         places: Vec::new(),
         trunks: BTreeMap::new(),
         owners: BTreeMap::new(),
+        asked: Vec::new(),
         limits: 0..0,
     };
     build.top(&mut root);
+    build.dns(&mut root);
     build.vpcs(&mut root);
     build.attachments(&mut root);
     build.security_groups(&mut root);
@@ -338,6 +352,7 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
     build.load_balancers(&mut root);
     build.services(&mut root);
     build.endpoints(&mut root);
+    build.name_servers();
     build.sizes();
     let model = build.model;
     root.finish(&mut reader);
@@ -391,6 +406,12 @@ impl fmt::Display for Place {
     }
 }
 
+/// Whether this may be a zone's name, which becomes the end of a DNS label that has 32 characters before it.
+fn is_zone(text: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (1..=31).contains(&text.len()) && text.chars().all(legal)
+}
+
 struct Build<'r, 't> {
     reader: &'r mut Reader<'t>,
     model: Model,
@@ -400,13 +421,17 @@ struct Build<'r, 't> {
     trunks: BTreeMap<String, (Hook, String)>,
     /// Addresses that are taken, and what for.
     owners: BTreeMap<(String, IpAddr), String>,
+    /// Name servers and gateways that resolvers ask.
+    asked: Vec<names::Asked>,
     /// Where the limits are set.
     limits: Range<usize>,
 }
 
 impl Build<'_, '_> {
     fn top(&mut self, root: &mut Fields<'_, '_>) {
-        let region = root.get("region").and_then(|value| self.reader.string(value));
+        let legal = |text: &str| names::region(text);
+        let what = "a region's name: 1 to 32 lower-case letters, digits and -";
+        let region = root.get("region").and_then(|value| self.reader.parsed(value, what, legal));
         self.model.region = region.unwrap_or_else(|| "local-1".into());
         let manage = root.get("manage_peer_offloads").and_then(|value| self.reader.boolean(value));
         self.model.manage_peer_offloads = manage.unwrap_or(false);
@@ -450,12 +475,17 @@ impl Build<'_, '_> {
                 owner.and_then(|value| self.reader.parsed(value, "an account: twelve digits", account));
             let cidrs = self.cidrs(&mut fields);
             let (interfaces, vlans) = self.interfaces(&name, &mut fields);
+            let dns = fields.get("dns");
             fields.finish(self.reader);
             if cidrs.is_empty() {
                 self.reader.problem(place, format!("the VPC \"{name}\" has no CIDR"), None);
             }
-            let vpc = Vpc { account: owner.unwrap_or_default(), cidrs, interfaces, vlans };
-            self.model.vpcs.insert(name, vpc);
+            let vpc = Vpc { account: owner.unwrap_or_default(), cidrs, interfaces, vlans, dns: None };
+            self.model.vpcs.insert(name.clone(), vpc);
+            let dns = dns.and_then(|value| self.resolver(&name, value));
+            if let Some(vpc) = self.model.vpcs.get_mut(&name) {
+                vpc.dns = dns;
+            }
         }
     }
 
@@ -663,10 +693,8 @@ impl Build<'_, '_> {
     }
 
     fn zone(&mut self, value: &Value<'_>) -> Option<String> {
-        let legal = |text: &str| {
-            (!text.is_empty() && text.len() <= 32 && !text.contains('/')).then(|| text.to_owned())
-        };
-        self.reader.parsed(value, "a zone's name: 1 to 32 characters, without /", legal)
+        let legal = |text: &str| is_zone(text).then(|| text.to_owned());
+        self.reader.parsed(value, "a zone's name: 1 to 31 letters, digits, - and _", legal)
     }
 
     /// An address for each zone, or one of each family; the same families in every zone.
@@ -683,12 +711,9 @@ impl Build<'_, '_> {
             self.reader.problem(value.span(), "expected an address for at least one zone", None);
         }
         for (zone, place, value) in pairs.pairs() {
-            if zone.is_empty() || zone.len() > 32 || zone.contains('/') {
-                self.reader.problem(
-                    place,
-                    format!("\"{zone}\" is not a zone's name: 1 to 32 characters, without /"),
-                    None,
-                );
+            if !is_zone(&zone) {
+                let message = format!("\"{zone}\" is not a zone's name: 1 to 31 letters, digits, - and _");
+                self.reader.problem(place, message, None);
             }
             let Some(here) = self.pair(value, vpc, &format!("{what} in zone \"{zone}\"")) else { continue };
             if let Some((other, first)) = addresses.iter().next()
@@ -748,13 +773,14 @@ impl Build<'_, '_> {
             let acceptance = self.acceptance(&mut fields);
             let allowed_principals = self.principals(&mut fields);
             let supported_ip_address_types = self.supported(&mut fields, &load_balancers);
-            fields.refuse(self.reader, "private_dns_name", "remove it, and use the endpoint's address");
+            let private_name = self.private_name(&mut fields);
             fields.finish(self.reader);
             let service = EndpointService {
                 load_balancers,
                 allowed_principals,
                 acceptance,
                 supported_ip_address_types,
+                private_name,
             };
             self.model.services.insert(name, service);
         }
@@ -809,9 +835,10 @@ impl Build<'_, '_> {
             let mtu = fields.get("mtu").and_then(|value| self.reader.number(value, 576..=65535));
             let mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(ENDPOINT_MTU);
             let security_groups = self.groups(&mut fields, vpc.as_ref());
-            fields.refuse(self.reader, "private_dns", "remove it, and use the endpoint's address");
-            fields.finish(self.reader);
             let (vpc, service) = (vpc.unwrap_or_default(), service.unwrap_or_default());
+            let private_dns_enabled = self.private_dns_enabled(&mut fields, &vpc, &service);
+            let dns_record_ip_type = self.record_type(&mut fields, &addresses);
+            fields.finish(self.reader);
             self.zones(&service, &addresses, at);
             let endpoint = Endpoint {
                 vpc,
@@ -824,6 +851,8 @@ impl Build<'_, '_> {
                 new_flow_burst,
                 mtu,
                 icmp_errors,
+                private_dns_enabled,
+                dns_record_ip_type,
                 security_groups,
             };
             self.model.endpoints.insert(name, endpoint);
@@ -866,13 +895,21 @@ impl Build<'_, '_> {
         let targets = sum(&mut model.target_groups.values().map(|it| it.targets.len()));
         // Each has its slot, and so has a trunk, which may be nobody's.
         let interfaces = self.places.len() + model.vpcs.len() + model.trunks().len();
+        let resolvers = || model.vpcs.values().filter_map(|it| it.dns.as_ref());
+        let resolving = sum(&mut resolvers().map(|it| it.every_address().count()));
+        let servers = |it: &Resolver| it.rules.iter().map(|rule| rule.to.len()).sum::<usize>();
+        let asked = sum(&mut resolvers().map(servers));
         let limits = &model.limits;
         let uses = [
             ("vpcs", model.vpcs.len() + 1, limits.vpcs),
             ("interfaces", interfaces + 1, limits.interfaces),
             ("endpoints", endpoints.max(balancers), limits.endpoints),
             ("targets", targets, limits.targets),
-            ("addresses", (endpoints + elsewhere + balancers).max(targets), limits.addresses),
+            (
+                "addresses",
+                (endpoints + elsewhere + balancers + resolving).max(targets + asked),
+                limits.addresses,
+            ),
         ];
         for (name, used, limit) in uses {
             if used > limit as usize {

@@ -6,6 +6,7 @@ use crate::sys::{self, Feature, XdpMode};
 use anyhow::{Context, Result};
 use privatelink_common::limits::STACK_PORTS;
 use privatelink_common::path::stack::STACK_MAC;
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkXdp, XdpAttached};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -19,6 +20,11 @@ use std::path::{Path, PathBuf};
 const NAMESPACES: &str = "/run/netns";
 /// The stack's end of its link.
 const INNER: &str = "pls0";
+
+/// The stacks' router: whatever the address, the path answers for it. One router, and not a neighbour for each destination, since all
+/// network namespaces share one table of neighbours, which somebody who forges addresses could fill.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
+const ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The kernel's index of an interface in the calling thread's network namespace.
 pub fn index_of(interface: &str) -> Option<u32> {
@@ -189,6 +195,8 @@ fn configure(addresses: &[IpAddr]) -> Result<()> {
     }
     let range = format!("{} {}", STACK_PORTS.start, STACK_PORTS.end - 1);
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).context("cannot set the stack's ports")?;
+    // A port whose connection to a name server has ended would else not be used towards it for a minute. A kernel without it does without.
+    let _ = fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1");
     let index = index_of(INNER).context("the stack has no link")?;
     let addresses = addresses.to_vec();
     netlink(async |handle| {
@@ -196,16 +204,21 @@ fn configure(addresses: &[IpAddr]) -> Result<()> {
             let message = LinkUnspec::new_with_name(name).up().build();
             handle.link().set(message).execute().await.context("cannot set the stack's link up")?;
         }
+        forget(&handle, index, &addresses).await.context("cannot take old addresses from the stack")?;
         for address in addresses {
             let length = if address.is_ipv6() { 128 } else { 32 };
             let request = handle.address().add(index, address, length).replace();
             request.execute().await.with_context(|| format!("cannot give the stack {address}"))?;
         }
-        let scope = rtnetlink::packet_route::route::RouteScope::Link;
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).scope(scope).build();
+        let route =
+            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).gateway(ROUTER).onlink().build();
         handle.route().add(route).replace().execute().await.context("cannot give the stack its route")?;
         if has_ipv6 {
-            let route = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).build();
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .output_interface(index)
+                .gateway(ROUTER6)
+                .onlink()
+                .build();
             let added = handle.route().add(route).replace().execute().await;
             added.context("cannot give the stack its IPv6 route")?;
         }
@@ -216,6 +229,19 @@ fn configure(addresses: &[IpAddr]) -> Result<()> {
     // A veth that was given GRO while it was down has no NAPI after it came up, and drops what is redirected to it: so off, then on.
     sys::set_feature(INNER, Feature::Gro, false).context("cannot switch the stack's GRO off")?;
     sys::set_feature(INNER, Feature::Gro, true).context("cannot switch the stack's GRO on")
+}
+
+/// Takes away the addresses that are the stack's no more: they may be somebody else's in the VPC, whom the stack is to reach.
+async fn forget(handle: &Handle, index: u32, addresses: &[IpAddr]) -> Result<()> {
+    use futures_util::TryStreamExt;
+    let there: Vec<_> = handle.address().get().set_link_index_filter(index).execute().try_collect().await?;
+    for message in there {
+        let is = |it: &AddressAttribute| matches!(it, AddressAttribute::Address(address) if addresses.contains(address));
+        if !message.attributes.iter().any(is) {
+            handle.address().del(message).execute().await?;
+        }
+    }
+    Ok(())
 }
 
 /// What kind of link an interface is, as far as it matters for its other end.

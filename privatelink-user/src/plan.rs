@@ -12,11 +12,12 @@ use ipnet::IpNet;
 use privatelink_common::limits::{COOKIES_SHARE, ENDPOINT_MTU, RULE_ENTRIES, TCP_CLOSED, UDP_IDLE};
 use privatelink_common::plan::maglev::{Share, fill, size};
 use privatelink_common::tables::{
-    Address, BALANCER, Balancer, DRAINING, ENDPOINT, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix,
-    RuleMask, RulePorts, Subnet, Target, UNCHECKED, UNHEALTHY, VpcAddress, VpcEndpointId,
+    Address, BALANCER, Balancer, DRAINING, ENDPOINT, Face, HEALTHY, INITIAL, ListenerKey, NameKey, Prefix,
+    RESOLVER, RESOLVER_ENDPOINT, RuleMask, RulePorts, Subnet, Target, UNCHECKED, UNHEALTHY, VpcAddress,
+    VpcEndpointId,
 };
 use privatelink_common::tables::{Listener as ListenerEntry, Name};
-use privatelink_common::wire::{Mac, UDP};
+use privatelink_common::wire::{Ip, Mac, UDP};
 use siphasher::sip::SipHasher13;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +29,7 @@ use zerocopy::big_endian::{U16, U32};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(
     missing_docs,
-    reason = "named as the maps are, but for `hooks`, by interface; described in privatelink_common::tables. VLANs are by their names"
+    reason = "named as the maps are, but for `hooks`, by interface, and `name_servers`; described in privatelink_common::tables. VLANs are by their names"
 )]
 pub struct Image {
     pub interfaces: BTreeMap<String, Place>,
@@ -48,6 +49,16 @@ pub struct Image {
     pub targets: BTreeMap<u32, Target>,
     pub vpc_endpoint_ids: BTreeMap<u32, VpcEndpointId>,
     pub names: BTreeMap<NameKey, Name>,
+    pub name_servers: BTreeMap<VpcAddress, NextHop>,
+}
+
+/// Who is asked for the link-layer address of somebody that the path is to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The address that is asked for: its own, or the router's.
+    pub address: Ip,
+    /// Who asks.
+    pub asker: Face,
 }
 
 /// What an endpoint lets through.
@@ -219,6 +230,7 @@ pub fn compile(
     plan.drain();
     plan.balancers()?;
     plan.endpoints()?;
+    plan.resolvers()?;
     plan.cut()?;
     let used = plan.used;
     let mut image = plan.image;
@@ -278,7 +290,7 @@ impl Plan<'_> {
                 let place = Place { vpc: id, slot, stack: false };
                 self.image.vlans.insert(name, Vlan { tags, place });
             }
-            if self.model.load_balancers.values().any(|balancer| balancer.vpc == *name) {
+            if vpc.dns.is_some() || self.model.load_balancers.values().any(|balancer| balancer.vpc == *name) {
                 let slot = self.small(Kind::Interface, &stack_name(name))?;
                 self.image.interfaces.insert(stack_link(name), Place { vpc: id, slot, stack: true });
             }
@@ -470,6 +482,34 @@ impl Plan<'_> {
         Ok(())
     }
 
+    /// The addresses of the VPCs' resolvers, and how their name servers are reached.
+    fn resolvers(&mut self) -> Result<()> {
+        for (name, vpc) in &self.model.vpcs {
+            let Some(resolver) = &vpc.dns else { continue };
+            let id = self.small(Kind::Vpc, name)?;
+            let stack = self.small(Kind::Interface, &stack_name(name))?;
+            for address in resolver.every_address() {
+                let own = resolver.addresses.contains(&address);
+                let (mac, kind) = (mac(name, address), if own { RESOLVER } else { RESOLVER_ENDPOINT });
+                let entry = Address { endpoint: 0, balancer: 0, stack, mac, kind, ping: 0, dualstack: 0 };
+                self.image.addresses.insert(VpcAddress::new(id, ip::entry(address)), entry);
+            }
+            for (rule, server) in
+                resolver.rules.iter().flat_map(|rule| rule.to.iter().map(move |it| (rule, it.ip())))
+            {
+                let family = Family::of(server);
+                let inside = vpc.cidrs.iter().any(|cidr| cidr.contains(&server));
+                let gateway = resolver.gateway.iter().find(|it| Family::of(**it) == family);
+                let next = gateway.filter(|_| !inside).copied().unwrap_or(server);
+                let Some(asks) = resolver.source(rule, family) else { continue };
+                let asker = Face { address: ip::entry(asks), mac: mac(name, asks) };
+                let hop = NextHop { address: ip::entry(next), asker };
+                self.image.name_servers.insert(VpcAddress::new(id, ip::entry(server)), hop);
+            }
+        }
+        Ok(())
+    }
+
     /// What stands for the endpoint where a load balancer serves its own VPC.
     fn own_endpoint(
         &mut self,
@@ -577,7 +617,7 @@ impl Plan<'_> {
                 healthy_weight += u64::from(target.weight);
             }
         }
-        let enough = group.attributes.are_enough(healthy.len(), all.len());
+        let enough = group.attributes.routing.are_enough(healthy.len(), all.len());
         let (shares, weight) = if enough { (healthy, healthy_weight) } else { (all, weight) };
         self.routed.extend(shares.iter().map(|share| share.target));
         Ok((shares, weight))

@@ -2,22 +2,20 @@
 
 use crate::model::CheckProtocol;
 use crate::plan::Check;
-use crate::sys;
+use crate::sockets::{Kind, Sockets};
 use anyhow::{Context, Result, ensure};
 use http_body_util::Empty;
 use hyper::Request;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use privatelink_common::path::proxy::LOCAL;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::ring;
@@ -31,49 +29,6 @@ pub struct Observed {
     pub target: u32,
     /// What went wrong, if anything.
     pub result: Result<(), String>,
-}
-
-/// Opens sockets inside a stack, for whoever asks: a thread that lives there.
-#[derive(Clone, Debug)]
-pub struct Sockets(mpsc::UnboundedSender<(IpAddr, oneshot::Sender<Result<socket2::Socket>>)>);
-
-impl Sockets {
-    /// The sockets of the stack in this namespace.
-    pub fn new(namespace: PathBuf) -> Self {
-        let (sender, mut receiver) =
-            mpsc::unbounded_channel::<(IpAddr, oneshot::Sender<Result<socket2::Socket>>)>();
-        std::thread::spawn(move || {
-            let entered = std::fs::File::open(&namespace).map_err(anyhow::Error::from).and_then(|file| {
-                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-                Ok(rustix::thread::move_into_link_name_space(file.as_fd(), kind)?)
-            });
-            while let Some((source, reply)) = receiver.blocking_recv() {
-                let socket = match &entered {
-                    Ok(()) => open(source),
-                    Err(error) => Err(anyhow::anyhow!("cannot enter {}: {error}", namespace.display())),
-                };
-                // Whoever asked may have gone.
-                let _ = reply.send(socket);
-            }
-        });
-        Self(sender)
-    }
-
-    async fn tcp(&self, source: IpAddr) -> Result<socket2::Socket> {
-        let (reply, answer) = oneshot::channel();
-        self.0.send((source, reply)).ok().context("the stack's thread is gone")?;
-        answer.await.context("the stack's thread is gone")?
-    }
-}
-
-fn open(source: IpAddr) -> Result<socket2::Socket> {
-    let domain = socket2::Domain::for_address(SocketAddr::new(source, 0));
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
-    // A port for each target, not for each check: closed connections hold theirs for a minute.
-    sys::choose_port_late(socket.as_fd())?;
-    socket.bind(&SocketAddr::from((source, 0)).into())?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
 }
 
 /// First checks of many targets begin so far from each other.
@@ -115,7 +70,7 @@ async fn check_once(check: &Check, sockets: &Sockets) -> Result<()> {
 }
 
 async fn connect(check: &Check, sockets: &Sockets) -> Result<TcpStream> {
-    let socket = sockets.tcp(check.source).await?;
+    let socket = sockets.open(Kind::Connection, SocketAddr::new(check.source, 0)).await?;
     let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
     let to = SocketAddr::new(check.address, check.port);
     let mut stream = socket.connect(to).await.with_context(|| format!("cannot connect to {to}"))?;

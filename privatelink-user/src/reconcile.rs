@@ -31,6 +31,7 @@ pub fn actual(maps: &Maps) -> Result<Image> {
         targets: maps.targets.filled()?,
         vpc_endpoint_ids: maps.vpc_endpoint_ids.filled()?,
         names: maps.names.entries()?.into_iter().collect(),
+        name_servers: BTreeMap::new(),
     };
     for index in 0..maps.tables.info()?.max_entries {
         if let Some(table) = maps.tables.get(index)? {

@@ -14,6 +14,8 @@ use std::path::Path;
 const CONNECTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("connections");
 /// A service's name, and its id.
 const SERVICES: TableDefinition<'_, &str, &str> = TableDefinition::new("services");
+/// A service's name, and what has become of the name that it brings as JSON.
+const DOMAINS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("domains");
 /// A number that grows, and a delivery as JSON.
 const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
 /// How many deliveries wait at most.
@@ -54,6 +56,7 @@ impl Store {
         let write = database.begin_write()?;
         write.open_table(CONNECTIONS)?;
         write.open_table(SERVICES)?;
+        write.open_table(DOMAINS)?;
         write.open_table(OUTBOX)?;
         write.commit()?;
         Ok(Self(database))
@@ -71,6 +74,12 @@ impl Store {
         for entry in read.open_table(SERVICES)?.iter()? {
             let (name, id) = entry?;
             book.services.insert(name.value().to_owned(), id.value().to_owned());
+        }
+        for entry in read.open_table(DOMAINS)?.iter()? {
+            let (service, domain) = entry?;
+            let domain = serde_json::from_slice(domain.value())
+                .with_context(|| format!("the state of {} cannot be read", service.value()))?;
+            book.domains.insert(service.value().to_owned(), domain);
         }
         Ok(book)
     }
@@ -93,6 +102,15 @@ impl Store {
             }
             for (name, id) in &book.services {
                 table.insert(name.as_str(), id.as_str())?;
+            }
+            let mut table = write.open_table(DOMAINS)?;
+            for name in before.domains.keys().filter(|name| !book.domains.contains_key(*name)) {
+                table.remove(name.as_str())?;
+            }
+            for (name, domain) in
+                book.domains.iter().filter(|(name, it)| before.domains.get(*name) != Some(it))
+            {
+                table.insert(name.as_str(), serde_json::to_vec(domain)?.as_slice())?;
             }
         }
         let forgotten = {
@@ -135,6 +153,7 @@ impl Store {
 mod tests {
     use super::*;
     use crate::connections::State;
+    use crate::domains::Domain;
     use crate::model::EventType;
 
     fn connection(id: &str, state: State) -> Connection {
@@ -158,6 +177,15 @@ mod tests {
         let mut book = Book::default();
         book.connections.insert("vpce-1".into(), connection("vpce-1", State::Rejected));
         book.services.insert("s".into(), "vpce-svc-1".into());
+        let domain = Domain {
+            name: "api.example".into(),
+            record: "_1".into(),
+            value: "vpce:1".into(),
+            state: crate::domains::State::Verified,
+            since: 1,
+            granted: ["vpce-1".to_owned()].into(),
+        };
+        book.domains.insert("s".into(), domain);
         let event = Event {
             event: EventType::Reject,
             time: 1,

@@ -97,7 +97,8 @@ fn a_right_file_is_right_and_has_the_defaults_of_aws() {
         attributes.preserve_client_ip
             && !attributes.sticky
             && attributes.cross_zone.is_none()
-            && attributes.minimum_count == 1
+            && attributes.routing.count == 1
+            && attributes.dns_failover == attributes.routing
     );
     assert_eq!(model.load_balancers["edge"].listeners[0].tcp_idle_timeout.as_secs(), 350);
     let model = model::parse(&RIGHT.replace("mtu = 1400", ""), "right.toml").unwrap();
@@ -178,4 +179,40 @@ proptest! {
     fn any_text_at_all_is_answered(text in "\\PC{0,200}") {
         read(&text);
     }
+}
+
+#[test]
+fn a_resolver_is_where_aws_has_it_and_asks_from_an_address_that_its_answers_find() {
+    let dns = r#"dns = { upstreams = ["10.0.5.53"], inbound = ["10.0.3.53"], outbound = ["10.0.3.54", "fd00::54"],
+        gateway = "10.0.0.1", forward = [{ domain = "example", to = ["192.0.2.53:5353"] }, { domain = "corp.example.", to = ["fd00::53"] }] }"#;
+    let text = RIGHT
+        .replacen(
+            r#"cidrs = ["10.0.0.0/16", "10.1.0.0/16"]"#,
+            r#"cidrs = ["fd00::/64", "10.0.0.0/16", "10.1.0.0/16"]"#,
+            1,
+        )
+        .replace("hook = \"xdp\"\n", &format!("hook = \"xdp\"\n{}\n", dns.replace('\n', " ")));
+    let model = model::parse(&text, "right.toml").unwrap();
+    let resolver = model.vpcs["shop"].dns.clone().unwrap();
+    let addresses: Vec<String> = resolver.listens().map(|it| it.to_string()).collect();
+    assert_eq!(addresses, ["10.0.0.2", "169.254.169.253", "fd00:ec2::253", "10.0.3.53"]);
+    let asks = |rule: usize| {
+        let rule = &resolver.rules[rule];
+        let source = resolver.source(rule, privatelink::ip::Family::of(rule.to[0].ip())).unwrap();
+        format!("{} {} from {source}", rule.domain, rule.to[0])
+    };
+    assert_eq!(asks(0), "corp.example [fd00::53]:53 from fd00::54", "the longest first");
+    assert_eq!(asks(1), "example 192.0.2.53:5353 from 10.0.3.54");
+    assert_eq!(asks(2), " 10.0.5.53:53 from 10.0.0.2", "by the resolver's own address");
+    assert_eq!(resolver.rate, 1024);
+    assert!(model.vpcs["payments"].dns.is_none(), "not unless it is asked for");
+    let tiny = RIGHT.replacen(
+        "cidrs = [\"10.0.0.0/16\", ",
+        "dns = true\ncidrs = [\"10.9.0.0/31\", \"10.0.0.0/16\", ",
+        1,
+    );
+    let model = model::parse(&tiny, "right.toml").unwrap();
+    let addresses: Vec<String> =
+        model.vpcs["shop"].dns.as_ref().unwrap().listens().map(|it| it.to_string()).collect();
+    assert_eq!(addresses, ["169.254.169.253"], "a network of two addresses has none to spare");
 }

@@ -155,6 +155,7 @@ pub struct World {
     bucket: Cell<Bucket>,
     pressures: RefCell<HashMap<u32, Pressure>>,
     identification: Cell<u16>,
+    callers: RefCell<HashMap<VpcAddress, Neighbour>>,
     /// What every set of rules is.
     pub rules: Vec<Rule>,
 }
@@ -186,6 +187,7 @@ impl Default for World {
             bucket: Cell::default(),
             pressures: RefCell::default(),
             identification: Cell::default(),
+            callers: RefCell::default(),
             rules: Vec::new(),
         }
     }
@@ -477,6 +479,12 @@ impl Tables for World {
         next
     }
     fn count(&self, _: u32, _: TargetEvent) {}
+    fn caller(&self, address: &VpcAddress) -> Option<Neighbour> {
+        self.callers.borrow().get(address).copied()
+    }
+    fn set_caller(&self, address: &VpcAddress, caller: &Neighbour) {
+        self.callers.borrow_mut().insert(*address, *caller);
+    }
     fn mtu(&self, interface: u16) -> Mtu {
         self.mtus.get(&interface).copied().unwrap_or_default()
     }

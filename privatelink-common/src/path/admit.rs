@@ -7,9 +7,9 @@ use super::cookie::{self, Happened};
 use super::first::{Standing, Step};
 use super::parse::Packet;
 use super::rules::{self, Way};
-use crate::limits::STACK_PORTS;
+use crate::limits::{DNS, STACK_PORTS};
 use crate::tables::{
-    Address, BALANCER, Bucket, Endpoint, Key, Listener, ListenerKey, Tables, VpcAddress, Width,
+    Address, BALANCER, Bucket, Endpoint, Key, Listener, ListenerKey, RESOLVER, Tables, VpcAddress, Width,
 };
 use crate::verdict::{Answer, DropReason};
 use crate::wire::{ACK, FIN, RST, SYN};
@@ -74,6 +74,9 @@ fn find<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, standing: Standing) -
     let source = VpcAddress::new(key.vpc(), key.source().widen());
     if tables.address(&source).is_some() {
         return Err(Step::drop(DropReason::SpoofedSource));
+    }
+    if address.is_resolver() {
+        return Err(to_resolver(tables, packet, &address, &source));
     }
     if address.kind == BALANCER && (address.endpoint == 0 || !is_first(packet, &address)) {
         return Err(from_provider(packet, &address));
@@ -153,6 +156,26 @@ fn enter<K: Key, T: Tables>(
     Step::ADMITTED
 }
 
+/// A packet to an address of the VPC's resolver: a question from within the VPC, or the answer of another name server, which may be
+/// anywhere; the stack's sockets know whom they have asked. Neither security groups nor network ACLs apply to its own addresses, as on AWS
+/// (VPC user guide, "Control subnet traffic with network ACLs"); to inbound and outbound ones network ACLs do.
+#[inline(always)]
+fn to_resolver<K: Key, T: Tables>(
+    tables: &T,
+    packet: &Packet<K>,
+    address: &Address,
+    source: &VpcAddress,
+) -> Step {
+    let is_question = packet.key.destination_port().get() == DNS;
+    if is_question && !tables.in_vpc(source) {
+        return Step::drop(DropReason::SourceOutsideVpc);
+    }
+    if !is_question && !is_for_stack(packet, address) {
+        return Step::drop(DropReason::NoListener);
+    }
+    if address.kind == RESOLVER { Step::resolver(address.stack) } else { Step::stack(address.stack) }
+}
+
 /// What comes to an endpoint that is closed: somebody who wants a connection hears nothing, as on AWS; somebody who believes in one that
 /// was open is told.
 #[inline(always)]
@@ -218,7 +241,7 @@ fn is_first<K: Key>(packet: &Packet<K>, address: &Address) -> bool {
     !is_for_stack(packet, address) && (!packet.is_tcp() || is_syn(packet) || is_ack(packet))
 }
 
-/// Whether a packet to a load balancer's address is for a socket of the VPC's own stack.
+/// Whether a packet to a load balancer's or a resolver's address is for a socket of the VPC's own stack that has asked for it.
 #[inline(always)]
 fn is_for_stack<K: Key>(packet: &Packet<K>, address: &Address) -> bool {
     address.stack != 0 && STACK_PORTS.contains(&packet.key.destination_port().get())

@@ -82,7 +82,7 @@ fn translate<F: Frame, T: Tables>(
     if inner.source != packet.key.destination {
         return Err(DropReason::IcmpForged);
     }
-    if ours.stack != 0 && STACK_PORTS.contains(&transport.source_port.get()) {
+    if ours.is_resolver() || ours.stack != 0 && STACK_PORTS.contains(&transport.source_port.get()) {
         return stack::receive(frame, tables, ours.stack);
     }
     if inner.fragment.get() & FRAGMENT_OFFSET != 0 {

@@ -19,6 +19,8 @@ pub(super) enum Next {
     Send(FlowEvent),
     /// Give it to the VPC's stack, behind this interface.
     Stack(u16),
+    /// Give it to the VPC's resolver, behind this interface.
+    Resolver(u16),
     /// Answer it with RST; holds [`Answer::code`].
     Reset(u32),
     /// Drop it; holds [`DropReason::code`].
@@ -53,6 +55,11 @@ impl Step {
     /// [`Next::Stack`].
     pub(super) const fn stack(interface: u16) -> Self {
         Self(2 | (interface as u64) << 32)
+    }
+
+    /// [`Next::Resolver`].
+    pub(super) const fn resolver(interface: u16) -> Self {
+        Self(11 | (interface as u64) << 32)
     }
 
     /// [`Next::Reset`].
@@ -115,6 +122,7 @@ impl Step {
             8 => Next::Confirm(held),
             9 => Next::Other,
             10 => Next::Admitted,
+            11 => Next::Resolver(held as u16),
             _ => Next::Pass,
         }
     }

@@ -133,6 +133,7 @@ fn slow<F: Frame, T: Tables>(
         Next::Pass | Next::Other | Next::Unknown | Next::Admitted => Ok(Verdict::PASS),
         Next::Send(event) => send(frame, tables, packet, flow, event, now),
         Next::Stack(interface) => stack::deliver(frame, tables, packet, interface),
+        Next::Resolver(interface) => stack::hear(frame, tables, packet, interface),
         Next::Reset(answer) => reset(frame, packet, answer).result(),
         Next::Expired(endpoint) => match hop::pass(frame, tables, packet, endpoint, 0, now).passage() {
             Passage::Ends(verdict) => verdict.result(),

@@ -162,6 +162,7 @@ fn decide<F: Frame, T: Tables>(
             Passage::Onward(_) => Err(DropReason::TtlExpired),
         },
         Next::Stack(interface) => stack::deliver(frame, tables, &room.packet, interface),
+        Next::Resolver(interface) => stack::hear(frame, tables, &room.packet, interface),
         Next::Reset(answer) => reset::reset6(frame, answer).result(),
         Next::Cookie(_) | Next::Confirm(_) => Err(DropReason::NoFlow),
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),

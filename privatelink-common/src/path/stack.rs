@@ -1,13 +1,15 @@
-//! Traffic between a VPC and its own stack: the network namespace in which the agent's sockets (health checks) have the load
-//! balancer's addresses. It is routed, not translated; nothing of it can reach another VPC.
+//! Traffic between a VPC and its own stack: the network namespace in which the agent's sockets (health checks, the resolver) have the
+//! load balancer's and the resolver's addresses. It is routed, not translated; nothing of it can reach another VPC.
 
 use super::local::arp_reply;
 use super::neighbour::advertise;
 use super::parse::{self, Network, Packet, Transport};
 use super::rules::{self, Way};
 use crate::frame::Frame;
-use crate::limits::STACK_PORTS;
-use crate::tables::{BALANCER, FlowKey6, Interface, Key, Tables, VpcAddress, Width};
+use crate::limits::{DNS, STACK_PORTS};
+use crate::tables::{
+    Address, BALANCER, FlowKey6, Interface, Key, Neighbour, RESOLVER, Tables, VpcAddress, Width,
+};
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{Arp, ICMPV6, Ip, Ipv6Header, Mac, NETWORK, SOLICITATION, TRANSPORT6, UNSPECIFIED};
 use core::mem::offset_of;
@@ -23,7 +25,8 @@ pub const ROUTER_MAC: Mac = [0x02, 0x70, 0x6c, 0, 0, 2];
 #[repr(C)]
 struct Macs(Mac, Mac);
 
-/// An IPv4 packet that the stack sends: from a load balancer's address, to a neighbour that the agent knows.
+/// An IPv4 packet that the stack sends: from a load balancer's or a resolver's address, to a neighbour that the agent knows, or to who
+/// has asked the resolver.
 #[inline(always)]
 pub fn send<F: Frame, T: Tables>(
     frame: &mut F,
@@ -60,19 +63,62 @@ fn route<F: Frame, T: Tables, K: Key>(
     let key = &packet.key;
     let source = tables
         .address(&VpcAddress::new(key.vpc(), key.source().widen()))
-        .filter(|source| source.kind == BALANCER && STACK_PORTS.contains(&key.source_port().get()))
+        .filter(|source| may_send(source, key.source_port().get()))
         .ok_or(DropReason::SpoofedSource)?;
-    let hop = tables
-        .neighbour(&VpcAddress::new(key.vpc(), key.destination().widen()))
-        .ok_or(DropReason::NoNextHop)?;
-    if rules::crosses(tables, &Way::of(key)) == 0 {
+    let destination = VpcAddress::new(key.vpc(), key.destination().widen());
+    let hop = match tables.neighbour(&destination) {
+        None if source.is_resolver() => caller(tables, &destination),
+        known => known,
+    };
+    let hop = hop.ok_or(DropReason::NoNextHop)?;
+    // A resolver's own addresses are in no subnet, as on AWS: network ACLs cannot keep a VPC from its names.
+    if source.kind != RESOLVER && rules::crosses(tables, &Way::of(key)) == 0 {
         return Err(DropReason::NetworkAcl);
     }
     frame.write(0, &Macs(hop.mac, source.mac)).ok_or(DropReason::Malformed)?;
     leave(tables, hop.interface)
 }
 
-/// An answer to the stack behind `interface`, if network ACLs let it come so far.
+/// Whether the stack may send from this address and port: only resolvers have a port that others begin to talk to.
+#[inline(always)]
+fn may_send(source: &Address, port: u16) -> bool {
+    let asks = STACK_PORTS.contains(&port);
+    source.is_resolver() && (asks || port == DNS) || source.kind == BALANCER && asks
+}
+
+/// Where the last question from an address came from. An entry may be evicted, and its memory another VPC's, while it is read; so it is
+/// believed only if a second look finds the same.
+#[inline(always)]
+fn caller<T: Tables>(tables: &T, address: &VpcAddress) -> Option<Neighbour> {
+    let first = tables.caller(address)?;
+    tables.caller(address).filter(|second| *second == first)
+}
+
+/// Remembers where a question to a resolver came from. Not inlined, and with a result: the kernel bounds a function's stack, and wants to
+/// know what a function returns.
+#[inline(never)]
+fn remember<T: Tables, K: Key>(tables: &T, packet: &Packet<K>) -> u32 {
+    let key = &packet.key;
+    if key.destination_port().get() == DNS {
+        let caller = Neighbour { mac: packet.source_mac, interface: packet.interface };
+        tables.set_caller(&VpcAddress::new(key.vpc(), key.source().widen()), &caller);
+    }
+    0
+}
+
+/// A packet for the resolver's own address, behind `interface`.
+#[inline(always)]
+pub(super) fn hear<F: Frame, T: Tables, K: Key>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<K>,
+    interface: u16,
+) -> Result<Verdict, DropReason> {
+    remember(tables, packet);
+    receive(frame, tables, interface)
+}
+
+/// An answer to the stack behind `interface`, or a question to one of its other addresses, if network ACLs let it come so far.
 #[inline(always)]
 pub(super) fn deliver<F: Frame, T: Tables, K: Key>(
     frame: &mut F,
@@ -83,7 +129,7 @@ pub(super) fn deliver<F: Frame, T: Tables, K: Key>(
     if rules::crosses(tables, &Way::of(&packet.key)) == 0 {
         return Err(DropReason::NetworkAcl);
     }
-    receive(frame, tables, interface)
+    hear(frame, tables, packet, interface)
 }
 
 /// A packet for the stack behind `interface`.

@@ -63,7 +63,9 @@ impl Agent {
     /// The maps are as the book says: what was accepted is available.
     pub(super) fn open_pending(&mut self) -> Result<()> {
         let mut book = self.book.clone();
-        if book.opened(unix_time()) {
+        let opened = book.opened(unix_time());
+        book.grant(&self.model);
+        if opened || book != self.book {
             self.keep(book, &[], &[])?;
         }
         Ok(())

@@ -9,7 +9,7 @@ use crate::kernel::{Hook, Refused};
 use crate::names::Kind;
 use crate::net::{self, Namespaces, Peer};
 use crate::plan::{Image, Place};
-use crate::probe::Sockets;
+use crate::sockets::Sockets;
 use crate::sys::{self, XdpMode};
 use crate::{flows, model};
 use anyhow::{Context, Result, ensure};
@@ -192,6 +192,7 @@ impl Agent {
                 let sockets = Sockets::new(stack.namespace.clone());
                 self.stacks.insert(vpc, (stack, sockets));
             } else {
+                self.resolvers.remove(&vpc);
                 stack.remove()?;
             }
         }

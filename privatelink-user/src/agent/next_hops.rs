@@ -1,14 +1,13 @@
-//! Where targets are reached: asked by ARP and neighbour solicitations, kept fresh, and followed when they move.
+//! Where targets and name servers are reached: asked by ARP and neighbour solicitations, kept fresh, and followed when they move.
 
 use super::Agent;
 use super::vlans::key;
 use crate::ip;
 use crate::names::Kind;
 use crate::neighbours::Heard;
-use crate::plan::{Image, Place};
+use crate::plan::{Image, NextHop, Place};
 use anyhow::Result;
 use privatelink_common::tables::{Balancer, Neighbour, VlanKey, VpcAddress};
-use privatelink_common::wire::Ip;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -16,27 +15,28 @@ use std::time::{Duration, Instant};
 const FRESH: Duration = Duration::from_secs(5);
 
 impl Agent {
-    /// The targets' addresses, each with the address that is asked for, its own or a gateway's, and the load balancer's address and
-    /// link-layer address that asks for it.
-    fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, (Ip, Balancer)> {
+    /// Whom the path is to reach, and who asks for whose link-layer address so that it can: targets by a load balancer, name servers by
+    /// their VPC's resolver; or for a gateway's instead.
+    fn wanted_neighbours(&self) -> BTreeMap<VpcAddress, NextHop> {
         let targets = self.image.targets.values();
         let asker = |vpc, ipv4| {
             let mut balancers = self.image.balancers.values();
-            balancers.find(|it| it.vpc == vpc && it.address.is_ipv4() == ipv4).copied()
+            balancers.find(|it| it.vpc == vpc && it.address.is_ipv4() == ipv4).map(Balancer::face)
         };
-        targets
-            .filter_map(|it| {
-                let vpc = self.names.name(Kind::Vpc, it.vpc.into());
-                let gateway = self.model.gateway(&vpc, ip::shown(it.address)).map(ip::entry);
-                let asker = asker(it.vpc, it.address.is_ipv4())?;
-                Some((VpcAddress::new(it.vpc, it.address), (gateway.unwrap_or(it.address), asker)))
-            })
-            .collect()
+        let targets = targets.filter_map(|it| {
+            let vpc = self.names.name(Kind::Vpc, it.vpc.into());
+            let gateway = self.model.gateway(&vpc, ip::shown(it.address)).map(ip::entry);
+            let asker = asker(it.vpc, it.address.is_ipv4())?;
+            let address = gateway.unwrap_or(it.address);
+            Some((VpcAddress::new(it.vpc, it.address), NextHop { address, asker }))
+        });
+        let name_servers = self.image.name_servers.iter().map(|(key, hop)| (*key, *hop));
+        name_servers.chain(targets).collect()
     }
 
     pub(super) fn ask_neighbours(&mut self) {
         let now = Instant::now();
-        for (wanted, (address, asker)) in self.wanted_neighbours() {
+        for (wanted, NextHop { address, asker }) in self.wanted_neighbours() {
             let fresh = self.confirmed.get(&wanted).is_some_and(|at| now.duration_since(*at) < FRESH);
             let asked =
                 self.asked.get(&wanted).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(1));
@@ -78,7 +78,7 @@ impl Agent {
         let Some(place) = self.place_of(heard.by) else { return Ok(()) };
         let neighbour = Neighbour { mac: heard.mac, interface: place.slot };
         let wanted = self.wanted_neighbours().into_iter();
-        let behind = wanted.filter(|(key, (asked, _))| key.vpc == place.vpc && *asked == heard.address);
+        let behind = wanted.filter(|(key, hop)| key.vpc == place.vpc && hop.address == heard.address);
         for (key, _) in behind {
             if self.maps.neighbours.get(&key)? != Some(neighbour) {
                 self.maps.neighbours.set(&key, &neighbour)?;
@@ -89,8 +89,8 @@ impl Agent {
     }
 
     pub(super) fn forget_neighbours(&mut self, image: &Image) -> Result<()> {
-        let wanted: BTreeSet<_> =
-            image.targets.values().map(|it| VpcAddress::new(it.vpc, it.address)).collect();
+        let targets = image.targets.values().map(|it| VpcAddress::new(it.vpc, it.address));
+        let wanted: BTreeSet<_> = targets.chain(image.name_servers.keys().copied()).collect();
         for key in self.maps.neighbours.keys()?.into_iter().filter(|key| !wanted.contains(key)) {
             self.maps.neighbours.delete(&key)?;
         }

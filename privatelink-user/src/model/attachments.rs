@@ -136,9 +136,10 @@ impl Build<'_, '_> {
                 Attachment { kind, vpcs, cidrs, own_interfaces: own.is_some(), gateway: address };
             if let Some((interfaces, vlans)) = interfaces.filter(|_| !self.model.vpcs.contains_key(&name)) {
                 let cidrs = attachment.cidrs.clone();
-                self.model
-                    .vpcs
-                    .insert(name.clone(), Vpc { account: String::new(), cidrs, interfaces, vlans });
+                self.model.vpcs.insert(
+                    name.clone(),
+                    Vpc { account: String::new(), cidrs, interfaces, vlans, dns: None },
+                );
             }
             let joined = attachment.vpcs.iter().chain([&name]).cloned().collect();
             self.model.attachments.insert(name, attachment);

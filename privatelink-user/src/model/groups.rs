@@ -91,10 +91,10 @@ pub struct Attributes {
     pub preserve_client_ip: bool,
     /// `proxy_protocol_v2.enabled`: whether targets are told who the client is.
     pub proxied: bool,
-    /// `target_group_health.unhealthy_state_routing.minimum_healthy_targets.count`: with fewer, all targets get new flows.
-    pub minimum_count: u32,
-    /// `target_group_health.unhealthy_state_routing.minimum_healthy_targets.percentage`: likewise; none: off.
-    pub minimum_percentage: Option<u32>,
+    /// `target_group_health.unhealthy_state_routing.minimum_healthy_targets`: with fewer, all targets get new flows.
+    pub routing: Minimum,
+    /// `target_group_health.dns_failover.minimum_healthy_targets`: with fewer, the zone is withdrawn from names.
+    pub dns_failover: Minimum,
     /// `load_balancing.cross_zone.enabled`; none: as the load balancer has it.
     pub cross_zone: Option<bool>,
     /// `slow_start.duration_seconds`: how long a target that has become healthy takes to get its whole share; zero: no time.
@@ -112,17 +112,34 @@ impl Attributes {
             sticky: false,
             preserve_client_ip: protocol != Protocol::Tcp,
             proxied: false,
-            minimum_count: 1,
-            minimum_percentage: None,
+            routing: Minimum::default(),
+            dns_failover: Minimum::default(),
             cross_zone: None,
             slow_start: Duration::ZERO,
         }
     }
+}
 
-    /// Whether so many healthy targets of so many are enough to leave the others out.
+/// How many healthy targets are enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Minimum {
+    /// `count`.
+    pub count: u32,
+    /// `percentage` of all; none: off.
+    pub percentage: Option<u32>,
+}
+
+impl Default for Minimum {
+    fn default() -> Self {
+        Self { count: 1, percentage: None }
+    }
+}
+
+impl Minimum {
+    /// Whether so many healthy targets of so many are enough.
     pub fn are_enough(&self, healthy: usize, all: usize) -> bool {
-        let percent = self.minimum_percentage.unwrap_or(0) as usize;
-        healthy >= self.minimum_count as usize && healthy * 100 >= percent * all
+        let percent = self.percentage.unwrap_or(0) as usize;
+        healthy >= self.count as usize && healthy * 100 >= percent * all
     }
 }
 
@@ -304,12 +321,18 @@ impl Build<'_, '_> {
             });
         });
         self.group(fields, "target_group_health", |build, fields| {
-            build.group(fields, "unhealthy_state_routing", |build, fields| {
-                build.group(fields, "minimum_healthy_targets", |build, fields| {
-                    build.amount(fields, "count", 1..=65535, |count| it.minimum_count = count);
-                    build.amount(fields, "percentage", 1..=100, |part| it.minimum_percentage = Some(part));
-                });
-            });
+            build.minimum(fields, "unhealthy_state_routing", &mut it.routing);
+            // No name leads to a zone that is failing open, unless all do (AWS: target-group-health).
+            it.dns_failover = it.routing;
+            let at = fields.get("dns_failover").map(Value::span);
+            build.minimum(fields, "dns_failover", &mut it.dns_failover);
+            let (names, routing) = (it.dns_failover, it.routing);
+            if let Some(at) =
+                at.filter(|_| names.count < routing.count || names.percentage < routing.percentage)
+            {
+                let message = "dns_failover wants fewer healthy targets than unhealthy_state_routing";
+                build.reader.problem(at, message, Some("write as many, or more".into()));
+            }
         });
         self.group(fields, "load_balancing", |build, fields| {
             build.group(fields, "cross_zone", |build, fields| it.cross_zone = build.cross_zone(fields));
@@ -344,6 +367,15 @@ impl Build<'_, '_> {
         let Some(mut below) = self.reader.table(value) else { return };
         read(self, &mut below);
         below.finish(self.reader);
+    }
+
+    fn minimum(&mut self, fields: &mut Fields<'_, '_>, name: &'static str, to: &mut Minimum) {
+        self.group(fields, name, |build, fields| {
+            build.group(fields, "minimum_healthy_targets", |build, fields| {
+                build.amount(fields, "count", 1..=65535, |count| to.count = count);
+                build.amount(fields, "percentage", 1..=100, |part| to.percentage = Some(part));
+            });
+        });
     }
 
     fn amount(

@@ -95,6 +95,7 @@ pub(crate) struct Memory {
     pub image: Image,
     pub interface: Cell<Interface>,
     neighbours: HashMap<VpcAddress, Neighbour>,
+    pub callers: RefCell<HashMap<VpcAddress, Neighbour>>,
     pub established: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
     pub pending: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
     pub established6: RefCell<HashMap<FlowKey6, Rc<Cell<Flow6>>>>,
@@ -334,6 +335,12 @@ impl Tables for Memory {
     fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour> {
         self.neighbours.get(address).copied()
     }
+    fn caller(&self, address: &VpcAddress) -> Option<Neighbour> {
+        self.callers.borrow().get(address).copied()
+    }
+    fn set_caller(&self, address: &VpcAddress, caller: &Neighbour) {
+        self.callers.borrow_mut().insert(*address, *caller);
+    }
     fn mtu(&self, interface: u16) -> Mtu {
         self.mtus.borrow().get(&interface).copied().unwrap_or_default()
     }
@@ -411,6 +418,7 @@ pub(crate) fn interfaces(image: &Image) -> Vec<Interface> {
 pub(crate) fn memory(image: Image) -> Memory {
     Memory {
         neighbours: neighbours(&image),
+        callers: RefCell::default(),
         image,
         interface: Cell::default(),
         established: RefCell::default(),

@@ -143,6 +143,40 @@ fn invent_dualstack(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
+/// Questions to a resolver and its answers, of both families, among others.
+fn invent_resolver(random: &mut Random) -> Vec<u8> {
+    if random.next(4) == 0 {
+        return invent_dualstack(random);
+    }
+    let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let six = |last: u8| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+    let says = random.next(3) == 0;
+    let (near, far) = if says {
+        (random.of(&[53, 53, 1500, 54]), random.of(&[1000, 1001, 53]))
+    } else {
+        (random.of(&[53, 53, 53, 1500, 54, 80]), random.of(&[1000, 1001, 53]))
+    };
+    let (from_port, to_port) = if says { (near, far) } else { (far, near) };
+    let mut bytes = Vec::new();
+    let with_ip = if random.next(2) == 0 {
+        let client = random.of(&[[10, 0, 1, 5], [10, 0, 1, 6], [10, 0, 1, 7], [10, 1, 0, 1], [10, 0, 9, 9]]);
+        let resolver = random.of(&[[10, 0, 0, 2], [169, 254, 169, 253], [10, 0, 0, 3]]);
+        let (from, to) = if says { (resolver, client) } else { (client, resolver) };
+        builder.ipv4(from, to, 64)
+    } else {
+        let client = random.of(&[six(5), six(6), six(0x99)]);
+        let everywhere = [0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x53];
+        let resolver = random.of(&[six(0x53), everywhere, six(0x54)]);
+        let (from, to) = if says { (resolver, client) } else { (client, resolver) };
+        builder.ipv6(from, to, 64)
+    };
+    match random.next(3) {
+        0 => with_ip.tcp(from_port, to_port, 7, 100).syn().write(&mut bytes, &[]).unwrap(),
+        _ => with_ip.udp(from_port, to_port).write(&mut bytes, &[0x5a; 20]).unwrap(),
+    }
+    bytes
+}
+
 /// A message of neighbour discovery with so many units of options.
 fn discovery(source: [u8; 16], target: [u8; 16], kind: u8, hops: u8, units: usize) -> Vec<u8> {
     let mut group = [0; 16];
@@ -250,6 +284,10 @@ struct Outcome {
     wide: usize,
     /// Frames that left with another family than they came with.
     translated: usize,
+    /// Addresses that have asked a resolver.
+    callers: usize,
+    /// Frames that a stack has sent to somebody.
+    told: usize,
 }
 
 #[test]
@@ -276,6 +314,20 @@ fn xdp_and_the_host_agree_on_every_frame_of_either_family_and_of_both() {
 #[test]
 fn tcx_and_the_host_agree_on_every_frame_of_either_family_and_of_both() {
     check_dualstack(&compare("tcx6", DUALSTACK, invent_dualstack, &tcx()));
+}
+
+#[test]
+fn both_programs_and_the_host_agree_on_what_becomes_of_questions_to_a_resolver_and_of_its_answers() {
+    let config = DUALSTACK
+        .replace(r#"interfaces = ["a"]"#, "interfaces = [\"a\"]\ndns = { inbound = [\"fd00::53\"] }");
+    let outcomes = [
+        compare("xdp-resolver", &config, invent_resolver, &xdp()),
+        compare("tcx-resolver", &config, invent_resolver, &tcx()),
+    ];
+    for outcome in outcomes {
+        assert!(outcome.callers > 4, "{} clients have asked", outcome.callers);
+        assert!(outcome.told > 50, "{} answers found their way", outcome.told);
+    }
 }
 
 fn check_ipv4(outcome: &Outcome) {
@@ -373,7 +425,8 @@ where
     let maps: Maps = kernel.maps().unwrap();
     let mut names = Names::default();
     let image =
-        plan::compile(&model, &mut names, &plan::Known::connected(&model), |_| "stack".into()).unwrap();
+        plan::compile(&model, &mut names, &plan::Known::connected(&model), |vpc| format!("stack-{vpc}"))
+            .unwrap();
     reconcile::apply(&maps, &Image::default(), &image).unwrap();
     for (key, hop) in neighbours(&image) {
         maps.neighbours.set(&key, &hop).unwrap();
@@ -391,7 +444,7 @@ where
     let program = (hook.open)(&pins.0.join("programs"));
 
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let (mut sent, mut verdicts, mut translated) = (Vec::<Vec<u8>>::new(), [0usize; 5], 0);
+    let (mut sent, mut verdicts, mut translated, mut told) = (Vec::<Vec<u8>>::new(), [0usize; 5], 0, 0);
     for number in 0..FRAMES {
         if number % 64 == 0 {
             // ICMP errors are counted by the second, and the two clocks are not one.
@@ -429,6 +482,7 @@ where
         kernel.0 = [1, 2, 4][hook.actions.iter().position(|action| *action == kernel.0).unwrap()];
         assert_eq!(host, kernel, "frame {number}: {frame:02x?} in VPC {}", interface.vpc);
         verdicts[host.0 as usize] += 1;
+        told += usize::from(host.0 == 4 && interface.stack != 0);
         if host.0 == 4 && frame.get(12..14) != host.1.get(12..14) {
             translated += 1;
         }
@@ -449,5 +503,7 @@ where
         "{verdicts:?} is no test of much"
     );
     assert_eq!(memory.streams.borrow().len(), maps.streams.keys().unwrap().len(), "streams");
-    Outcome { narrow, wide, translated }
+    let callers = memory.callers.borrow().len();
+    assert_eq!(callers, maps.callers.keys().unwrap().len(), "callers");
+    Outcome { narrow, wide, translated, callers, told }
 }
