@@ -28,8 +28,8 @@ pub(crate) fn captured(context: XdpContext) -> u32 {
     let ifindex = frame.ingress();
     keep(&frame, ifindex);
     let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
-    hand_over(&frame, Verdict::of(verdict));
-    act(&frame, verdict, ifindex)
+    let verdict = hand_over(&frame, Verdict::of(verdict));
+    act(&frame, verdict.result(), ifindex)
 }
 
 #[classifier]
@@ -42,6 +42,6 @@ pub(crate) fn captured_tcx(context: TcContext) -> i32 {
     } else {
         path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now())
     };
-    hand_over(&frame, Verdict::of(verdict));
-    act(&frame, verdict, ifindex)
+    let verdict = hand_over(&frame, Verdict::of(verdict));
+    act(&frame, verdict.result(), ifindex)
 }
