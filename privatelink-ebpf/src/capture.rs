@@ -49,6 +49,8 @@ struct Kept {
     side: FlowKey6,
     /// 1: there is a packet.
     there: u64,
+    /// What the path says of it.
+    verdict: u64,
 }
 
 /// Reads one of the constants that the loader has written, which the compiler must not take for zero.
@@ -151,9 +153,19 @@ pub(crate) fn keep<W: Watched>(frame: &W, ifindex: u32) {
     kept.there = 1;
 }
 
-/// Hands over a packet, how it leaves, and the path's verdict.
+/// Hands over a packet, how it leaves, and the path's verdict, which is returned. It goes by memory, of which the kernel's verifier knows
+/// nothing, so that it goes through what follows once, and not once for each verdict and way to it.
+#[inline(always)]
+pub(crate) fn hand_over<W: Watched>(frame: &W, verdict: Verdict) -> Verdict {
+    if let Some(kept) = kept() {
+        kept.verdict = verdict.word();
+    }
+    tell(frame);
+    kept().map_or(Verdict::PASS, |kept| Verdict::from_word(kept.verdict))
+}
+
 #[inline(never)]
-pub(crate) fn hand_over<W: Watched>(frame: &W, verdict: Verdict) {
+fn tell<W: Watched>(frame: &W) {
     let (Some(kept), Some(missed)) = (kept(), MISSED.get_ptr_mut(0)) else { return };
     if kept.there == 0 {
         return;
@@ -162,7 +174,7 @@ pub(crate) fn hand_over<W: Watched>(frame: &W, verdict: Verdict) {
     kept.event.left = clock();
     // A flow's first packet belongs to it only by now.
     belong(kept);
-    let is_dropped = conclude(&mut kept.event, verdict);
+    let is_dropped = conclude(&mut kept.event, Verdict::from_word(kept.verdict));
     (kept.event.left_length, _) = read(frame, &mut kept.after);
     if asked!(dropped) != 0 && !is_dropped || !is_chosen(kept) {
         return;

@@ -11,6 +11,7 @@ mod capture;
 mod frame;
 mod maps;
 mod tables;
+#[allow(dead_code, reason = "trunks are not captured")]
 mod vlan;
 
 use act::{act, now};
@@ -29,8 +30,8 @@ pub(crate) fn captured(context: XdpContext) -> u32 {
     let ifindex = frame.ingress();
     keep(&frame, ifindex);
     let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
-    hand_over(&frame, Verdict::of(verdict));
-    act(&mut frame, verdict, ifindex, false)
+    let verdict = hand_over(&frame, Verdict::of(verdict));
+    act(&mut frame, verdict.result(), ifindex, false)
 }
 
 #[classifier]
@@ -43,6 +44,6 @@ pub(crate) fn captured_tcx(context: TcContext) -> i32 {
     } else {
         path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now())
     };
-    hand_over(&frame, Verdict::of(verdict));
-    act(&mut frame, verdict, ifindex, false)
+    let verdict = hand_over(&frame, Verdict::of(verdict));
+    act(&mut frame, verdict.result(), ifindex, false)
 }
