@@ -10,6 +10,7 @@ mod act;
 mod capture;
 mod frame;
 mod maps;
+#[allow(dead_code, reason = "trunks are not captured")]
 mod tables;
 #[allow(dead_code, reason = "trunks are not captured")]
 mod vlan;
