@@ -376,7 +376,7 @@ impl Tables for World {
         let rules = if port.protocol == TCP { u64::MAX } else { u64::MAX << 4 };
         let mut words = vec![0; 2 * RULE_WORDS];
         (words[0], words[RULE_WORDS]) = (rules & self.allows, u64::MAX);
-        (port.set.get() != NOTHING).then(|| Mask(words))
+        (port.set.get() != NOTHING).then_some(Mask(words))
     }
     fn subnet(&self, address: &VpcAddress) -> Option<Subnet> {
         let [ingress, egress] = self.subnet_rules;
