@@ -186,7 +186,7 @@ fn local<F: Frame, T: Tables>(
             _ => {}
         }
     }
-    neighbour::answer(frame, tables, from, fault.map_or(0, DropReason::code)).result()
+    neighbour::answer(frame, tables, from, fault.map_or(0, DropReason::code))
 }
 
 /// Finds or opens the flow of the packet in the room.
