@@ -14,13 +14,17 @@ const TARGETS: [&str; 10] =
 /// How long each is fuzzed unless something else is asked for, in seconds: CI does so.
 pub(crate) const SECONDS: u32 = 30;
 
+/// Where random numbers begin unless something else is asked for: the same in every run of CI, so that what it finds is new in what is
+/// tested, and not in the weather.
+pub(crate) const SEED: u32 = 1;
+
 /// What makes LLVM count which edges are taken and what is compared.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares";
 
 /// Fuzzes each of `targets`, or all, for so many seconds; an error where one breaks.
-pub(crate) fn fuzz(targets: &[String], seconds: u32) -> Result<()> {
+pub(crate) fn fuzz(targets: &[String], seconds: u32, seed: u32) -> Result<()> {
     setup::install(&["g++"])?;
     let triple = host()?;
     let target_dir = root().join("target/fuzz");
@@ -45,7 +49,7 @@ pub(crate) fn fuzz(targets: &[String], seconds: u32) -> Result<()> {
     let work = || -> Result<()> {
         while let Some(target) = next() {
             println!("xtask: fuzzing {target} for {seconds} s");
-            one(&fuzzer, target, seconds)?;
+            one(&fuzzer, target, seconds, seed)?;
         }
         Ok(())
     };
@@ -57,7 +61,7 @@ pub(crate) fn fuzz(targets: &[String], seconds: u32) -> Result<()> {
     results.into_iter().try_for_each(|result| result.map_err(|_| anyhow!("a fuzzing thread has panicked"))?)
 }
 
-fn one(fuzzer: &std::path::Path, target: &str, seconds: u32) -> Result<()> {
+fn one(fuzzer: &std::path::Path, target: &str, seconds: u32, seed: u32) -> Result<()> {
     let corpus = root().join("target/fuzz/corpus").join(target);
     let crashes = root().join("privatelink-common/fuzz/crashes").join(target);
     for dir in [&corpus, &crashes] {
@@ -69,6 +73,7 @@ fn one(fuzzer: &std::path::Path, target: &str, seconds: u32) -> Result<()> {
         .env("RUST_BACKTRACE", "0")
         .arg(&corpus)
         .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-seed={seed}"))
         .arg(format!("-artifact_prefix={}/", crashes.display()))
         .args(["-max_len=1500", "-timeout=10", "-print_final_stats=1", "-verbosity=0"])
         .status()

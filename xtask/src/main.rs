@@ -40,6 +40,9 @@ enum Task {
         /// How long for each target.
         #[arg(long, default_value_t = fuzz::SECONDS)]
         seconds: u32,
+        /// Where random numbers begin; 0: somewhere else each time.
+        #[arg(long, default_value_t = fuzz::SEED)]
+        seed: u32,
     },
     /// Measure the packet path, the agent and the tables, each against something in the same minute. Needs root.
     Bench {
@@ -69,10 +72,12 @@ fn main() -> ExitCode {
         Task::Build => build().map(drop),
         Task::Demo => demo::demo(),
         Task::Test { filters } => test::test(&filters),
-        Task::Fuzz { targets, seconds } => fuzz::fuzz(&targets, seconds),
+        Task::Fuzz { targets, seconds, seed } => fuzz::fuzz(&targets, seconds, seed),
         Task::Bench { parts, json } => bench(&parts, json.as_deref()),
         Task::Lint => lint::lint(),
-        Task::Ci => lint::lint().and_then(|()| fuzz::fuzz(&[], fuzz::SECONDS)).and_then(|()| test::test(&[])),
+        Task::Ci => lint::lint()
+            .and_then(|()| fuzz::fuzz(&[], fuzz::SECONDS, fuzz::SEED))
+            .and_then(|()| test::test(&[])),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

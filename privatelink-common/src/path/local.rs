@@ -77,6 +77,10 @@ pub(super) fn answer<F: Frame, T: Tables>(
         return Err(DropReason::ProtocolUnsupported);
     }
     let icmp = frame.read::<Icmp>(TRANSPORT).ok_or(DropReason::Malformed)?;
+    let total = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
+    if frame.ip_length(total.get()) < TRANSPORT - NETWORK + size_of::<Icmp>() {
+        return Err(DropReason::Malformed);
+    }
     let echo = icmp.kind == ECHO_REQUEST && icmp.code == 0;
     if !echo || address.kind != ENDPOINT || address.ping == 0 {
         return Err(DropReason::IcmpUnsupported);

@@ -81,6 +81,10 @@ fn decide<F: Frame, T: Tables>(
         return Err(DropReason::SpoofedSource);
     }
     let icmp = frame.read::<Icmp>(TRANSPORT6).ok_or(DropReason::Malformed)?;
+    let length = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length)).unwrap_or_default();
+    if usize::from(length.get()) < size_of::<Icmp>() {
+        return Err(DropReason::Malformed);
+    }
     let echo = icmp.kind == ECHO_REQUEST6 && icmp.code == 0;
     if !echo || address.kind != ENDPOINT || address.ping == 0 {
         return Err(DropReason::IcmpUnsupported);
