@@ -295,9 +295,13 @@ pub const PARAMETER_PROBLEM: u8 = 12;
 pub const FRAGMENTATION_NEEDED: u8 = 4;
 
 /// ICMPv6 type (RFC 4443).
+pub const DESTINATION_UNREACHABLE6: u8 = 1;
+/// ICMPv6 type (RFC 4443).
 pub const PACKET_TOO_BIG: u8 = 2;
 /// ICMPv6 type (RFC 4443).
 pub const TIME_EXCEEDED6: u8 = 3;
+/// ICMPv6 type (RFC 4443).
+pub const PARAMETER_PROBLEM6: u8 = 4;
 
 /// In [`Ipv4Header::fragment`]: this is not the last fragment.
 pub const MORE_FRAGMENTS: u16 = 0x2000;

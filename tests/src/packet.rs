@@ -189,7 +189,12 @@ impl Packet6 {
 
     /// ICMPv6 with this type and a body.
     pub fn icmp(&self, kind: u8, body: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![kind, 0, 0, 0];
+        self.icmp_code(kind, 0, body)
+    }
+
+    /// ICMPv6 with this type, code and body.
+    pub fn icmp_code(&self, kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![kind, code, 0, 0];
         bytes.extend(body);
         let sum = self.checksum(58, &bytes).to_be_bytes();
         bytes[2..4].copy_from_slice(&sum);

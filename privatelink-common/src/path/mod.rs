@@ -13,6 +13,7 @@ mod neighbour;
 mod options;
 mod parse;
 pub mod proxy;
+mod quote;
 mod report;
 mod reset;
 mod rewrite;
@@ -67,7 +68,10 @@ pub fn forward<F: Frame, T: Tables>(
     match parse::parse(frame, tables, &from, now, &mut packet) {
         Parsed::Flow => {}
         Parsed::Ip(None) if errors::is_error(frame, &packet) => {
-            return errors::pass_on(frame, tables, &packet, now).result();
+            return match errors::pass_on(frame, tables, &packet, now).result() {
+                Err(DropReason::IcmpNoFlow) => six::error(frame, tables, &from, now).result(),
+                decided => decided,
+            };
         }
         Parsed::Ip(fault) => return not_a_flow(frame, tables, &packet, fault).result(),
         Parsed::Arp => return arp(frame, tables, &from).result(),

@@ -91,12 +91,12 @@ pub(super) const fn fault(next_header: u8) -> Option<DropReason> {
     }
 }
 
-/// The sum of both addresses of an IPv6 header, for a checksum; anything where there is none. Not inlined: the kernel bounds a function's
-/// stack.
+/// The sum of both addresses of an IPv6 header at `AT`, for a checksum; anything where there is none. Not inlined: the kernel bounds a
+/// function's stack.
 #[inline(never)]
-pub(super) fn addresses<F: Frame>(frame: &F) -> u32 {
+pub(super) fn addresses<F: Frame, const AT: usize>(frame: &F) -> u32 {
     let sum = |at| frame.read::<Ip>(at).map_or(0, checksum::ip);
-    sum(NETWORK + offset_of!(Ipv6Header, source)) + sum(NETWORK + offset_of!(Ipv6Header, destination))
+    sum(AT + offset_of!(Ipv6Header, source)) + sum(AT + offset_of!(Ipv6Header, destination))
 }
 
 /// Whether a frame says that it is IPv6.

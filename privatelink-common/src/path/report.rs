@@ -136,7 +136,7 @@ struct Ipv6Start(U32, U16, u8, u8);
 #[inline(always)]
 fn write6<F: Frame>(frame: &mut F, is_tcp: bool, kind: u8, mtu: u16) -> Option<()> {
     // Both headers have the same two addresses, and so has the pseudo header.
-    let addresses = addresses(frame);
+    let addresses = addresses::<F, NETWORK>(frame);
     let held = addresses + held6(frame, is_tcp);
     #[allow(clippy::cast_possible_truncation, reason = "less than a hundred")]
     let length = U16::new((size_of::<IcmpError>() + quoted::<Ipv6Header>(is_tcp)) as u16);

@@ -5,6 +5,7 @@
 use super::first::{self, Next, Peer, Standing, Step};
 use super::hop::Passage;
 use super::parse::{Packet, fault};
+use super::quote::{self, Quote};
 use super::report::report6;
 use super::{admit, flow, hop, neighbour, reset, stack, translate};
 use crate::checksum::Delta;
@@ -21,8 +22,9 @@ use core::mem::offset_of;
 #[repr(C)]
 pub(super) struct Wide {
     packet: Packet<FlowKey6>,
-    flow: Flow6,
+    pub(super) flow: Flow6,
     peer: Peer<FlowKey6>,
+    pub(super) quote: Quote,
 }
 
 /// Of an IPv4 packet, the narrow tables have been asked; an IPv6 packet can be in no others.
@@ -147,7 +149,7 @@ fn decide<F: Frame, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     match parse(frame, from, &mut room.packet).parsed() {
         Parsed6::Flow => {}
-        Parsed6::Other(fault) => return local(frame, tables, from, fault),
+        Parsed6::Other(fault) => return local(frame, tables, from, fault, now, room),
         Parsed6::Foreign => return Ok(Verdict::PASS),
     }
     match find(tables, now, room).next() {
@@ -175,6 +177,8 @@ fn local<F: Frame, T: Tables>(
     tables: &T,
     from: &Interface,
     fault: Option<DropReason>,
+    now: u32,
+    room: &mut Wide,
 ) -> Result<Verdict, DropReason> {
     if fault.is_none()
         && let Some(icmp) = frame.read::<Icmp>(TRANSPORT6)
@@ -182,10 +186,20 @@ fn local<F: Frame, T: Tables>(
         match icmp.kind {
             SOLICITATION => return neighbour::solicitation(frame, tables, from).result(),
             ADVERTISEMENT => return neighbour::advertisement(frame, tables, from).result(),
+            kind if quote::is_error6(kind) => {
+                return quote::pass_on6(frame, tables, from, now, room).result();
+            }
             _ => {}
         }
     }
     neighbour::answer(frame, tables, from, fault.map_or(0, DropReason::code)).result()
+}
+
+/// An ICMP error over IPv4 about none of the narrow flows.
+#[inline(never)]
+pub(super) fn error<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, now: u32) -> Verdict {
+    let verdict = tables.room(|room| quote::pass_on4(frame, tables, from, now, &mut room.wide));
+    verdict.unwrap_or(Verdict::of(Err(DropReason::Malformed)))
 }
 
 /// Finds or opens the flow of the packet in the room.
