@@ -30,7 +30,7 @@ use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
 use crate::wire::RST;
 use first::{Next, Standing};
 use hop::{Correction, Passage};
-use parse::{Packet, Parsed};
+use parse::{Network, Packet, Transport};
 use report::Report;
 use stream::Carried;
 
@@ -64,19 +64,21 @@ pub fn forward<F: Frame, T: Tables>(
         };
         return verdict.result();
     }
-    let mut packet = Packet::default();
-    match parse::parse(frame, tables, &from, now, &mut packet) {
-        Parsed::Flow => {}
-        Parsed::Ip(None) if errors::is_error(frame, &packet) => {
+    let mut packet = match parse::network(frame, &from) {
+        Network::Ipv4(packet) => packet,
+        Network::Arp => return arp(frame, tables, &from).result(),
+        Network::Ipv6 => return six::forward(frame, tables, &from, now).result(),
+        Network::Foreign => return Ok(Verdict::PASS),
+    };
+    match parse::transport(frame, tables, &from, now, &mut packet) {
+        Transport::Flow => {}
+        Transport::Other(None) if errors::is_error(frame, &packet) => {
             return match errors::pass_on(frame, tables, &packet, now).result() {
                 Err(DropReason::IcmpNoFlow) => six::error(frame, tables, &from, now).result(),
                 decided => decided,
             };
         }
-        Parsed::Ip(fault) => return not_a_flow(frame, tables, &packet, fault).result(),
-        Parsed::Arp => return arp(frame, tables, &from).result(),
-        Parsed::Ipv6 => return six::forward(frame, tables, &from, now).result(),
-        Parsed::Foreign => return Ok(Verdict::PASS),
+        Transport::Other(fault) => return not_a_flow(frame, tables, &packet, fault).result(),
     }
     if let Some(flow) = flow::established(tables, &packet, now)
         && !packet.special

@@ -10,21 +10,37 @@ use crate::wire::{
     Ipv6Header, MORE_FRAGMENTS, Mac, NETWORK, SYN, TCP, TRANSPORT, Tcp, UDP, Udp,
 };
 use core::mem::offset_of;
+use zerocopy::{FromBytes, big_endian::U16};
 
-/// A frame, as far as the path knows frames.
+/// A frame, as far as its Ethernet header says.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Parsed {
-    /// A TCP segment or UDP datagram whose headers are whole and agree with each other; or a fragment of a datagram, with the ports of
-    /// the first.
-    Flow,
-    /// Any other IPv4 packet with at least 20 bytes of header, and why it is refused if it is for us, whatever else it is.
-    Ip(Option<DropReason>),
+pub(super) enum Network {
+    /// An IPv4 packet with at least 20 bytes of header: its addresses and its protocol; [`transport`] completes it.
+    Ipv4(Packet<FlowKey>),
     /// An ARP message.
     Arp,
     /// IPv6, which is [`super::six`]'s.
     Ipv6,
     /// Anything else: VLAN tags, frames too short for the header that their type promises.
     Foreign,
+}
+
+/// An IPv4 packet, as far as the path knows them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Transport {
+    /// A TCP segment or UDP datagram whose headers are whole and agree with each other; or a fragment of a datagram, with the ports of
+    /// the first.
+    Flow,
+    /// Any other, and why it is refused if it is for us, whatever else it is.
+    Other(Option<DropReason>),
+}
+
+/// Both headers, which are behind each other.
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C)]
+struct Headers {
+    ethernet: Ethernet,
+    ip: Ipv4Header,
 }
 
 /// A TCP segment or UDP datagram.
@@ -105,50 +121,74 @@ pub(super) fn is_ipv6<F: Frame>(frame: &F) -> bool {
     frame.read::<Ethernet>(0).is_some_and(|it| it.ethertype.get() == ETHERTYPE_IPV6)
 }
 
-/// Reads the headers of a frame that came by `from` into `packet`: all of it for [`Parsed::Flow`], and the addresses and the protocol
-/// for [`Parsed::Ip`].
+/// Reads the headers of a frame that came by `from` as far as the network's.
+///
+/// A packet is made of what is known of it, and not of zeros: to clear so many bytes is a call of a function in the kernel's programs, as
+/// is to copy six from one place of memory to another.
+#[inline(always)]
+pub(super) fn network<F: Frame>(frame: &F, from: &Interface) -> Network {
+    let Some(ethernet) = frame.read::<Ethernet>(0) else { return Network::Foreign };
+    match ethernet.ethertype.get() {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_ARP => return Network::Arp,
+        ETHERTYPE_IPV6 => return Network::Ipv6,
+        _ => return Network::Foreign,
+    }
+    let Some(Headers { ethernet, ip }) = frame.read::<Headers>(0) else { return Network::Foreign };
+    if ip.version_ihl >> 4 != 4 {
+        return Network::Foreign;
+    }
+    let [a, b, c, d, e, f] = ethernet.source;
+    Network::Ipv4(Packet {
+        key: FlowKey {
+            source: ip.source,
+            destination: ip.destination,
+            source_port: U16::ZERO,
+            destination_port: U16::ZERO,
+            vpc: from.vpc,
+            protocol: ip.protocol,
+            reserved: 0,
+        },
+        source_mac: [a, b, c, d, e, f],
+        interface: from.slot,
+        flags: 0,
+        ttl: ip.ttl,
+        later: false,
+        special: false,
+        checksum: [0; 2],
+        ip_checksum: ip.checksum,
+    })
+}
+
+/// Reads the transport header of `packet`.
 ///
 /// Into the caller's memory, and each field as soon as it is known: what is put together at the end waits on the stack, which the
 /// kernel bounds.
 #[inline(always)]
-pub(super) fn parse<F: Frame, T: Tables>(
+pub(super) fn transport<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
     from: &Interface,
     now: u32,
     packet: &mut Packet<FlowKey>,
-) -> Parsed {
-    let Some(ethernet) = frame.read::<Ethernet>(0) else { return Parsed::Foreign };
-    match ethernet.ethertype.get() {
-        ETHERTYPE_IPV4 => {}
-        ETHERTYPE_ARP => return Parsed::Arp,
-        ETHERTYPE_IPV6 => return Parsed::Ipv6,
-        _ => return Parsed::Foreign,
-    }
-    (packet.source_mac, packet.interface, packet.key.vpc) = (ethernet.source, from.slot, from.vpc);
-    let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else { return Parsed::Foreign };
-    if ip.version_ihl >> 4 != 4 {
-        return Parsed::Foreign;
-    }
-    (packet.key.source, packet.key.destination) = (ip.source, ip.destination);
-    (packet.ttl, packet.key.protocol, packet.ip_checksum) = (ip.ttl, ip.protocol, ip.checksum);
-    match transport(frame, tables, &ip, from, now, packet) {
-        Ok(true) => Parsed::Flow,
-        Ok(false) => Parsed::Ip(None),
-        Err(fault) => Parsed::Ip(Some(fault)),
+) -> Transport {
+    match ports(frame, tables, from, now, packet) {
+        Ok(true) => Transport::Flow,
+        Ok(false) => Transport::Other(None),
+        Err(fault) => Transport::Other(Some(fault)),
     }
 }
 
-/// Reads the transport header behind an IPv4 header; says no where the protocol has no ports.
+/// The same; says no where the protocol has no ports.
 #[inline(always)]
-fn transport<F: Frame, T: Tables>(
+fn ports<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
-    ip: &Ipv4Header,
     from: &Interface,
     now: u32,
     packet: &mut Packet<FlowKey>,
 ) -> Result<bool, DropReason> {
+    let ip = frame.read::<Ipv4Header>(NETWORK).ok_or(DropReason::Malformed)?;
     if ip.version_ihl != 0x45 {
         return Err(if ip.version_ihl > 0x45 { DropReason::IpOptions } else { DropReason::Malformed });
     }

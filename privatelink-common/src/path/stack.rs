@@ -3,7 +3,7 @@
 
 use super::local::arp_reply;
 use super::neighbour::advertise;
-use super::parse::{self, Packet, Parsed};
+use super::parse::{self, Network, Packet, Transport};
 use crate::frame::Frame;
 use crate::limits::STACK_PORTS;
 use crate::tables::{BALANCER, FlowKey6, Interface, Key, Tables, VpcAddress, Width};
@@ -30,13 +30,15 @@ pub fn send<F: Frame, T: Tables>(
     from: &Interface,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    let mut packet = Packet::default();
-    match parse::parse(frame, tables, from, now, &mut packet) {
-        Parsed::Flow if packet.later => return Err(DropReason::Fragment),
-        Parsed::Flow => {}
-        Parsed::Ip(fault) => return Err(fault.unwrap_or(DropReason::ProtocolUnsupported)),
-        Parsed::Arp => return neighbour(frame),
-        Parsed::Ipv6 | Parsed::Foreign => return Err(DropReason::ProtocolUnsupported),
+    let mut packet = match parse::network(frame, from) {
+        Network::Ipv4(packet) => packet,
+        Network::Arp => return neighbour(frame),
+        Network::Ipv6 | Network::Foreign => return Err(DropReason::ProtocolUnsupported),
+    };
+    match parse::transport(frame, tables, from, now, &mut packet) {
+        Transport::Flow if packet.later => return Err(DropReason::Fragment),
+        Transport::Flow => {}
+        Transport::Other(fault) => return Err(fault.unwrap_or(DropReason::ProtocolUnsupported)),
     }
     route(frame, tables, &packet)
 }
