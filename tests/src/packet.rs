@@ -187,6 +187,13 @@ impl Packet6 {
         self.ipv6(self.inner.protocol, &self.transport())
     }
 
+    /// A fragment with these bytes of the packet, at this offset (RFC 8200, 4.5).
+    pub fn fragment(&self, id: u32, offset: u16, more: bool, bytes: &[u8]) -> Vec<u8> {
+        let header =
+            [&[self.inner.protocol, 0][..], &(offset | u16::from(more)).to_be_bytes(), &id.to_be_bytes()];
+        self.ipv6(44, &[&header.concat(), bytes].concat())
+    }
+
     /// ICMPv6 with this type and a body.
     pub fn icmp(&self, kind: u8, body: &[u8]) -> Vec<u8> {
         self.icmp_code(kind, 0, body)

@@ -399,7 +399,6 @@ fn echo_is_answered_and_what_does_not_belong_is_dropped_by_name_or_passed_untouc
         for (next, reason) in [
             (0, "extension_header"),
             (43, "extension_header"),
-            (44, "fragment"),
             (50, "protocol_unsupported"),
             (51, "extension_header"),
             (59, "protocol_unsupported"),

@@ -94,7 +94,7 @@ impl<K: Key> Packet<K> {
 /// |---|---|
 /// | 6 TCP, 17 UDP | flows |
 /// | 58 ICMPv6 | echo, neighbour discovery |
-/// | 44 fragment | [`DropReason::Fragment`] |
+/// | 44 fragment | of UDP: flows; else [`DropReason::Fragment`] |
 /// | 0 hop-by-hop options, 43 routing, 60 destination options, 51 authentication, 135 mobility, 139 host identity, 140 shim6, 253 and 254 experiments (RFC 7045) | [`DropReason::ExtensionHeader`] |
 /// | 50 encapsulated payload, 59 nothing, all others | [`DropReason::ProtocolUnsupported`] |
 #[inline(always)]

@@ -353,7 +353,9 @@ fn to_icmp<F: Frame, T: Tables>(frame: &mut F, tables: &T, quote: &Quote, flow: 
     if meaning == NONE {
         return Verdict::of(Err(DropReason::IcmpUnsupported));
     }
-    outcome(icmp(frame, quote, flow, tables.next_identification(), meaning))
+    #[allow(clippy::cast_possible_truncation, reason = "the lower half")]
+    let id = tables.next_identification() as u16;
+    outcome(icmp(frame, quote, flow, id, meaning))
 }
 
 #[inline(always)]

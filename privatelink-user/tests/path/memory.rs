@@ -107,7 +107,7 @@ pub(crate) struct Memory {
     pub pressure: Cell<Pressure>,
     pub counted: RefCell<Vec<TargetEvent>>,
     pub datagrams: RefCell<HashMap<FragmentKey, Datagram>>,
-    identification: Cell<u16>,
+    identification: Cell<u32>,
     /// By slot.
     pub mtus: RefCell<HashMap<u16, Mtu>>,
 }
@@ -253,7 +253,7 @@ impl Tables for Memory {
         self.datagrams.borrow_mut().insert(*key, *datagram);
         Ok(())
     }
-    fn next_identification(&self) -> u16 {
+    fn next_identification(&self) -> u32 {
         let next = self.identification.get();
         self.identification.set(next.wrapping_add(1));
         next
