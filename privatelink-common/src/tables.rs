@@ -349,7 +349,7 @@ impl Course {
 }
 
 table! {
-    /// Value of `streams`, a sparse hash by the [`FlowKey`] of the consumer's packets: what the two sides of a TCP flow count
+    /// Value of `streams` and `streams6`, sparse hashes by the key of the consumer's packets: what the two sides of a TCP flow count
     /// differently. Written by the path as the flow opens; it goes with the flow, and what an evicted flow has left goes with the
     /// next sweep. Full: the new flow is refused.
     Stream, 32, align 4, {
@@ -482,8 +482,6 @@ pub trait Key: Copy + Default + PartialEq {
     fn is_ipv4(&self) -> bool;
     /// The key of the other direction: what the peer's answer to a packet rewritten by `flow` looks like when it arrives.
     fn mirror(&self, flow: &Self::Flow) -> Self;
-    /// The key itself, if it is one of the narrow tables.
-    fn narrow(&self) -> Option<FlowKey>;
     /// The key that the packet has in the other pair of tables, if it can be there.
     fn other(&self) -> Option<Self::Other>;
     /// A value with these new addresses.
@@ -597,19 +595,6 @@ macro_rules! flows {
                     protocol: self.protocol,
                     reserved: 0,
                 }
-            }
-
-            #[inline(always)]
-            fn narrow(&self) -> Option<FlowKey> {
-                (!Self::WIDE).then(|| FlowKey {
-                    source: Width::of(self.source.widen()),
-                    destination: Width::of(self.destination.widen()),
-                    source_port: self.source_port,
-                    destination_port: self.destination_port,
-                    vpc: self.vpc,
-                    protocol: self.protocol,
-                    reserved: 0,
-                })
             }
 
             #[inline(always)]
@@ -801,7 +786,7 @@ pub trait Entry<F> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handshake {
     /// The consumer's address.
-    pub source: Ipv4,
+    pub source: Ip,
     /// The endpoint, rather than its address, which another VPC may have, too; and, in the topmost bits, the consumer's MSS.
     pub endpoint: u32,
     /// The consumer's port.
@@ -812,7 +797,7 @@ pub struct Handshake {
     pub initial: u32,
 }
 
-/// A pair of flow tables: `established` and `pending`, or `established6` and `pending6`.
+/// The flow tables of one width: `established`, `pending` and `streams`, or `established6`, `pending6` and `streams6`.
 pub trait Flows<K: Key> {
     /// A flow entry's memory.
     type Entry: Entry<K::Flow>;
@@ -829,6 +814,12 @@ pub trait Flows<K: Key> {
     fn remove_established(&self, key: &K);
     /// Removes from the pending, if it is there.
     fn remove_pending(&self, key: &K);
+    /// What the two sides of a flow count differently, by the key of the consumer's packets.
+    fn stream(&self, key: &K) -> Option<Stream>;
+    /// Replaces or inserts it.
+    fn set_stream(&self, key: &K, stream: &Stream) -> Result<(), InsertError>;
+    /// Removes it, if it is there.
+    fn remove_stream(&self, key: &K);
 }
 
 /// What the path may look up, claim or install.
@@ -862,12 +853,6 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn bucket(&self, endpoint: u32) -> Option<Bucket>;
     /// Replaces it.
     fn set_bucket(&self, endpoint: u32, bucket: Bucket);
-    /// What the two sides of a flow count differently, by the key of the consumer's packets.
-    fn stream(&self, key: &FlowKey) -> Option<Stream>;
-    /// Replaces or inserts it.
-    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError>;
-    /// Removes it, if it is there.
-    fn remove_stream(&self, key: &FlowKey);
     /// What an endpoint is called.
     fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId;
     /// How hard an endpoint's listeners are pressed by SYNs.

@@ -184,6 +184,8 @@ pub struct Verdict(u64);
 impl Verdict {
     /// [`Action::Pass`].
     pub const PASS: Self = Self(0);
+    /// What the path says to itself of a packet that may belong to a flow.
+    pub(crate) const FLOW: Self = Self(5);
     const FORWARD: u64 = 1;
     const STEER: u64 = 2;
     const ANSWER: u64 = 3;

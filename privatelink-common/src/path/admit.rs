@@ -93,19 +93,14 @@ fn judge<K: Key, T: Tables>(
     if K::WIDE && key.is_ipv4() && listener.ipv6 == 0 {
         return Err(Step::OTHER);
     }
-    if K::WIDE && listener.proxied != 0 {
-        // The agent refuses such a configuration.
-        return Err(Step::drop(DropReason::ProtocolUnsupported));
-    }
     if packet.is_tcp() && !is_syn(packet) && !confirmed {
         return Err(late(tables, packet, &listener, address.endpoint, &endpoint, now));
     }
     if endpoint.full != 0 {
         return Err(over(DropReason::EndpointFull, confirmed));
     }
-    if !K::WIDE && is_syn(packet) && cookie::concerns(tables, address.endpoint, &endpoint, now, Happened::Syn)
-    {
-        return Err(Step::cookie(cookie::of(address.endpoint, &listener)));
+    if is_syn(packet) && cookie::concerns(tables, address.endpoint, &endpoint, now, Happened::Syn) {
+        return Err(Step::cookie(cookie::of(address.endpoint, &listener, K::WIDE)));
     }
     if endpoint.rate != 0 && !take_token(tables, address.endpoint, &endpoint, now) {
         return Err(over(DropReason::EndpointRate, confirmed));
@@ -133,8 +128,8 @@ fn late<K: Key, T: Tables>(
     endpoint: &Endpoint,
     now: u32,
 ) -> Step {
-    if !K::WIDE && is_ack(packet) && cookie::concerns(tables, id, endpoint, now, Happened::Ack) {
-        return Step::confirm(cookie::of(id, listener));
+    if is_ack(packet) && cookie::concerns(tables, id, endpoint, now, Happened::Ack) {
+        return Step::confirm(cookie::of(id, listener, K::WIDE));
     }
     Step::reset_segment(packet, Answer::ResetNoFlow)
 }

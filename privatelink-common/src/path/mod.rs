@@ -25,9 +25,9 @@ mod stream;
 mod translate;
 
 use crate::frame::Frame;
-use crate::tables::{Flow, FlowKey, Interface, Key, Tables};
+use crate::tables::{Flow, FlowKey, Flows, Interface, Key, Tables};
 use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
-use crate::wire::RST;
+use crate::wire::{RST, TRANSPORT};
 use first::{Next, Standing};
 use hop::{Correction, Passage};
 use parse::{Network, Packet, Transport};
@@ -108,12 +108,12 @@ fn slow<F: Frame, T: Tables>(
     let packet: &Packet<FlowKey> = packet;
     let mut standing = Standing::default();
     let mut next = first::known(tables, packet, now, flow, peer).next();
-    if next == Next::Unknown && first::is_shared(tables, packet) {
-        next = six::ask(tables, packet, now, wide).next();
+    if next == Next::Unknown && first::is_shared(tables, packet) && six::widen(packet, wide) {
+        next = six::find::<F, T, TRANSPORT>(frame, tables, now, wide).next();
         match next {
             Next::Send(event) => {
                 let report = |frame: &mut F, mtu| report::report(frame, packet, Report::of(mtu));
-                return six::send(frame, tables, event, now, wide, report).result();
+                return six::send(frame, tables, event, now, wide, true, report).result();
             }
             Next::Other => (next, standing.asked) = (Next::Unknown, true),
             _ => {}
@@ -124,7 +124,7 @@ fn slow<F: Frame, T: Tables>(
     }
     if let Next::Confirm(endpoint) = next {
         standing.confirmed = true;
-        next = match cookie::check(frame, tables, packet, endpoint) {
+        next = match cookie::check::<F, T, FlowKey, TRANSPORT>(frame, tables, packet, endpoint) {
             0 => Next::Reset(Answer::ResetNoFlow.code()),
             _ => admit::admit(tables, packet, now, standing, &mut peer.door).next(),
         };
@@ -142,7 +142,9 @@ fn slow<F: Frame, T: Tables>(
             Passage::Onward(_) | Passage::Piece | Passage::Report(_) => Err(DropReason::TtlExpired),
         },
         Next::Confirm(_) => Err(DropReason::NoFlow),
-        Next::Cookie(endpoint) => cookie::answer(frame, tables, packet, endpoint, now).result(),
+        Next::Cookie(endpoint) => {
+            cookie::answer::<F, T, FlowKey, TRANSPORT>(frame, tables, packet, endpoint, now).result()
+        }
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
@@ -194,29 +196,44 @@ fn send<F: Frame, T: Tables>(
     }
     rewrite::rewrite(frame, packet, flow, correction)?;
     if flow.is_shifted() {
-        let carried =
-            if packet.is_tcp() { stream::carry(frame, tables, packet, flow) } else { Carried::Insert };
-        match carried {
-            Carried::Done => {}
-            Carried::Ask => _ = cookie::ask_target(frame, tables, packet, flow).result()?,
-            Carried::Tell => {
-                cookie::hear_target(frame, tables, packet, flow).result()?;
-                cookie::tell_consumer(frame, tables, packet, flow).result()?;
-            }
-            Carried::Greet if stream::greet(frame) == 0 => return Err(DropReason::Malformed),
-            Carried::Greet => {}
-            Carried::Insert
-                if proxy::make_room(frame, packet) == 0 || proxy::fill(frame, tables, packet, flow) == 0 =>
-            {
-                return Err(DropReason::Malformed);
-            }
-            Carried::Insert => proxy::sent(tables, packet, flow),
-            Carried::Full => return Err(DropReason::FlowTableFull),
-            Carried::Unknown => return Err(DropReason::NoFlow),
-            Carried::Malformed => return Err(DropReason::Malformed),
-        }
+        carry::<F, T, FlowKey, TRANSPORT>(frame, tables, packet, flow)?;
     }
     leave(tables, flow, event)
+}
+
+/// Carries a packet whose flow is shifted, and whose addresses have been rewritten, from one side's counting into the other's. Its transport
+/// header is at `AT`, behind a header of the family that it goes to.
+#[inline(always)]
+fn carry<F: Frame, T: Tables + Flows<K>, K: Key, const AT: usize>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<K>,
+    flow: &K::Flow,
+) -> Result<(), DropReason> {
+    let is_tcp = packet.is_tcp();
+    let carried =
+        if is_tcp { stream::carry::<F, T, K, AT>(frame, tables, packet, flow) } else { Carried::Insert };
+    match carried {
+        Carried::Done => {}
+        Carried::Ask => _ = cookie::ask_target::<F, T, K, AT>(frame, tables, packet, flow).result()?,
+        Carried::Tell => {
+            cookie::hear_target::<F, T, K, AT>(frame, tables, packet, flow).result()?;
+            cookie::tell_consumer::<F, T, K, AT>(frame, tables, packet, flow).result()?;
+        }
+        Carried::Greet if stream::greet::<F, AT>(frame) == 0 => return Err(DropReason::Malformed),
+        Carried::Greet => {}
+        Carried::Insert
+            if proxy::make_room::<F, AT>(frame, is_tcp) == 0
+                || proxy::fill::<F, T, K, AT>(frame, tables, packet, flow) == 0 =>
+        {
+            return Err(DropReason::Malformed);
+        }
+        Carried::Insert => proxy::sent(tables, packet, flow),
+        Carried::Full => return Err(DropReason::FlowTableFull),
+        Carried::Unknown => return Err(DropReason::NoFlow),
+        Carried::Malformed => return Err(DropReason::Malformed),
+    }
+    Ok(())
 }
 
 #[inline(always)]
