@@ -31,21 +31,39 @@ const DESTINATION: usize = NETWORK + offset_of!(Ipv6Header, destination);
 /// Where the address is that a message is about.
 const TARGET: usize = TRANSPORT6 + offset_of!(NeighbourMessage, target);
 
-/// Decides about a packet that is neither TCP nor UDP nor neighbour discovery; `fault` is the code of why it is refused if it is for us,
-/// or 0. Not inlined, nor are those below: the kernel bounds the stack of a function.
-#[inline(never)]
+/// [`answer`]: an echo request that rules have still to allow.
+const ECHO: Verdict = Verdict::answer(Answer::EchoReply as u32);
+
+/// Decides about a packet that is neither TCP nor UDP nor neighbour discovery, as [`examine`] does, and answers an echo request.
+///
+/// Three functions, called one after the other, that are not inlined: the kernel bounds the stack of a chain of them.
+#[inline(always)]
 pub(super) fn answer<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     from: &Interface,
     fault: u32,
-) -> Verdict {
+) -> Result<Verdict, DropReason> {
+    let examined = examine(frame, tables, from, fault);
+    if examined != ECHO {
+        return examined.result();
+    }
+    if let Some(reason) = DropReason::from_code(forbidden(frame, tables, from)) {
+        return Err(reason);
+    }
+    echo_reply(frame, tables, from).result()
+}
+
+/// Decides about a packet that is neither TCP nor UDP nor neighbour discovery; `fault` is the code of why it is refused if it is for us,
+/// or 0. Not inlined, nor are those below: the kernel bounds the stack of a function.
+#[inline(never)]
+fn examine<F: Frame, T: Tables>(frame: &F, tables: &T, from: &Interface, fault: u32) -> Verdict {
     Verdict::of(decide(frame, tables, from, DropReason::from_code(fault)))
 }
 
 #[inline(always)]
 fn decide<F: Frame, T: Tables>(
-    frame: &mut F,
+    frame: &F,
     tables: &T,
     from: &Interface,
     fault: Option<DropReason>,
@@ -70,19 +88,41 @@ fn decide<F: Frame, T: Tables>(
     if !tables.in_vpc(&source) {
         return Err(DropReason::SourceOutsideVpc);
     }
-    let endpoint = tables.endpoint(address.endpoint);
-    if endpoint.open == 0 {
+    if tables.endpoint(address.endpoint).open == 0 {
         return Err(DropReason::EndpointClosed);
     }
-    let (vpc, source, port) = (from.vpc, source.address, U16::ZERO);
-    rules::answers(tables, &endpoint, &Way { vpc, source, destination, protocol: ICMPV6, port })?;
-    echo_reply(frame, &icmp, address.mac).ok_or(DropReason::Malformed)?;
-    Ok(Verdict::answer(Answer::EchoReply.code()))
+    Ok(ECHO)
+}
+
+/// The code of why rules do not let an echo request in, or its answer out; or 0.
+#[inline(never)]
+fn forbidden<F: Frame, T: Tables>(frame: &F, tables: &T, from: &Interface) -> u32 {
+    let (Some(source), Some(destination)) = (frame.read::<Ip>(SOURCE), frame.read::<Ip>(DESTINATION)) else {
+        return DropReason::Malformed.code();
+    };
+    let address = tables.address(&VpcAddress::new(from.vpc, destination)).unwrap_or_default();
+    let endpoint = tables.endpoint(address.endpoint);
+    let way = Way { vpc: from.vpc, source, destination, protocol: ICMPV6, port: U16::ZERO };
+    rules::answers(tables, &endpoint, &way).map_or_else(DropReason::code, |()| 0)
+}
+
+/// The reply, from the endpoint that was asked.
+#[inline(never)]
+fn echo_reply<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Verdict {
+    let mac = frame
+        .read::<Ip>(DESTINATION)
+        .and_then(|destination| tables.address(&VpcAddress::new(from.vpc, destination)))
+        .map(|address| address.mac);
+    match mac.and_then(|mac| reply(frame, mac)) {
+        Some(()) => ECHO,
+        None => Verdict::of(Err(DropReason::Malformed)),
+    }
 }
 
 /// Swapping the addresses leaves the checksum as it is; the type's change is all that it sees.
 #[inline(always)]
-fn echo_reply<F: Frame>(frame: &mut F, icmp: &Icmp, mac: Mac) -> Option<()> {
+fn reply<F: Frame>(frame: &mut F, mac: Mac) -> Option<()> {
+    let icmp = frame.read::<Icmp>(TRANSPORT6)?;
     let ethernet = frame.read::<Ethernet>(0)?;
     frame.write(0, &Ethernet { destination: ethernet.source, source: mac, ..ethernet })?;
     let (source, destination) = (frame.read::<Ip>(SOURCE)?, frame.read::<Ip>(DESTINATION)?);

@@ -212,7 +212,7 @@ fn local<F: Frame, T: Tables>(
             _ => {}
         }
     }
-    neighbour::answer(frame, tables, from, fault.map_or(0, DropReason::code)).result()
+    neighbour::answer(frame, tables, from, fault.map_or(0, DropReason::code))
 }
 
 /// An ICMP error over IPv4 about none of the narrow flows.
