@@ -3,7 +3,7 @@
 use super::{Build, Model, Vpc};
 use crate::config::Fields;
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// What attaches.
@@ -82,6 +82,7 @@ impl Model {
 
 impl Build<'_, '_> {
     pub(super) fn attachments(&mut self, root: &mut Fields<'_, '_>) {
+        let mut told = BTreeSet::new();
         for (name, place, mut fields) in root.named(self.reader, "attachments") {
             let kind = fields.need(self.reader, "kind").and_then(|value| {
                 let what = "a kind: peering, transit_gateway, vpn or direct_connect";
@@ -141,18 +142,17 @@ impl Build<'_, '_> {
                     Vpc { account: String::new(), cidrs, interfaces, vlans, dns: None },
                 );
             }
-            let joined = attachment.vpcs.iter().chain([&name]).cloned().collect();
             self.model.attachments.insert(name, attachment);
-            self.disjoint(at, &joined);
+            self.disjoint(&at, &mut told);
         }
     }
 
-    /// Whoever is attached to several networks can tell them apart: asked for those that the last attachment joins.
-    fn disjoint(&mut self, at: std::ops::Range<usize>, joined: &BTreeSet<String>) {
+    /// Whoever is attached to several networks can tell them apart. `told` is what has been said.
+    fn disjoint(&mut self, at: &std::ops::Range<usize>, told: &mut BTreeSet<[(String, IpNet); 2]>) {
         for vpc in self.model.vpcs.keys() {
-            let mut known: BTreeMap<(String, IpNet), ()> = BTreeMap::new();
+            let mut known: BTreeSet<(String, IpNet)> = BTreeSet::new();
             let mut add = |owner: &str, cidrs: &[IpNet]| {
-                known.extend(cidrs.iter().map(|cidr| ((owner.to_owned(), *cidr), ())));
+                known.extend(cidrs.iter().map(|cidr| (owner.to_owned(), *cidr)));
             };
             let of = |name: &String| self.model.vpcs.get(name).map(|it| it.cidrs.clone()).unwrap_or_default();
             add(vpc, &of(vpc));
@@ -162,20 +162,17 @@ impl Build<'_, '_> {
                     add(name, &attachment.cidrs);
                 }
             }
-            let known: Vec<_> = known.into_keys().collect();
-            for (index, (owner, cidr)) in known.iter().enumerate() {
-                let overlapping = known[index + 1..].iter().find(|(other, it)| {
-                    other != owner
-                        && joined.contains(owner)
-                        && joined.contains(other)
-                        && (it.contains(cidr) || cidr.contains(it))
-                });
-                if let Some((other, it)) = overlapping {
-                    let message = format!(
-                        "{cidr} of \"{owner}\" overlaps {it} of \"{other}\", so that \"{vpc}\" cannot tell them apart"
-                    );
-                    self.reader.problem(at.clone(), message, None);
-                    return;
+            let known: Vec<_> = known.into_iter().collect();
+            for (index, one) in known.iter().enumerate() {
+                for other in &known[index + 1..] {
+                    let ((owner, cidr), (another, it)) = (one, other);
+                    let overlap = owner != another && (it.contains(cidr) || cidr.contains(it));
+                    if overlap && told.insert([one.clone(), other.clone()]) {
+                        let message = format!(
+                            "{cidr} of \"{owner}\" overlaps {it} of \"{another}\", so that \"{vpc}\" cannot tell them apart"
+                        );
+                        self.reader.problem(at.clone(), message, None);
+                    }
                 }
             }
         }
