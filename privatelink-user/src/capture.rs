@@ -12,9 +12,10 @@ use crate::ip;
 use crate::maps::{self, Maps};
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result, ensure};
+use clap::Args;
 use frames::{as_it_came, as_it_left, is_unfinished, summary};
 use pcapng::{Record, Way, Writer};
-use privatelink_common::capture::{ENDPOINTS, End, Event, FORWARDED, Missed, Watch};
+use privatelink_common::capture::{ENDPOINTS, End, Event, FORWARDED, Missed, SNAPLEN, Watch};
 use privatelink_common::limits::LAYOUT;
 use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
 use privatelink_common::wire::{ICMP, ICMPV6, TCP, UDP};
@@ -44,31 +45,43 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SETTLED: u64 = 1_000_000;
 
 /// What is to be captured; what is not given chooses none out.
-#[derive(Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Options {
-    /// The pcapng file; `-` is stdout. None: lines of text.
+    /// Write a pcapng file, for Wireshark and tcpdump; `-` is stdout.
+    #[arg(short, long, value_name = "FILE")]
     pub write: Option<PathBuf>,
-    /// `ENDPOINT` or `ENDPOINT/ZONE`.
+    /// Only packets of an endpoint: ENDPOINT or ENDPOINT/ZONE.
+    #[arg(long)]
     pub endpoint: Option<String>,
-    /// A VPC.
+    /// Only packets that come from a VPC or go to it.
+    #[arg(long)]
     pub vpc: Option<String>,
-    /// IANA protocol number.
+    /// Only tcp, udp, icmp or icmpv6.
+    #[arg(long, value_parser = protocol)]
     pub protocol: Option<u8>,
-    /// One end.
+    /// Only packets between this and --to, either way: ADDRESS, ADDRESS:PORT, [IPV6]:PORT or :PORT.
+    #[arg(long, value_parser = end, value_name = "END")]
     pub from: Option<End>,
-    /// The other.
+    /// Only packets between this and --from, either way.
+    #[arg(long, value_parser = end, value_name = "END")]
     pub to: Option<End>,
-    /// Only what is dropped.
+    /// Only packets that are dropped.
+    #[arg(long)]
     pub dropped: bool,
-    /// One packet in so many.
+    /// Look at one packet in N, by chance.
+    #[arg(long, value_parser = sample, default_value = "1/1", value_name = "1/N")]
     pub sample: u32,
-    /// At most so many a second.
+    /// Capture at most so many packets a second; what exceeds it is counted.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: u32,
-    /// At most so many bytes of each.
+    /// Capture at most so many bytes of a packet.
+    #[arg(long, default_value_t = SNAPLEN, value_parser = clap::value_parser!(u32).range(14..=i64::from(SNAPLEN)))]
     pub snaplen: u32,
-    /// End after so many.
+    /// End after so many packets.
+    #[arg(long)]
     pub count: Option<u64>,
-    /// End after so long.
+    /// End after so long, such as 10s or 5m.
+    #[arg(long, value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
 }
 

@@ -10,7 +10,6 @@ use crate::{capture, flows, model};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use log::{error, info};
-use privatelink_common::capture::{End, SNAPLEN};
 use privatelink_common::path::state::State;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
@@ -166,7 +165,7 @@ enum Command {
     ///
     /// A packet is chosen if all that is asked for is true of one of its sides: as it came, in the VPC that it came from, or as it
     /// left, in the VPC that it goes to. Times are UTC.
-    Capture(Captured),
+    Capture(capture::Options),
     /// What `capture` starts: puts the programs back when its input ends.
     #[command(hide = true)]
     EndCapture {
@@ -177,46 +176,6 @@ enum Command {
     },
     /// Remove every program, link, map and stack of this pin directory.
     Detach,
-}
-
-#[derive(Args, Debug)]
-struct Captured {
-    /// Write a pcapng file, for Wireshark and tcpdump; `-` is stdout.
-    #[arg(short, long, value_name = "FILE")]
-    write: Option<PathBuf>,
-    /// Only packets of an endpoint: ENDPOINT or ENDPOINT/ZONE.
-    #[arg(long)]
-    endpoint: Option<String>,
-    /// Only packets that come from a VPC or go to it.
-    #[arg(long)]
-    vpc: Option<String>,
-    /// Only tcp, udp, icmp or icmpv6.
-    #[arg(long, value_parser = capture::protocol)]
-    protocol: Option<u8>,
-    /// Only packets between this and --to, either way: ADDRESS, ADDRESS:PORT, [IPV6]:PORT or :PORT.
-    #[arg(long, value_parser = capture::end, value_name = "END")]
-    from: Option<End>,
-    /// Only packets between this and --from, either way.
-    #[arg(long, value_parser = capture::end, value_name = "END")]
-    to: Option<End>,
-    /// Only packets that are dropped.
-    #[arg(long)]
-    dropped: bool,
-    /// Look at one packet in N, by chance.
-    #[arg(long, value_parser = capture::sample, default_value = "1/1", value_name = "1/N")]
-    sample: u32,
-    /// Capture at most so many packets a second; what exceeds it is counted.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
-    rate: u32,
-    /// Capture at most so many bytes of a packet.
-    #[arg(long, default_value_t = SNAPLEN, value_parser = clap::value_parser!(u32).range(14..=i64::from(SNAPLEN)))]
-    snaplen: u32,
-    /// End after so many packets.
-    #[arg(long)]
-    count: Option<u64>,
-    /// End after so long, such as 10s or 5m.
-    #[arg(long, value_parser = humantime::parse_duration)]
-    duration: Option<Duration>,
 }
 
 /// Runs the command line; returns the exit status.
@@ -284,7 +243,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             let asked = Asked { vpc, protocol, from: source, to: destination };
             print(ask(Request::Explain(asked))?, &["step", "says"], &format)
         }
-        Command::Capture(asked) => watch(&places.pin_dir, asked),
+        Command::Capture(asked) => watch(&places.pin_dir, &asked),
         Command::EndCapture { xdp, tcx } => {
             capture::stand_by(&places.pin_dir, [xdp, tcx]).map_err(Failure::kernel)
         }
@@ -594,37 +553,9 @@ fn signals(events: Sender<Event>) -> Result<()> {
     Ok(())
 }
 
-fn watch(pin_dir: &Path, asked: Captured) -> Result<(), Failure> {
+fn watch(pin_dir: &Path, options: &capture::Options) -> Result<(), Failure> {
     privileged()?;
-    let Captured {
-        write,
-        endpoint,
-        vpc,
-        protocol,
-        from,
-        to,
-        dropped,
-        sample,
-        rate,
-        snaplen,
-        count,
-        duration,
-    } = asked;
-    let options = capture::Options {
-        write,
-        endpoint,
-        vpc,
-        protocol,
-        from,
-        to,
-        dropped,
-        sample,
-        rate,
-        snaplen,
-        count,
-        duration,
-    };
-    capture::run(pin_dir, &options).map_err(|error| match error.downcast_ref::<capture::Unusable>() {
+    capture::run(pin_dir, options).map_err(|error| match error.downcast_ref::<capture::Unusable>() {
         Some(_) => Failure { code: 64, message: error.to_string() },
         None => Failure::kernel(error),
     })
