@@ -80,6 +80,10 @@ pub trait Frame {
     /// afterwards.
     fn change_family(&mut self, to_ipv6: bool) -> Option<()>;
 
+    /// Moves what follows the network header so many bytes further behind the frame's beginning, or nearer to it. The contents of what is
+    /// in front of it are not defined afterwards.
+    fn move_payload(&mut self, by: i32) -> Option<()>;
+
     /// The largest IP packet on the wire of a frame that holds one of `length` bytes: a device may be to cut it into segments.
     fn largest(&self, length: u16) -> u32 {
         length.into()
@@ -167,6 +171,15 @@ impl Frame for SliceFrame<'_> {
     fn change_family(&mut self, to_ipv6: bool) -> Option<()> {
         let start =
             if to_ipv6 { self.start.checked_sub(DIFFERENCE)? } else { self.start.checked_add(DIFFERENCE)? };
+        if start > self.end {
+            return None;
+        }
+        self.start = start;
+        Some(())
+    }
+
+    fn move_payload(&mut self, by: i32) -> Option<()> {
+        let start = self.start.checked_add_signed(isize::try_from(by).ok()?.checked_neg()?)?;
         if start > self.end {
             return None;
         }

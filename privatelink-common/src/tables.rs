@@ -843,20 +843,20 @@ table! {
 pub type Name = [u8; 160];
 
 table! {
-    /// Key of `fragments`, an LRU hash: a datagram that comes in fragments, as it arrives (RFC 791, 3.2).
-    FragmentKey, 16, align 4, {
+    /// Key of `fragments`, an LRU hash: a datagram that comes in fragments, as it arrives (RFC 791, 3.2; RFC 8200, 4.5).
+    FragmentKey, 40, align 8, {
         /// Source address.
-        source: Ipv4,
+        source: Ip,
         /// Destination address.
-        destination: Ipv4,
-        /// Identification.
-        id: U16,
+        destination: Ip,
+        /// Identification, of which IPv4 has the lower half.
+        id: U32,
         /// The VPC that it comes from.
         vpc: u16,
         /// [`crate::wire::UDP`].
         protocol: u8,
         /// Zero.
-        reserved: [u8; 3],
+        reserved: u8,
     }
 }
 
@@ -868,16 +868,16 @@ table! {
         source_port: U16,
         /// Destination port, likewise.
         destination_port: U16,
-        /// The identification that it leaves with.
-        id: U16,
-        /// Bytes that each fragment but the last has.
-        size: u16,
+        /// The identification that it leaves with, likewise.
+        id: U32,
         /// Which fragments have come, the lowest bit for the first. Two CPUs at once may forget one.
         seen: u64,
         /// When the first fragment came, in seconds since boot.
         at: u32,
+        /// Bytes that each fragment but the last has.
+        size: u16,
         /// Zero.
-        reserved: u32,
+        reserved: u16,
     }
 }
 
@@ -1022,8 +1022,9 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn datagram(&self, key: &FragmentKey) -> Option<Datagram>;
     /// Remembers it, instead of what was known of one with this key.
     fn set_datagram(&self, key: &FragmentKey, datagram: &Datagram) -> Result<(), InsertError>;
-    /// An identification that no other datagram of the last 65536 has; two CPUs at once may get the same.
-    fn next_identification(&self) -> u16;
+    /// An identification that no other datagram of the last 2^32 has, and whose lower half none of the last 65536; two CPUs at once may get
+    /// the same.
+    fn next_identification(&self) -> u32;
     /// Counts what a new flow met at its target.
     fn count(&self, target: u32, event: TargetEvent);
     /// The largest IP packet that can leave by this slot, in bytes; 0: not known.

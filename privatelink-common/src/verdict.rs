@@ -82,7 +82,7 @@ words! {
         NoFlow = 22 => "no_flow",
         /// A new connection to a load balancer's address from the provider's side; only consumers open flows.
         ProviderInitiated = 23 => "provider_initiated",
-        /// ICMP or ICMPv6 other than an answered echo request, neighbour discovery and an error about a flow.
+        /// ICMP or ICMPv6 other than an answered echo request, neighbour discovery and an error about a flow; or such an error that has no meaning in the family that it would go to.
         IcmpUnsupported = 24 => "icmp_unsupported",
         /// A protocol other than TCP, UDP, ICMP and ICMPv6.
         ProtocolUnsupported = 25 => "protocol_unsupported",

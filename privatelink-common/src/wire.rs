@@ -104,6 +104,8 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// IANA protocol number of UDP.
 pub const UDP: u8 = 17;
+/// IANA protocol number of IPv6's fragment header.
+pub const FRAGMENT6: u8 = 44;
 /// IANA protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
 
@@ -192,6 +194,20 @@ header! {
         source: Ipv6,
         /// Destination address.
         destination: Ipv6,
+    }
+}
+
+header! {
+    /// The fragment header of IPv6 (RFC 8200, 4.5).
+    FragmentHeader, 8, {
+        /// What the first fragment begins with behind it.
+        next_header: u8,
+        /// Zero.
+        reserved: u8,
+        /// Offset in units of eight bytes, in the upper thirteen bits, and [`MORE_FRAGMENTS6`].
+        fragment: U16,
+        /// Identification.
+        id: U32,
     }
 }
 
@@ -299,14 +315,22 @@ pub const PARAMETER_PROBLEM: u8 = 12;
 pub const FRAGMENTATION_NEEDED: u8 = 4;
 
 /// ICMPv6 type (RFC 4443).
+pub const DESTINATION_UNREACHABLE6: u8 = 1;
+/// ICMPv6 type (RFC 4443).
 pub const PACKET_TOO_BIG: u8 = 2;
 /// ICMPv6 type (RFC 4443).
 pub const TIME_EXCEEDED6: u8 = 3;
+/// ICMPv6 type (RFC 4443).
+pub const PARAMETER_PROBLEM6: u8 = 4;
 
 /// In [`Ipv4Header::fragment`]: this is not the last fragment.
 pub const MORE_FRAGMENTS: u16 = 0x2000;
 /// In [`Ipv4Header::fragment`]: where in the whole it belongs, in units of eight bytes.
 pub const FRAGMENT_OFFSET: u16 = 0x1fff;
+/// In [`FragmentHeader::fragment`]: this is not the last fragment.
+pub const MORE_FRAGMENTS6: u16 = 1;
+/// In [`FragmentHeader::fragment`]: where in the whole it belongs, in bytes.
+pub const FRAGMENT_OFFSET6: u16 = 0xfff8;
 /// In [`Ipv4Header::fragment`]: the packet must not be fragmented.
 pub const DONT_FRAGMENT: u16 = 0x4000;
 

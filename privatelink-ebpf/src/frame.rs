@@ -2,11 +2,14 @@
 
 use crate::vlan::{TAG, TAGS, Tagging, Tags, is_tag};
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_md},
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_NET, xdp_md,
+    },
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_proto, bpf_skb_change_tail,
-        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head,
-        bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+        bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_proto,
+        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
     },
     programs::{TcContext, XdpContext},
 };
@@ -15,8 +18,8 @@ use privatelink_common::checksum::fold;
 use privatelink_common::frame::{Change, DIFFERENCE, Frame};
 use privatelink_common::tables::Tag;
 use privatelink_common::wire::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ICMP, ICMPV6, IcmpError, Ipv4Header, Ipv6Header, NETWORK,
-    NeighbourMessage, TCP, TRANSPORT, TRANSPORT6, Tcp, Udp,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ICMP, ICMPV6, IcmpError, Ipv4Header, Ipv6Header, NETWORK, TCP,
+    TRANSPORT, TRANSPORT6, Tcp, Udp,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -186,6 +189,13 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn move_payload(&mut self, by: i32) -> Option<()> {
+        // SAFETY: as above.
+        let result = unsafe { bpf_xdp_adjust_head(self.context, -by) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
     #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a header's length")]
     fn prepend(&mut self, len: usize) -> Option<()> {
         // SAFETY: as above.
@@ -221,7 +231,8 @@ impl SkbFrame {
         if frame.is_ipv6() {
             frame.pull(TRANSPORT6 + size_of::<Tcp>());
             if frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, next_header)) == Some(ICMPV6) {
-                frame.pull(TRANSPORT6 + size_of::<NeighbourMessage>());
+                // An error holds the headers of another packet; a message of neighbour discovery is shorter.
+                frame.pull(TRANSPORT6 + size_of::<IcmpError>() + size_of::<Ipv6Header>() + size_of::<Tcp>());
             }
             return frame;
         }
@@ -457,6 +468,13 @@ impl Frame for SkbFrame {
     fn prepend(&mut self, len: usize) -> Option<()> {
         // SAFETY: as in `add_to_checksum`.
         let result = unsafe { bpf_skb_change_head(self.context, len as u32, 0) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn move_payload(&mut self, by: i32) -> Option<()> {
+        // SAFETY: as in `add_to_checksum`.
+        let result = unsafe { bpf_skb_adjust_room(self.context, by, BPF_ADJ_ROOM_NET, 0) };
         (result == 0).then_some(())
     }
 

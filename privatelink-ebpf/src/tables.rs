@@ -432,14 +432,13 @@ impl<E: Exit> Tables for KernelTables<E> {
     }
 
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "it counts on from the beginning")]
-    fn next_identification(&self) -> u16 {
+    fn next_identification(&self) -> u32 {
         let Some(count) = IDENTIFICATION.get_ptr_mut(0) else { return 0 };
         // SAFETY: the map returned an aligned pointer to its own memory, which outlives the run; other CPUs may write there too.
         unsafe {
             let next = count.read_volatile();
             count.write_volatile(next.wrapping_add(1));
-            next as u16
+            next
         }
     }
 

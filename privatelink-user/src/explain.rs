@@ -214,7 +214,7 @@ impl Tables for Narrator<'_> {
         Ok(())
     }
 
-    fn next_identification(&self) -> u16 {
+    fn next_identification(&self) -> u32 {
         0
     }
 

@@ -187,9 +187,21 @@ impl Packet6 {
         self.ipv6(self.inner.protocol, &self.transport())
     }
 
+    /// A fragment with these bytes of the packet, at this offset (RFC 8200, 4.5).
+    pub fn fragment(&self, id: u32, offset: u16, more: bool, bytes: &[u8]) -> Vec<u8> {
+        let header =
+            [&[self.inner.protocol, 0][..], &(offset | u16::from(more)).to_be_bytes(), &id.to_be_bytes()];
+        self.ipv6(44, &[&header.concat(), bytes].concat())
+    }
+
     /// ICMPv6 with this type and a body.
     pub fn icmp(&self, kind: u8, body: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![kind, 0, 0, 0];
+        self.icmp_code(kind, 0, body)
+    }
+
+    /// ICMPv6 with this type, code and body.
+    pub fn icmp_code(&self, kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![kind, code, 0, 0];
         bytes.extend(body);
         let sum = self.checksum(58, &bytes).to_be_bytes();
         bytes[2..4].copy_from_slice(&sum);

@@ -361,7 +361,8 @@ fn echo_is_answered_and_what_does_not_belong_is_dropped_by_name_or_passed_untouc
         let out = bench.expect("echo", "ca", &ping.icmp(128, &body), REDIRECT, &[("shop echo_reply", 1)]);
         let inner = Packet { to_mac: ME, from_mac: macs(&out).1, ..Packet::tcp(0) };
         assert_eq!(out, Packet6::of(ENDPOINT, CLIENT, inner).icmp(129, &body));
-        bench.refused("an ICMPv6 error", "ca", &ping.icmp(1, &[0; 44]), "shop icmp_unsupported");
+        bench.refused("an error about nothing", "ca", &ping.icmp(1, &[0; 52]), "shop icmp_malformed");
+        bench.refused("other ICMPv6", "ca", &ping.icmp(130, &[0; 44]), "shop icmp_unsupported");
 
         let syn = client(81, Packet::tcp(SYN));
         let from = |from: Ip6| Packet6 { from, ..syn.clone() }.build();
@@ -398,7 +399,6 @@ fn echo_is_answered_and_what_does_not_belong_is_dropped_by_name_or_passed_untouc
         for (next, reason) in [
             (0, "extension_header"),
             (43, "extension_header"),
-            (44, "fragment"),
             (50, "protocol_unsupported"),
             (51, "extension_header"),
             (59, "protocol_unsupported"),

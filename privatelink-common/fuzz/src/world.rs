@@ -154,7 +154,7 @@ pub struct World {
     room: RefCell<Room>,
     bucket: Cell<Bucket>,
     pressures: RefCell<HashMap<u32, Pressure>>,
-    identification: Cell<u16>,
+    identification: Cell<u32>,
     callers: RefCell<HashMap<VpcAddress, Neighbour>>,
     /// What every set of rules is.
     pub rules: Vec<Rule>,
@@ -473,7 +473,7 @@ impl Tables for World {
         datagrams.insert(*key, *datagram);
         Ok(())
     }
-    fn next_identification(&self) -> u16 {
+    fn next_identification(&self) -> u32 {
         let next = self.identification.get();
         self.identification.set(next.wrapping_add(1));
         next

@@ -10,7 +10,7 @@ use super::stack;
 use crate::checksum::{address, delta, update, update_udp, word};
 use crate::frame::Frame;
 use crate::limits::STACK_PORTS;
-use crate::tables::{Entry, Flow, FlowKey, Key, Tables, VpcAddress};
+use crate::tables::{Entry, Flow, FlowKey, Flows, Key, Tables, VpcAddress};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
 use crate::wire::{
     DESTINATION_UNREACHABLE, FRAGMENT_OFFSET, ICMP, IcmpError, Ipv4, Ipv4Header, NETWORK, PARAMETER_PROBLEM,
@@ -117,7 +117,7 @@ fn translate<F: Frame, T: Tables>(
 /// Puts the entry of a flow that is alive into `flow`: it, and the one of the direction that the packet in the error went, map to
 /// each other.
 #[inline(always)]
-fn find<T: Tables>(tables: &T, key: &FlowKey, now: u32, flow: &mut Flow) -> bool {
+pub(super) fn find<K: Key, T: Tables + Flows<K>>(tables: &T, key: &K, now: u32, flow: &mut K::Flow) -> bool {
     let (entry, established) = match tables.established(key) {
         Some(entry) => (entry, true),
         None => match tables.pending(key) {

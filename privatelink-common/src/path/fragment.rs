@@ -1,4 +1,4 @@
-//! UDP datagrams in fragments (RFC 791, 3.2). The first fragment goes the way of any packet, and leaves behind which ports it had; later
+//! UDP datagrams in fragments (RFC 791, 3.2; RFC 8200, 4.5). The first fragment goes the way of any packet, and leaves behind which ports it had; later
 //! ones, which have none, follow it. Those that come before it cannot be placed, and are dropped: nothing is held.
 //!
 //! No later fragment begins before byte 48 of its datagram, so none can change the ports that the first was admitted with (RFC 1858,
@@ -8,23 +8,72 @@ use super::parse::Packet;
 use crate::checksum::{Delta, delta, word};
 use crate::frame::Frame;
 use crate::limits::{FRAGMENT_TIMEOUT, SMALLEST_FRAGMENT};
-use crate::tables::{Datagram, FlowKey, FragmentKey, Tables};
+use crate::tables::{Datagram, FlowKey, FlowKey6, FragmentKey, Key, Tables, VpcAddress};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{FRAGMENT_OFFSET, Ipv4Header, MORE_FRAGMENTS, NETWORK, TRANSPORT, Udp};
+use crate::wire::{
+    Ethernet, FRAGMENT_OFFSET, FRAGMENT_OFFSET6, FRAGMENT6, FragmentHeader, Ip, Ipv4Header, Ipv6Header,
+    MORE_FRAGMENTS, MORE_FRAGMENTS6, NETWORK, TCP, TRANSPORT, TRANSPORT6, UDP, Udp,
+};
 use core::mem::{offset_of, size_of};
-use zerocopy::big_endian::U16;
+use zerocopy::big_endian::{U16, U32};
 
-/// Length of an IPv4 header.
-#[allow(clippy::cast_possible_truncation, reason = "20")]
-const HEADER: u16 = size_of::<Ipv4Header>() as u16;
-
-/// Where the identification is.
+/// Where the identifications are.
 const ID: usize = NETWORK + offset_of!(Ipv4Header, id);
+const ID6: usize = TRANSPORT6 + offset_of!(FragmentHeader, id);
+/// Where the transport header begins behind a fragment header.
+pub(super) const BEHIND: usize = TRANSPORT6 + size_of::<FragmentHeader>();
+
+/// A fragment, in words that both families have.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// [`MORE_FRAGMENTS`] and the offset, as IPv4 has them.
+    bits: u16,
+    /// Its length.
+    payload: u16,
+    /// The longest that its datagram may be.
+    most: u32,
+}
+
+/// How many bytes an IPv4 header has.
+#[allow(clippy::cast_possible_truncation, reason = "twenty")]
+const HEADER: u16 = size_of::<Ipv4Header>() as u16;
+/// How many a fragment header has.
+#[allow(clippy::cast_possible_truncation, reason = "eight")]
+const HEADER6: u16 = size_of::<FragmentHeader>() as u16;
 
 #[inline(always)]
 fn key(ip: &Ipv4Header, vpc: u16) -> FragmentKey {
-    let (source, destination) = (ip.source, ip.destination);
-    FragmentKey { source, destination, id: ip.id, vpc, protocol: ip.protocol, reserved: [0; 3] }
+    FragmentKey {
+        source: Ip::from_ipv4(ip.source),
+        destination: Ip::from_ipv4(ip.destination),
+        id: U32::new(ip.id.get().into()),
+        vpc,
+        protocol: ip.protocol,
+        reserved: 0,
+    }
+}
+
+/// The key of a fragment over IPv6, but for its VPC. Written where it is to be, since it is long.
+#[inline(always)]
+fn key6<F: Frame>(frame: &F, fragment: &FragmentHeader, key: &mut FragmentKey) -> Option<()> {
+    key.source = frame.read(NETWORK + offset_of!(Ipv6Header, source))?;
+    key.destination = frame.read(NETWORK + offset_of!(Ipv6Header, destination))?;
+    (key.id, key.protocol, key.reserved) = (fragment.id, fragment.next_header, 0);
+    Some(())
+}
+
+/// What a fragment header says, as IPv4 has it.
+#[inline(always)]
+pub(super) const fn bits(fragment: u16) -> u16 {
+    let more = if fragment & MORE_FRAGMENTS6 == 0 { 0 } else { MORE_FRAGMENTS };
+    more | (fragment & FRAGMENT_OFFSET6) >> 3
+}
+
+/// The other way round.
+#[inline(always)]
+pub(super) const fn bits6(fragment: u16) -> u16 {
+    let more = if fragment & MORE_FRAGMENTS == 0 { 0 } else { MORE_FRAGMENTS6 };
+    more | (fragment & FRAGMENT_OFFSET) << 3
 }
 
 /// What a fragment has of a UDP header.
@@ -77,21 +126,69 @@ pub(super) fn header<F: Frame, T: Tables>(frame: &F, tables: &T, vpc: u16, now: 
 #[inline(always)]
 fn ports<F: Frame, T: Tables>(frame: &F, tables: &T, vpc: u16, now: u32) -> Result<Ports, DropReason> {
     let ip = frame.read::<Ipv4Header>(NETWORK).ok_or(DropReason::Malformed)?;
+    // No packet is longer than its length field can say.
     let payload = ip.total_length.get().wrapping_sub(HEADER);
-    let (bits, more) = (ip.fragment.get(), ip.fragment.get() & MORE_FRAGMENTS != 0);
+    let piece = Piece { bits: ip.fragment.get(), payload, most: 0xffff - u32::from(HEADER) };
+    place::<F, T, TRANSPORT>(frame, tables, &key(&ip, vpc), piece, now)
+}
+
+/// The same of a fragment over IPv6, whose packet's payload is so long; `key` has its VPC, and gets the rest.
+#[inline(never)]
+pub(super) fn header6<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    key: &mut FragmentKey,
+    payload: u16,
+    now: u32,
+) -> Header {
+    Header::of(ports6(frame, tables, key, payload, now))
+}
+
+#[inline(always)]
+fn ports6<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    key: &mut FragmentKey,
+    payload: u16,
+    now: u32,
+) -> Result<Ports, DropReason> {
+    let fragment = frame.read::<FragmentHeader>(TRANSPORT6).ok_or(DropReason::Malformed)?;
+    if fragment.next_header != UDP {
+        return Err(DropReason::Fragment);
+    }
+    let payload = payload.checked_sub(HEADER6).ok_or(DropReason::Malformed)?;
+    let piece = Piece { bits: bits(fragment.fragment.get()), payload, most: 0xffff };
+    key6(frame, &fragment, key).ok_or(DropReason::Malformed)?;
+    let ports = place::<F, T, BEHIND>(frame, tables, key, piece, now)?;
+    // A datagram without a checksum is to be discarded (RFC 8200, 8.1).
+    if piece.bits & FRAGMENT_OFFSET == 0 && ports.checksum == [0; 2] {
+        return Err(DropReason::Malformed);
+    }
+    Ok(ports)
+}
+
+/// The ports of a fragment whose transport header, if it has one, is at `AT`.
+#[inline(always)]
+fn place<F: Frame, T: Tables, const AT: usize>(
+    frame: &F,
+    tables: &T,
+    key: &FragmentKey,
+    Piece { bits, payload, most }: Piece,
+    now: u32,
+) -> Result<Ports, DropReason> {
+    let more = bits & MORE_FRAGMENTS != 0;
     let offset = (bits & FRAGMENT_OFFSET) << 3;
-    // Offsets count eight bytes, and no packet is longer than its length field can say.
-    let end = u32::from(offset) + u32::from(payload) + u32::from(HEADER);
-    if payload == 0 || more && payload % 8 != 0 || end > 0xffff {
+    // Offsets count eight bytes.
+    if payload == 0 || more && payload % 8 != 0 || u32::from(offset) + u32::from(payload) > most {
         return Err(DropReason::Malformed);
     }
     if offset != 0 {
-        return follow(tables, &key(&ip, vpc), payload, offset, more, now);
+        return follow(tables, key, payload, offset, more, now);
     }
     if payload < SMALLEST_FRAGMENT {
         return Err(DropReason::FragmentTiny);
     }
-    let udp = frame.read::<Udp>(TRANSPORT).ok_or(DropReason::Malformed)?;
+    let udp = frame.read::<Udp>(AT).ok_or(DropReason::Malformed)?;
     if udp.length.get() <= payload {
         return Err(DropReason::Malformed);
     }
@@ -135,22 +232,99 @@ pub(super) fn identify<F: Frame, T: Tables>(
     now: u32,
 ) -> Result<Delta, DropReason> {
     let key = key(ip, packet.key.vpc);
-    let id = if packet.later {
-        tables.datagram(&key).ok_or(DropReason::FragmentUnknown)?.id
-    } else {
-        let id = U16::new(tables.next_identification());
-        let datagram = Datagram {
-            source_port: packet.key.source_port,
-            destination_port: packet.key.destination_port,
-            id,
-            size: ip.total_length.get().wrapping_sub(HEADER),
-            seen: 1,
-            at: now,
-            reserved: 0,
-        };
-        tables.set_datagram(&key, &datagram).map_err(|_| DropReason::FragmentTableFull)?;
-        id
-    };
+    let id = lower(identification(tables, packet, &key, ip.total_length.get().wrapping_sub(HEADER), now)?);
     frame.write(ID, &id).ok_or(DropReason::Malformed)?;
-    Ok(delta(word(key.id.to_bytes()), word(id.to_bytes())))
+    Ok(delta(word(ip.id.to_bytes()), word(id.to_bytes())))
+}
+
+/// The same of a fragment of a wide flow that comes over IPv4. Returns the code of a reason, or 0. Not inlined, nor is the next: the kernel
+/// bounds a function's stack.
+#[inline(never)]
+pub(super) fn identify4<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<FlowKey6>,
+    now: u32,
+) -> u32 {
+    let mut identify = || -> Result<(), DropReason> {
+        let ip = frame.read::<Ipv4Header>(NETWORK).ok_or(DropReason::Malformed)?;
+        let key = key(&ip, packet.key.vpc);
+        let id = identification(tables, packet, &key, ip.total_length.get().wrapping_sub(HEADER), now)?;
+        frame.write_summed(ID, &lower(id)).ok_or(DropReason::Malformed)
+    };
+    identify().map_or_else(DropReason::code, |()| 0)
+}
+
+/// The same of one that comes over IPv6, by the key that [`header6`] has left.
+#[inline(never)]
+pub(super) fn identify6<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<FlowKey6>,
+    key: &FragmentKey,
+    now: u32,
+) -> u32 {
+    let mut identify = || -> Result<(), DropReason> {
+        let payload = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length)).unwrap_or_default();
+        let id = identification(tables, packet, key, payload.get().wrapping_sub(HEADER6), now)?;
+        frame.write_summed(ID6, &id).ok_or(DropReason::Malformed)
+    };
+    identify().map_or_else(DropReason::code, |()| 0)
+}
+
+/// The half of an identification that IPv4 has.
+#[inline(always)]
+pub(super) fn lower(id: U32) -> U16 {
+    let [_, _, a, b] = id.to_bytes();
+    U16::from_bytes([a, b])
+}
+
+/// The identification that a fragment's datagram leaves with; of a first one, whose length is `size`, a fresh one, which is remembered.
+#[inline(always)]
+fn identification<K: Key, T: Tables>(
+    tables: &T,
+    packet: &Packet<K>,
+    key: &FragmentKey,
+    size: u16,
+    now: u32,
+) -> Result<U32, DropReason> {
+    if packet.later {
+        return Ok(tables.datagram(key).ok_or(DropReason::FragmentUnknown)?.id);
+    }
+    let id = U32::new(tables.next_identification());
+    let datagram = Datagram {
+        source_port: packet.key.source_port(),
+        destination_port: packet.key.destination_port(),
+        id,
+        seen: 1,
+        at: now,
+        size,
+        reserved: 0,
+    };
+    tables.set_datagram(key, &datagram).map_err(|_| DropReason::FragmentTableFull)?;
+    Ok(id)
+}
+
+/// Takes the fragment header out of a whole segment or datagram to one of our addresses that has one all the same (RFC 6946): from there
+/// on, it is like any other. Neighbour discovery has none (RFC 6980). Not inlined, as above.
+#[inline(never)]
+pub(super) fn unwrap<F: Frame, T: Tables>(frame: &mut F, tables: &T, vpc: u16) {
+    if frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, next_header)) == Some(FRAGMENT6) {
+        let _ = unwrapped(frame, tables, vpc);
+    }
+}
+
+#[inline(always)]
+fn unwrapped<F: Frame, T: Tables>(frame: &mut F, tables: &T, vpc: u16) -> Option<()> {
+    let fragment = frame.read::<FragmentHeader>(TRANSPORT6)?;
+    let whole = bits(fragment.fragment.get()) == 0 && matches!(fragment.next_header, TCP | UDP);
+    let destination = frame.read::<Ip>(NETWORK + offset_of!(Ipv6Header, destination))?;
+    if !whole || tables.address(&VpcAddress::new(vpc, destination)).is_none() {
+        return None;
+    }
+    let (ethernet, ip) = (frame.read::<Ethernet>(0)?, frame.read::<Ipv6Header>(NETWORK)?);
+    let payload_length = U16::new(ip.payload_length.get().checked_sub(HEADER6)?);
+    frame.move_payload(-i32::from(HEADER6))?;
+    frame.write(0, &ethernet)?;
+    frame.write_summed(NETWORK, &Ipv6Header { payload_length, next_header: fragment.next_header, ..ip })
 }

@@ -8,7 +8,10 @@ use crate::frame::{DIFFERENCE, Frame};
 use crate::limits::{ICMP_ERRORS, LOWEST_MSS, TCP_OPTIONS};
 use crate::tables::{Bucket, Endpoint, Flow6, FlowKey, FlowKey6, Key, Tables};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{DONT_FRAGMENT, Ipv4Header, Ipv6Header, NETWORK, SYN, TRANSPORT, TRANSPORT6, Tcp};
+use crate::wire::{
+    DONT_FRAGMENT, FRAGMENT6, FragmentHeader, Ipv4Header, Ipv6Header, NETWORK, SYN, TRANSPORT, TRANSPORT6,
+    Tcp,
+};
 use core::mem::offset_of;
 use zerocopy::big_endian::U16;
 
@@ -42,17 +45,20 @@ pub(super) enum Passage {
     Onward(Correction),
     /// It does not.
     Ends(Verdict),
+    /// It does, as a fragment.
+    Piece,
     /// It does not, and its sender is to be told: it is larger than this, or, where this is 0, its hop limit has ended.
     Report(u16),
 }
 
-/// A [`Passage`] in one register: a verdict, whose lowest byte is below the two that begin the others.
+/// A [`Passage`] in one register: a verdict, whose lowest byte is below the three that begin the others.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Toll(u64);
 
 impl Toll {
     const ONWARD: u64 = 0xff;
     const REPORT: u64 = 0xfe;
+    const PIECE: u64 = 0xfd;
 
     #[inline(always)]
     const fn onward(correction: Correction) -> Self {
@@ -79,6 +85,7 @@ impl Toll {
                 Passage::Onward(Correction { transport, network })
             }
             Self::REPORT => Passage::Report((self.0 >> 32) as u16),
+            Self::PIECE => Passage::Piece,
             _ => Passage::Ends(Verdict::from_word(self.0)),
         }
     }
@@ -133,28 +140,34 @@ pub(super) fn pass6<F: Frame, T: Tables>(
     now: u32,
 ) -> Toll {
     if packet.ttl <= 1 {
-        return expired6(tables, flow.endpoint, now);
+        // Nothing is said of later fragments (RFC 1122, 3.2.2).
+        return match packet.later {
+            true => Toll::ends(Err(DropReason::TtlExpired)),
+            false => expired6(tables, flow.endpoint, now),
+        };
     }
     let gate = tables.endpoint(flow.endpoint);
     let mtu = known(gate.mtu.into()).min(known(tables.mtu(flow.interface)));
     let from_ipv4 = packet.key.is_ipv4();
-    let (length, fragment) = shape(frame, from_ipv4);
-    if fragment & FRAGMENT != 0 {
-        return Toll::ends(Err(DropReason::Fragment));
-    }
+    let (length, fragment) = shape(frame, packet);
+    let is_piece = fragment & FRAGMENT != 0;
     // What the sender may send.
-    #[allow(clippy::cast_possible_truncation, reason = "twenty")]
+    #[allow(clippy::cast_possible_truncation, reason = "twenty, and eight more with a fragment header")]
+    let longer = (DIFFERENCE + if is_piece { size_of::<FragmentHeader>() } else { 0 }) as u32;
     let fits = match (from_ipv4, flow.source.is_ipv4()) {
-        (true, false) => mtu.saturating_sub(DIFFERENCE as u32),
-        (false, true) => mtu.saturating_add(DIFFERENCE as u32),
+        (true, false) => mtu.saturating_sub(longer),
+        (false, true) => mtu.saturating_add(longer),
         _ => mtu,
     };
     if frame.largest(length) > fits {
-        let silent = from_ipv4 && fragment & DONT_FRAGMENT == 0;
+        let silent = packet.later || from_ipv4 && fragment & DONT_FRAGMENT == 0;
         if silent || !may_report(tables, flow.endpoint, &gate, now) {
             return Toll::ends(Err(DropReason::TooBig));
         }
         return Toll::report(if from_ipv4 { fits } else { fits.max(LOWEST_MTU6) });
+    }
+    if is_piece {
+        return Toll(Toll::PIECE);
     }
     if packet.flags & SYN == 0 {
         return Toll::onward(Correction::default());
@@ -167,15 +180,20 @@ pub(super) fn pass6<F: Frame, T: Tables>(
     Toll::onward(Correction { transport: transport as Delta, network: 0 })
 }
 
-/// Length of the packet, and of an IPv4 packet its bits about fragments.
+/// Length of the packet, and its bits about fragments, as IPv4 has them.
 #[inline(always)]
-fn shape<F: Frame>(frame: &F, is_ipv4: bool) -> (u16, u16) {
-    if is_ipv4 {
+fn shape<F: Frame>(frame: &F, packet: &Packet<FlowKey6>) -> (u16, u16) {
+    if packet.key.is_ipv4() {
         let ip = frame.read::<Ipv4Header>(NETWORK);
         return ip.map_or((0, FRAGMENT), |ip| (ip.total_length.get(), ip.fragment.get()));
     }
     let payload = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length)).unwrap_or_default();
-    (payload.get().saturating_add(LENGTH6), 0)
+    let next = frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, next_header));
+    let fragment = match frame.read::<U16>(TRANSPORT6 + offset_of!(FragmentHeader, fragment)) {
+        Some(it) if next == Some(FRAGMENT6) => fragment::bits(it.get()),
+        _ => 0,
+    };
+    (payload.get().saturating_add(LENGTH6), fragment)
 }
 
 /// The hop limit of a packet of a wide flow ends here. Not inlined, as above.

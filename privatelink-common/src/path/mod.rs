@@ -13,6 +13,7 @@ mod neighbour;
 mod options;
 mod parse;
 pub mod proxy;
+mod quote;
 mod report;
 mod reset;
 mod rewrite;
@@ -58,7 +59,7 @@ pub fn forward<F: Frame, T: Tables>(
     let Some(from) = tables.interface(ifindex).filter(|from| from.vpc != 0) else { return Ok(Verdict::PASS) };
     if from.stack != 0 {
         let verdict = if parse::is_ipv6(frame) {
-            six::from_stack(frame, tables, &from)
+            six::from_stack(frame, tables, &from, now)
         } else {
             from_stack(frame, tables, &from, now)
         };
@@ -73,7 +74,10 @@ pub fn forward<F: Frame, T: Tables>(
     match parse::transport(frame, tables, &from, now, &mut packet) {
         Transport::Flow => {}
         Transport::Other(None) if errors::is_error(frame, &packet) => {
-            return errors::pass_on(frame, tables, &packet, now).result();
+            return match errors::pass_on(frame, tables, &packet, now).result() {
+                Err(DropReason::IcmpNoFlow) => six::error(frame, tables, &from, now).result(),
+                decided => decided,
+            };
         }
         Transport::Other(fault) => return not_a_flow(frame, tables, &packet, fault).result(),
     }
@@ -137,7 +141,7 @@ fn slow<F: Frame, T: Tables>(
         Next::Reset(answer) => reset(frame, packet, answer).result(),
         Next::Expired(endpoint) => match hop::pass(frame, tables, packet, endpoint, 0, now).passage() {
             Passage::Ends(verdict) => verdict.result(),
-            Passage::Onward(_) | Passage::Report(_) => Err(DropReason::TtlExpired),
+            Passage::Onward(_) | Passage::Piece | Passage::Report(_) => Err(DropReason::TtlExpired),
         },
         Next::Confirm(_) => Err(DropReason::NoFlow),
         Next::Cookie(endpoint) => cookie::answer(frame, tables, packet, endpoint, now).result(),
@@ -185,6 +189,7 @@ fn send<F: Frame, T: Tables>(
     if packet.special {
         correction = match hop::pass(frame, tables, packet, flow.endpoint, flow.interface, now).passage() {
             Passage::Onward(correction) => correction,
+            Passage::Piece => Correction::default(),
             Passage::Ends(verdict) => return verdict.result(),
             Passage::Report(mtu) => return report::report(frame, packet, Report::of(mtu)).result(),
         };

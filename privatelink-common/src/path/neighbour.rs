@@ -209,7 +209,7 @@ fn validate<F: Frame>(frame: &F) -> u32 {
     if units > OPTIONS {
         return DropReason::IcmpUnsupported.code();
     }
-    let sum = addresses(frame) + word(payload.to_bytes()) + word([0, ICMPV6]) + message(frame);
+    let sum = addresses::<F, NETWORK>(frame) + word(payload.to_bytes()) + word([0, ICMPV6]) + message(frame);
     match options(frame, units, is_probe(frame)) {
         BROKEN => DropReason::Malformed.code(),
         options if fold(sum + options) == 0xffff => 0,

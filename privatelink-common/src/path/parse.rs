@@ -94,7 +94,7 @@ impl<K: Key> Packet<K> {
 /// |---|---|
 /// | 6 TCP, 17 UDP | flows |
 /// | 58 ICMPv6 | echo, neighbour discovery |
-/// | 44 fragment | [`DropReason::Fragment`] |
+/// | 44 fragment | of UDP: flows; else [`DropReason::Fragment`] |
 /// | 0 hop-by-hop options, 43 routing, 60 destination options, 51 authentication, 135 mobility, 139 host identity, 140 shim6, 253 and 254 experiments (RFC 7045) | [`DropReason::ExtensionHeader`] |
 /// | 50 encapsulated payload, 59 nothing, all others | [`DropReason::ProtocolUnsupported`] |
 #[inline(always)]
@@ -107,12 +107,12 @@ pub(super) const fn fault(next_header: u8) -> Option<DropReason> {
     }
 }
 
-/// The sum of both addresses of an IPv6 header, for a checksum; anything where there is none. Not inlined: the kernel bounds a function's
-/// stack.
+/// The sum of both addresses of an IPv6 header at `AT`, for a checksum; anything where there is none. Not inlined: the kernel bounds a
+/// function's stack.
 #[inline(never)]
-pub(super) fn addresses<F: Frame>(frame: &F) -> u32 {
+pub(super) fn addresses<F: Frame, const AT: usize>(frame: &F) -> u32 {
     let sum = |at| frame.read::<Ip>(at).map_or(0, checksum::ip);
-    sum(NETWORK + offset_of!(Ipv6Header, source)) + sum(NETWORK + offset_of!(Ipv6Header, destination))
+    sum(AT + offset_of!(Ipv6Header, source)) + sum(AT + offset_of!(Ipv6Header, destination))
 }
 
 /// Whether a frame says that it is IPv6.

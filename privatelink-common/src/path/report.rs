@@ -6,8 +6,9 @@ use crate::frame::Frame;
 use crate::tables::FlowKey;
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{
-    DESTINATION_UNREACHABLE, Ethernet, FRAGMENTATION_NEEDED, ICMP, ICMPV6, IcmpError, Ip, Ipv4Header,
-    Ipv6Header, NETWORK, PACKET_TOO_BIG, TIME_EXCEEDED, TIME_EXCEEDED6, TRANSPORT, TRANSPORT6, Tcp, Udp,
+    DESTINATION_UNREACHABLE, Ethernet, FRAGMENT6, FRAGMENTATION_NEEDED, FragmentHeader, ICMP, ICMPV6,
+    IcmpError, Ip, Ipv4Header, Ipv6Header, NETWORK, PACKET_TOO_BIG, TCP, TIME_EXCEEDED, TIME_EXCEEDED6,
+    TRANSPORT, TRANSPORT6, Tcp, Udp,
 };
 use core::mem::{offset_of, size_of};
 use zerocopy::{
@@ -109,13 +110,13 @@ fn header(packet: &Packet<FlowKey>) -> Ipv4Header {
 
 /// Answers an IPv6 packet with an error: what [`super::hop::Passage::Report`] says of it.
 #[inline(never)]
-pub(super) fn report6<F: Frame>(frame: &mut F, is_tcp: bool, mtu: u16) -> Verdict {
+pub(super) fn report6<F: Frame>(frame: &mut F, mtu: u16) -> Verdict {
     let (kind, answer) = if mtu == 0 {
         (TIME_EXCEEDED6, Answer::TimeExceeded)
     } else {
         (PACKET_TOO_BIG, Answer::FragmentationNeeded)
     };
-    Verdict::of(match write6(frame, is_tcp, kind, mtu) {
+    Verdict::of(match write6(frame, kind, mtu) {
         Some(()) => Ok(Verdict::answer(answer.code())),
         None => Err(DropReason::Malformed),
     })
@@ -134,35 +135,46 @@ const DESTINATION: usize = NETWORK + offset_of!(Ipv6Header, destination);
 struct Ipv6Start(U32, U16, u8, u8);
 
 #[inline(always)]
-fn write6<F: Frame>(frame: &mut F, is_tcp: bool, kind: u8, mtu: u16) -> Option<()> {
+fn write6<F: Frame>(frame: &mut F, kind: u8, mtu: u16) -> Option<()> {
+    let next = frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, next_header))?;
+    let quoted = size_of::<Ipv6Header>() + behind(next);
     // Both headers have the same two addresses, and so has the pseudo header.
-    let addresses = addresses(frame);
-    let held = addresses + held6(frame, is_tcp);
+    let addresses = addresses::<F, NETWORK>(frame);
+    let held = addresses + held6(frame, next);
     #[allow(clippy::cast_possible_truncation, reason = "less than a hundred")]
-    let length = U16::new((size_of::<IcmpError>() + quoted::<Ipv6Header>(is_tcp)) as u16);
+    let length = U16::new((size_of::<IcmpError>() + quoted) as u16);
     let mtu = U16::new(mtu);
     let own =
         addresses + word(length.to_bytes()) + word([0, ICMPV6]) + word([kind, 0]) + word(mtu.to_bytes());
     let error = IcmpError { kind, code: 0, checksum: finish(own + held), unused: U16::ZERO, mtu };
     frame.prepend(FRONT6)?;
-    frame.truncate(NETWORK + FRONT6 + quoted::<Ipv6Header>(is_tcp))?;
-    if !turn6(frame) {
-        return None;
-    }
+    frame.truncate(NETWORK + FRONT6 + quoted)?;
+    // First, since the error lies where the frame's own header was.
+    turn6(frame).then_some(())?;
     frame.write(NETWORK, &Ipv6Start(U32::new(6 << 28), length, ICMPV6, TTL))?;
     frame.write(TRANSPORT6, &error)
 }
 
+/// Bytes of what follows an IPv6 header that an error holds: as above, and of a fragment its own header, too.
+#[inline(always)]
+const fn behind(next_header: u8) -> usize {
+    match next_header {
+        TCP => size_of::<Tcp>(),
+        FRAGMENT6 => size_of::<FragmentHeader>() + size_of::<Udp>(),
+        _ => size_of::<Udp>(),
+    }
+}
+
 /// The sum of what an error holds of a packet, but for its addresses.
 #[inline(never)]
-fn held6<F: Frame>(frame: &F, is_tcp: bool) -> u32 {
+fn held6<F: Frame>(frame: &F, next_header: u8) -> u32 {
     let start = frame.read::<[u8; 8]>(NETWORK).map_or(0, |start| sum(&start));
-    let transport = if is_tcp {
-        frame.read::<[u8; 20]>(TRANSPORT6).map_or(0, |header| sum(&header))
-    } else {
-        frame.read::<[u8; 8]>(TRANSPORT6).map_or(0, |header| sum(&header))
+    let rest = match next_header {
+        TCP => frame.read::<[u8; 20]>(TRANSPORT6).map_or(0, |header| sum(&header)),
+        FRAGMENT6 => frame.read::<[u8; 16]>(TRANSPORT6).map_or(0, |headers| sum(&headers)),
+        _ => frame.read::<[u8; 8]>(TRANSPORT6).map_or(0, |header| sum(&header)),
     };
-    start + transport
+    start + rest
 }
 
 /// Addresses what is in front of a packet to whom the packet came from. Says whether it could. The link-layer addresses come first, since

@@ -67,7 +67,7 @@ const DESTINATION: usize = NETWORK + offset_of!(Ipv6Header, destination);
 
 #[inline(always)]
 fn write6<F: Frame>(frame: &mut F) -> Option<()> {
-    let addresses = addresses(frame);
+    let addresses = addresses::<F, NETWORK>(frame);
     let length = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length))?;
     let tcp = frame.read::<Tcp>(TRANSPORT6)?;
     let segment = segment(length.get(), &tcp);

@@ -5,24 +5,29 @@
 use super::first::{self, Next, Peer, Standing, Step};
 use super::hop::Passage;
 use super::parse::{Packet, fault};
+use super::quote::{self, Quote};
 use super::report::report6;
-use super::{admit, flow, hop, neighbour, reset, stack, translate};
+use super::{admit, flow, fragment, hop, neighbour, reset, stack, translate};
 use crate::checksum::Delta;
 use crate::frame::Frame;
-use crate::tables::{Flow6, FlowKey, FlowKey6, Interface, Tables};
+use crate::tables::{Flow6, FlowKey, FlowKey6, FragmentKey, Interface, Key, Tables};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
 use crate::wire::{
-    ADVERTISEMENT, Ethernet, Icmp, Ip, Ipv6Header, NETWORK, SOLICITATION, SYN, TCP, TRANSPORT6, Tcp, UDP, Udp,
+    ADVERTISEMENT, Ethernet, FRAGMENT_OFFSET6, FRAGMENT6, FragmentHeader, Icmp, Ip, Ipv6Header, NETWORK,
+    SOLICITATION, SYN, TCP, TRANSPORT6, Tcp, UDP, Udp,
 };
 use core::mem::offset_of;
+use zerocopy::big_endian::U16;
 
 /// The part of the path's room that is for wide flows.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct Wide {
     packet: Packet<FlowKey6>,
-    flow: Flow6,
+    pub(super) flow: Flow6,
     peer: Peer<FlowKey6>,
+    pub(super) quote: Quote,
+    fragment: FragmentKey,
 }
 
 /// Of an IPv4 packet, the narrow tables have been asked; an IPv6 packet can be in no others.
@@ -62,12 +67,12 @@ impl Kind {
 /// Reads the headers of an IPv6 frame that came by `from`; those of a segment or datagram into `packet`. Not inlined, nor are most of
 /// those below: the kernel bounds a function's stack.
 #[inline(never)]
-fn parse<F: Frame>(frame: &F, from: &Interface, packet: &mut Packet<FlowKey6>) -> Kind {
+fn parse<F: Frame, T: Tables>(frame: &F, tables: &T, from: &Interface, now: u32, room: &mut Wide) -> Kind {
     let Some(ip) = frame.read::<Ipv6Header>(NETWORK) else { return Kind::FOREIGN };
     if ip.version_class_label.get() >> 28 != 6 {
         return Kind::FOREIGN;
     }
-    match transport(frame, &ip, from, packet) {
+    match transport(frame, tables, &ip, (from, now), room) {
         Ok(true) => Kind::FLOW,
         Ok(false) => Kind(0),
         Err(fault) => Kind(fault as u64),
@@ -76,11 +81,12 @@ fn parse<F: Frame>(frame: &F, from: &Interface, packet: &mut Packet<FlowKey6>) -
 
 /// The transport header behind an IPv6 header. Says no where the protocol has no ports.
 #[inline(always)]
-fn transport<F: Frame>(
+fn transport<F: Frame, T: Tables>(
     frame: &F,
+    tables: &T,
     ip: &Ipv6Header,
-    from: &Interface,
-    packet: &mut Packet<FlowKey6>,
+    (from, now): (&Interface, u32),
+    Wide { packet, fragment, .. }: &mut Wide,
 ) -> Result<bool, DropReason> {
     let payload = usize::from(ip.payload_length.get());
     // An IPv4 address is one only in the tables: on the wire it would be a way round them (RFC 6890, table 20).
@@ -108,15 +114,22 @@ fn transport<F: Frame>(
             }
             (udp.source_port, udp.destination_port, 0, udp.checksum)
         }
+        FRAGMENT6 => {
+            let length = ip.payload_length.get();
+            fragment.vpc = from.vpc;
+            let udp = fragment::header6(frame, tables, fragment, length, now).result()?;
+            (udp.source_port, udp.destination_port, 0, udp.checksum)
+        }
         other => return fault(other).map_or(Ok(false), Err),
     };
+    let is_piece = ip.next_header == FRAGMENT6;
     packet.key = FlowKey6 {
         source,
         destination,
         source_port,
         destination_port,
         vpc: from.vpc,
-        protocol: ip.next_header,
+        protocol: if is_piece { UDP } else { ip.next_header },
         reserved: 0,
     };
     packet.source_mac = frame.read::<Ethernet>(0).ok_or(DropReason::Malformed)?.source;
@@ -124,10 +137,17 @@ fn transport<F: Frame>(
     #[allow(clippy::cast_possible_truncation, reason = "not above what 16 bits hold")]
     let length = (TRANSPORT6 - NETWORK + payload).min(0xffff) as u16;
     packet.ttl = ip.hop_limit;
-    packet.special = flags & SYN != 0 || ip.hop_limit <= 1 || length > from.fits;
-    (packet.flags, packet.later) = (flags, false);
+    packet.special = flags & SYN != 0 || ip.hop_limit <= 1 || length > from.fits || is_piece;
+    (packet.flags, packet.later) = (flags, is_piece && is_later(frame));
     (packet.checksum, packet.ip_checksum) = (checksum, [0; 2]);
     Ok(true)
+}
+
+/// Whether a fragment is another than the first.
+#[inline(always)]
+fn is_later<F: Frame>(frame: &F) -> bool {
+    let fragment = frame.read::<U16>(TRANSPORT6 + offset_of!(FragmentHeader, fragment)).unwrap_or_default();
+    fragment.get() & FRAGMENT_OFFSET6 != 0
 }
 
 /// What is to become of an IPv6 frame.
@@ -145,21 +165,22 @@ fn decide<F: Frame, T: Tables>(
     now: u32,
     room: &mut Wide,
 ) -> Result<Verdict, DropReason> {
-    match parse(frame, from, &mut room.packet).parsed() {
+    fragment::unwrap(frame, tables, from.vpc);
+    match parse(frame, tables, from, now, room).parsed() {
         Parsed6::Flow => {}
-        Parsed6::Other(fault) => return local(frame, tables, from, fault),
+        Parsed6::Other(fault) => return local(frame, tables, from, fault, now, room),
         Parsed6::Foreign => return Ok(Verdict::PASS),
     }
     match find(tables, now, room).next() {
         Next::Pass | Next::Other | Next::Unknown | Next::Admitted => Ok(Verdict::PASS),
         Next::Send(event) => {
-            let report = |frame: &mut F, mtu| report6(frame, room.packet.is_tcp(), mtu);
+            let report = |frame: &mut F, mtu| report6(frame, mtu);
             send(frame, tables, event, now, room, report).result()
         }
         Next::Expired(endpoint) => match hop::expired6(tables, endpoint, now).passage() {
-            Passage::Report(mtu) => report6(frame, room.packet.is_tcp(), mtu).result(),
+            Passage::Report(mtu) => report6(frame, mtu).result(),
             Passage::Ends(verdict) => verdict.result(),
-            Passage::Onward(_) => Err(DropReason::TtlExpired),
+            Passage::Onward(_) | Passage::Piece => Err(DropReason::TtlExpired),
         },
         Next::Stack(interface) => stack::deliver(frame, tables, &room.packet, interface),
         Next::Resolver(interface) => stack::hear(frame, tables, &room.packet, interface),
@@ -176,6 +197,8 @@ fn local<F: Frame, T: Tables>(
     tables: &T,
     from: &Interface,
     fault: Option<DropReason>,
+    now: u32,
+    room: &mut Wide,
 ) -> Result<Verdict, DropReason> {
     if fault.is_none()
         && let Some(icmp) = frame.read::<Icmp>(TRANSPORT6)
@@ -183,10 +206,20 @@ fn local<F: Frame, T: Tables>(
         match icmp.kind {
             SOLICITATION => return neighbour::solicitation(frame, tables, from).result(),
             ADVERTISEMENT => return neighbour::advertisement(frame, tables, from).result(),
+            kind if quote::is_error6(kind) => {
+                return quote::pass_on6(frame, tables, from, now, room).result();
+            }
             _ => {}
         }
     }
     neighbour::answer(frame, tables, from, fault.map_or(0, DropReason::code))
+}
+
+/// An ICMP error over IPv4 about none of the narrow flows.
+#[inline(never)]
+pub(super) fn error<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, now: u32) -> Verdict {
+    let verdict = tables.room(|room| quote::pass_on4(frame, tables, from, now, &mut room.wide));
+    verdict.unwrap_or(Verdict::of(Err(DropReason::Malformed)))
 }
 
 /// Finds or opens the flow of the packet in the room.
@@ -246,6 +279,17 @@ pub(super) fn send<F: Frame, T: Tables>(
     if room.packet.special {
         correction = match hop::pass6(frame, tables, &room.packet, &room.flow, now).passage() {
             Passage::Onward(correction) => correction.transport,
+            Passage::Piece => {
+                let Wide { packet, fragment, .. } = room;
+                let code = match packet.key.is_ipv4() {
+                    true => fragment::identify4(frame, tables, packet, now),
+                    false => fragment::identify6(frame, tables, packet, fragment, now),
+                };
+                return match DropReason::from_code(code) {
+                    Some(reason) => Verdict::of(Err(reason)),
+                    None => leave_piece(frame, tables, event, room),
+                };
+            }
             Passage::Ends(verdict) => return verdict,
             Passage::Report(mtu) => return report(frame, mtu),
         };
@@ -265,6 +309,20 @@ fn leave<F: Frame, T: Tables>(
     if let Err(reason) = translate::rewrite(frame, packet, flow, correction) {
         return Verdict::of(Err(reason));
     }
+    sent(tables, flow, event)
+}
+
+/// The same of a fragment.
+#[inline(never)]
+fn leave_piece<F: Frame, T: Tables>(frame: &mut F, tables: &T, event: FlowEvent, room: &Wide) -> Verdict {
+    if let Err(reason) = translate::rewrite_piece(frame, &room.packet, &room.flow) {
+        return Verdict::of(Err(reason));
+    }
+    sent(tables, &room.flow, event)
+}
+
+#[inline(always)]
+fn sent<T: Tables>(tables: &T, flow: &Flow6, event: FlowEvent) -> Verdict {
     let (direction, ipv6) = (flow.direction(), !flow.source.is_ipv4());
     let verdict = Verdict::forward(flow.interface, flow.endpoint, direction, event, ipv6);
     Verdict::of(verdict.leaving(tables.egress(flow.interface)))
@@ -272,11 +330,17 @@ fn leave<F: Frame, T: Tables>(
 
 /// An IPv6 packet that a VPC's own stack sends.
 #[inline(never)]
-pub(super) fn from_stack<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Verdict {
+pub(super) fn from_stack<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    from: &Interface,
+    now: u32,
+) -> Verdict {
     let result = tables.room(|room| {
-        let packet = &mut room.wide.packet;
-        match parse(frame, from, packet).parsed() {
-            Parsed6::Flow => stack::route6(frame, tables, packet).result(),
+        let room = &mut room.wide;
+        match parse(frame, tables, from, now, room).parsed() {
+            Parsed6::Flow if room.packet.later => Err(DropReason::Fragment),
+            Parsed6::Flow => stack::route6(frame, tables, &room.packet).result(),
             Parsed6::Other(_) => stack::message(frame).result(),
             Parsed6::Foreign => Err(DropReason::ProtocolUnsupported),
         }

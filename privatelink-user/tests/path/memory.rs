@@ -109,7 +109,7 @@ pub(crate) struct Memory {
     pub pressure: Cell<Pressure>,
     pub counted: RefCell<Vec<TargetEvent>>,
     pub datagrams: RefCell<HashMap<FragmentKey, Datagram>>,
-    identification: Cell<u16>,
+    identification: Cell<u32>,
     /// By slot.
     pub mtus: RefCell<HashMap<u16, Mtu>>,
 }
@@ -266,7 +266,7 @@ impl Tables for Memory {
         self.datagrams.borrow_mut().insert(*key, *datagram);
         Ok(())
     }
-    fn next_identification(&self) -> u16 {
+    fn next_identification(&self) -> u32 {
         let next = self.identification.get();
         self.identification.set(next.wrapping_add(1));
         next
