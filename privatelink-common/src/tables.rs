@@ -8,9 +8,10 @@
 //! bare integers are in the machine's order. No type has padding: the derives refuse it.
 
 use crate::checksum;
+use crate::frame::Frame;
 use crate::limits::RULE_WORDS;
-use crate::path::Room;
-use crate::verdict::Direction;
+use crate::path::{self, Room};
+use crate::verdict::{Direction, Part, Verdict};
 use crate::wire::{Ip, Ipv4, Ipv6, Mac};
 use core::mem::size_of;
 use core::ops::{Deref, DerefMut};
@@ -459,7 +460,7 @@ impl Course {
 }
 
 table! {
-    /// Value of `streams`, a sparse hash by the [`FlowKey`] of the consumer's packets: what the two sides of a TCP flow count
+    /// Value of `streams` and `streams6`, sparse hashes by the key of the consumer's packets: what the two sides of a TCP flow count
     /// differently. Written by the path as the flow opens; it goes with the flow, and what an evicted flow has left goes with the
     /// next sweep. Full: the new flow is refused.
     Stream, 32, align 4, {
@@ -592,8 +593,6 @@ pub trait Key: Copy + Default + PartialEq {
     fn is_ipv4(&self) -> bool;
     /// The key of the other direction: what the peer's answer to a packet rewritten by `flow` looks like when it arrives.
     fn mirror(&self, flow: &Self::Flow) -> Self;
-    /// The key itself, if it is one of the narrow tables.
-    fn narrow(&self) -> Option<FlowKey>;
     /// The key that the packet has in the other pair of tables, if it can be there.
     fn other(&self) -> Option<Self::Other>;
     /// A value with these new addresses.
@@ -707,19 +706,6 @@ macro_rules! flows {
                     protocol: self.protocol,
                     reserved: 0,
                 }
-            }
-
-            #[inline(always)]
-            fn narrow(&self) -> Option<FlowKey> {
-                (!Self::WIDE).then(|| FlowKey {
-                    source: Width::of(self.source.widen()),
-                    destination: Width::of(self.destination.widen()),
-                    source_port: self.source_port,
-                    destination_port: self.destination_port,
-                    vpc: self.vpc,
-                    protocol: self.protocol,
-                    reserved: 0,
-                })
             }
 
             #[inline(always)]
@@ -911,7 +897,7 @@ pub trait Entry<F> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handshake {
     /// The consumer's address.
-    pub source: Ipv4,
+    pub source: Ip,
     /// The endpoint, rather than its address, which another VPC may have, too; and, in the topmost bits, the consumer's MSS.
     pub endpoint: u32,
     /// The consumer's port.
@@ -928,7 +914,7 @@ pub trait Words {
     fn word(&self, index: usize) -> u64;
 }
 
-/// A pair of flow tables: `established` and `pending`, or `established6` and `pending6`.
+/// The flow tables of one width: `established`, `pending` and `streams`, or `established6`, `pending6` and `streams6`.
 pub trait Flows<K: Key> {
     /// A flow entry's memory.
     type Entry: Entry<K::Flow>;
@@ -945,6 +931,12 @@ pub trait Flows<K: Key> {
     fn remove_established(&self, key: &K);
     /// Removes from the pending, if it is there.
     fn remove_pending(&self, key: &K);
+    /// What the two sides of a flow count differently, by the key of the consumer's packets.
+    fn stream(&self, key: &K) -> Option<Stream>;
+    /// Replaces or inserts it.
+    fn set_stream(&self, key: &K, stream: &Stream) -> Result<(), InsertError>;
+    /// Removes it, if it is there.
+    fn remove_stream(&self, key: &K);
 }
 
 /// How a packet leaves by a slot. A word, as a verdict is.
@@ -963,6 +955,15 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     /// Lends the path memory, which no one else uses until `work` returns; it does not ask for it twice at a time. What is in it is not
     /// defined, and stays until the packet at hand is done with.
     fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R>;
+    /// Goes through a part of the path; a host may do so by a function of its own, of which its verifier needs to know no more than this
+    /// says. The same frame goes on.
+    #[inline(always)]
+    fn part<F: Frame>(&self, part: Part, frame: &mut F, room: &mut Room) -> Verdict
+    where
+        Self: Sized,
+    {
+        path::run(part, frame, self, room)
+    }
     /// Orders what this CPU has written before what it reads next: of two CPUs that each write and then look for the other's, one sees it.
     fn fence(&self);
     /// An interface by the kernel's index.
@@ -1002,12 +1003,6 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn bucket(&self, endpoint: u32) -> Option<Bucket>;
     /// Replaces it.
     fn set_bucket(&self, endpoint: u32, bucket: Bucket);
-    /// What the two sides of a flow count differently, by the key of the consumer's packets.
-    fn stream(&self, key: &FlowKey) -> Option<Stream>;
-    /// Replaces or inserts it.
-    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError>;
-    /// Removes it, if it is there.
-    fn remove_stream(&self, key: &FlowKey);
     /// What an endpoint is called.
     fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId;
     /// How hard an endpoint's listeners are pressed by SYNs.

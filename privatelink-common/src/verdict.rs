@@ -182,6 +182,33 @@ pub enum Action {
     Answer(u32),
 }
 
+/// A part of the path that a host may keep apart from the rest. The kernel's verifier goes through a function again for each way in which
+/// a program comes to it, but only once through one that it is to verify by itself, and which therefore may take nothing for granted but
+/// the frame and the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What a VPC's own stack sends.
+    Stack,
+    /// ARP.
+    Arp,
+    /// An IPv4 packet that is neither a segment nor a datagram, or not a whole one.
+    Aside,
+    /// An ICMP error over IPv4.
+    Error,
+    /// A packet of no established flow that is IPv4 on both sides, or one for which its rewrite is not all that there is to do.
+    Slow,
+    /// An IPv4 packet that may belong to a flow whose other side is IPv6.
+    Translated,
+    /// Which wide flow it is that a packet belongs to, or opens.
+    FindWide,
+    /// A frame of IPv6.
+    Wide,
+    /// A packet whose two sides count differently.
+    Carry,
+    /// The same of a wide flow.
+    CarryWide,
+}
+
 /// An [`Action`], as one word: kind, direction and event, interface, endpoint or answer, from the lowest byte on.
 ///
 /// One word, as [`DropReason`] is one, so that the two halves of the path's `Result` lie over each other and no part of it is ever
@@ -192,11 +219,38 @@ pub struct Verdict(u64);
 impl Verdict {
     /// [`Action::Pass`].
     pub const PASS: Self = Self(0);
+    /// What the path says to itself of a packet that may belong to a flow.
+    pub(crate) const FLOW: Self = Self(5);
+    const GO_ON: u64 = 6;
     const FORWARD: u64 = 1;
     const STEER: u64 = 2;
     const ANSWER: u64 = 3;
     const DROP: u64 = 4;
     const TAGGED: u32 = 12;
+
+    /// What the path says to itself of a packet with which a part of it goes on.
+    #[inline(always)]
+    pub(crate) const fn go_on(part: Part) -> Self {
+        Self(Self::GO_ON | (part as u64) << 32)
+    }
+
+    /// The part that goes on, if it says so.
+    #[inline(always)]
+    pub(crate) const fn part(self) -> Option<Part> {
+        const fn is(word: u64, part: Part) -> bool {
+            word == Verdict::go_on(part).0
+        }
+        match self.0 {
+            word if word & 0xff != Self::GO_ON => None,
+            word if is(word, Part::Slow) => Some(Part::Slow),
+            word if is(word, Part::Translated) => Some(Part::Translated),
+            word if is(word, Part::Wide) => Some(Part::Wide),
+            word if is(word, Part::Error) => Some(Part::Error),
+            word if is(word, Part::Arp) => Some(Part::Arp),
+            word if is(word, Part::Stack) => Some(Part::Stack),
+            _ => Some(Part::Aside),
+        }
+    }
 
     /// [`Action::Forward`].
     #[inline(always)]

@@ -64,7 +64,11 @@ impl Host for XdpFrame {
     #[inline(always)]
     fn back(&self, ifindex: u32) -> u32 {
         let slot = interface(ifindex).unwrap_or_default().slot;
-        if XdpExit.leave(slot).is_some() { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_TX }
+        if XdpExit(self.context().ctx).leave(slot).is_some() {
+            xdp_action::XDP_REDIRECT
+        } else {
+            xdp_action::XDP_TX
+        }
     }
 
     #[inline(always)]

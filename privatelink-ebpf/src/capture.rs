@@ -301,7 +301,8 @@ fn belong(kept: &mut Kept) {
     let Kept { event, side, .. } = kept;
     read_side(&event.header, event.vpc, side);
     let side: &FlowKey6 = side;
-    let tables = KernelTables(XdpExit);
+    // It only looks something up, which needs no context.
+    let tables = KernelTables(XdpExit(core::ptr::null_mut()));
     if let Some(key) = side.other()
         && let Some(entry) = tables.established(&key).or_else(|| tables.pending(&key))
     {

@@ -10,6 +10,7 @@ mod act;
 mod capture;
 mod frame;
 mod maps;
+mod parts;
 #[allow(dead_code, reason = "trunks are not captured")]
 mod tables;
 #[allow(dead_code, reason = "trunks are not captured")]
@@ -30,7 +31,7 @@ pub(crate) fn captured(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(context.ctx);
     let ifindex = frame.ingress();
     keep(&frame, ifindex);
-    let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
+    let verdict = path::forward(&mut frame, &KernelTables(XdpExit(context.ctx)), ifindex, now());
     let verdict = hand_over(&frame, Verdict::of(verdict));
     act(&mut frame, verdict.result(), ifindex, false)
 }

@@ -11,6 +11,7 @@
 mod act;
 mod frame;
 mod maps;
+mod parts;
 mod tables;
 mod vlan;
 
@@ -21,14 +22,14 @@ use aya_ebpf::{
 };
 use frame::{SkbFrame, XdpFrame};
 use privatelink_common::{path, verdict::Verdict};
-use tables::{KernelTables, OfTrunk, TcxExit, XdpExit};
+use tables::{KernelTables, TcxExit, XdpExit};
 
 /// Runs for every frame that comes by an interface of ours, before the kernel has made a socket buffer of it.
 #[xdp(frags)]
 pub(crate) fn ingress(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(context.ctx);
     let ifindex = frame.ingress();
-    let verdict = path::forward(&mut frame, &KernelTables(XdpExit), ifindex, now());
+    let verdict = path::forward(&mut frame, &KernelTables(XdpExit(context.ctx)), ifindex, now());
     act(&mut frame, verdict, ifindex, false)
 }
 
@@ -41,7 +42,7 @@ pub(crate) fn ingress_trunk(context: XdpContext) -> u32 {
         let ifindex = frame.ingress();
         return act(&mut frame, Ok(Verdict::PASS), ifindex, false);
     }
-    let verdict = path::forward(&mut frame, &KernelTables(OfTrunk(XdpExit)), ifindex, now());
+    let verdict = path::forward(&mut frame, &KernelTables(XdpExit(context.ctx)), ifindex, now());
     act(&mut frame, verdict, vlan::ifindex(), true)
 }
 
@@ -68,7 +69,7 @@ pub(crate) fn ingress_tcx_trunk(context: TcContext) -> i32 {
         return act(&mut frame, Ok(Verdict::PASS), ifindex, false);
     }
     let mut frame = SkbFrame::new(context.skb.skb);
-    let tables = KernelTables(OfTrunk(TcxExit(context.skb.skb)));
+    let tables = KernelTables(TcxExit(context.skb.skb));
     let verdict = path::forward(&mut frame, &tables, ifindex, now());
     act(&mut frame, verdict, vlan::ifindex(), true)
 }

@@ -3,17 +3,23 @@
 use crate::maps::{
     ADDRESSES, BALANCERS, BUCKETS, CALLERS_BY_ADDRESS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED,
     ESTABLISHED6, FENCE, FRAGMENTS, IDENTIFICATION, INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING,
-    PENDING6, PREFIXES, PRESSURES, ROOM, RULES_BY_ADDRESS, RULES_BY_PORT, STREAMS, SUBNETS, TABLES,
+    PENDING6, PREFIXES, PRESSURES, ROOM, RULES_BY_ADDRESS, RULES_BY_PORT, STREAMS, STREAMS6, SUBNETS, TABLES,
     TARGET_COUNTERS, TARGETS, TRUNKS, VPC_ENDPOINT_IDS,
 };
+use crate::parts::Parts;
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, iphdr, tcphdr, tcx_action_base::TCX_REDIRECT, xdp_action},
+    bindings::{
+        __sk_buff, BPF_ANY, BPF_NOEXIST, iphdr, ipv6hdr, tcphdr, tcx_action_base::TCX_REDIRECT, xdp_action,
+        xdp_md,
+    },
     btf_maps::lpm_trie::Key,
     helpers::generated::{
-        bpf_check_mtu, bpf_redirect, bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv4,
+        bpf_check_mtu, bpf_redirect, bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6,
+        bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6,
     },
 };
 use privatelink_common::{
+    frame::Frame,
     limits::RULE_WORDS,
     path::Room,
     tables::{
@@ -22,7 +28,8 @@ use privatelink_common::{
         Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, Trunk, VpcAddress,
         VpcEndpointId, Words,
     },
-    wire::{Ipv4Header, Mac, TCP, Tcp},
+    verdict::{Part, Verdict},
+    wire::{Ip, Ipv4Header, Ipv6Header, Mac, TCP, Tcp},
 };
 use zerocopy::big_endian::{U16, U32};
 
@@ -33,7 +40,7 @@ const TCP_LENGTH: u32 = 20;
 const EXISTS: i32 = -17;
 
 /// How frames leave by a slot, which each hook does in a way of its own.
-pub(crate) trait Exit {
+pub(crate) trait Exit: Parts {
     /// Sets the redirect up, if there is such an interface.
     fn leave(&self, slot: u16) -> Option<Egress>;
 }
@@ -45,7 +52,7 @@ fn trunk(slot: u16) -> Option<&'static Trunk> {
 }
 
 /// XDP's way out: the map `egress`.
-pub(crate) struct XdpExit;
+pub(crate) struct XdpExit(pub *mut xdp_md);
 
 impl Exit for XdpExit {
     #[inline(always)]
@@ -84,17 +91,6 @@ impl TcxExit {
     }
 }
 
-/// The same way out of the programs for trunks. What is told apart by it is compiled for each program, and into it: a function that two of
-/// them share would not be, and takes more of the stack and of the kernel's verifier.
-pub(crate) struct OfTrunk<E>(pub E);
-
-impl<E: Exit> Exit for OfTrunk<E> {
-    #[inline(always)]
-    fn leave(&self, slot: u16) -> Option<Egress> {
-        self.0.leave(slot)
-    }
-}
-
 /// The maps of this object.
 pub(crate) struct KernelTables<E>(pub E);
 
@@ -113,7 +109,7 @@ pub(crate) struct FlowEntry<F>(*mut F);
 
 /// The tables of one width: their key and value, their maps, and the value's words.
 macro_rules! flows {
-    ($key:ty, $flow:ty, $established:ident, $pending:ident, $($word:literal)+) => {
+    ($key:ty, $flow:ty, $established:ident, $pending:ident, $streams:ident, $($word:literal)+) => {
         impl Entry<$flow> for FlowEntry<$flow> {
             #[inline(always)]
             fn flow(&self) -> $flow {
@@ -193,12 +189,28 @@ macro_rules! flows {
             fn remove_pending(&self, key: &$key) {
                 let _ = $pending.remove(key);
             }
+
+            #[inline(always)]
+            fn stream(&self, key: &$key) -> Option<Stream> {
+                // SAFETY: copied at once; every change is a new entry, and the kernel frees the old one when this run has ended.
+                unsafe { $streams.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_stream(&self, key: &$key, stream: &Stream) -> Result<(), InsertError> {
+                inserted($streams.insert(key, stream, BPF_ANY.into()))
+            }
+
+            #[inline(always)]
+            fn remove_stream(&self, key: &$key) {
+                let _ = $streams.remove(key);
+            }
         }
     };
 }
 
-flows!(FlowKey, Flow, ESTABLISHED, PENDING, 0 1 2 3 4 5 6 7);
-flows!(FlowKey6, Flow6, ESTABLISHED6, PENDING6, 0 1 2 3 4 5 6 7 8 9 10);
+flows!(FlowKey, Flow, ESTABLISHED, PENDING, STREAMS, 0 1 2 3 4 5 6 7);
+flows!(FlowKey6, Flow6, ESTABLISHED6, PENDING6, STREAMS6, 0 1 2 3 4 5 6 7 8 9 10);
 
 /// What an insertion returned.
 #[inline(always)]
@@ -223,8 +235,8 @@ impl Words for MapWords {
 
 /// The headers that the kernel's helpers take a handshake from; no packet has them.
 #[inline(always)]
-fn headers(of: &Handshake, sequence: u32, acknowledgement: u32) -> (Ipv4Header, Tcp) {
-    let ip = Ipv4Header {
+fn ip(of: &Handshake) -> Ipv4Header {
+    Ipv4Header {
         version_ihl: 0x45,
         tos: 0,
         total_length: U16::ZERO,
@@ -233,10 +245,27 @@ fn headers(of: &Handshake, sequence: u32, acknowledgement: u32) -> (Ipv4Header, 
         ttl: 0,
         protocol: TCP,
         checksum: [0; 2],
-        source: of.source,
+        source: of.source.ipv4(),
         destination: of.endpoint.to_ne_bytes(),
-    };
-    let tcp = Tcp {
+    }
+}
+
+/// The same of a consumer with an IPv6 address.
+#[inline(always)]
+fn ip6(of: &Handshake) -> Ipv6Header {
+    Ipv6Header {
+        version_class_label: U32::new(6 << 28),
+        payload_length: U16::ZERO,
+        next_header: TCP,
+        hop_limit: 0,
+        source: of.source.0,
+        destination: Ip::from_ipv4(of.endpoint.to_ne_bytes()).0,
+    }
+}
+
+#[inline(always)]
+fn tcp(of: &Handshake, sequence: u32, acknowledgement: u32) -> Tcp {
+    Tcp {
         source_port: of.source_port,
         destination_port: of.destination_port,
         sequence: U32::new(sequence),
@@ -246,8 +275,7 @@ fn headers(of: &Handshake, sequence: u32, acknowledgement: u32) -> (Ipv4Header, 
         window: U16::ZERO,
         checksum: [0; 2],
         urgent: U16::ZERO,
-    };
-    (ip, tcp)
+    }
 }
 
 impl<E: Exit> Tables for KernelTables<E> {
@@ -257,6 +285,11 @@ impl<E: Exit> Tables for KernelTables<E> {
         // SAFETY: the map returned a pointer to this CPU's own value, programs of neither hook nest on a CPU, and the path does not
         // ask twice at a time: nothing else refers to it.
         Some(work(unsafe { &mut *room }))
+    }
+
+    #[inline(always)]
+    fn part<F: Frame>(&self, part: Part, _: &mut F, room: &mut Room) -> Verdict {
+        self.0.part(part, room)
     }
 
     #[inline(always)]
@@ -368,22 +401,6 @@ impl<E: Exit> Tables for KernelTables<E> {
     }
 
     #[inline(always)]
-    fn stream(&self, key: &FlowKey) -> Option<Stream> {
-        // SAFETY: copied at once; every change is a new entry, and the kernel frees the old one when this run has ended.
-        unsafe { STREAMS.get(key) }.copied()
-    }
-
-    #[inline(always)]
-    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError> {
-        inserted(STREAMS.insert(key, stream, BPF_ANY.into()))
-    }
-
-    #[inline(always)]
-    fn remove_stream(&self, key: &FlowKey) {
-        let _ = STREAMS.remove(key);
-    }
-
-    #[inline(always)]
     fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
         VPC_ENDPOINT_IDS.get(endpoint).copied().unwrap_or_default()
     }
@@ -402,10 +419,17 @@ impl<E: Exit> Tables for KernelTables<E> {
 
     #[inline(always)]
     fn syn_cookie(&self, of: &Handshake) -> Option<u32> {
-        let (mut ip, mut tcp) = headers(of, of.initial, 0);
-        let (ip, tcp) = ((&raw mut ip).cast::<iphdr>(), (&raw mut tcp).cast::<tcphdr>());
-        // SAFETY: the helper reads the two headers, which are whole and live until it returns.
-        let cookie = unsafe { bpf_tcp_raw_gen_syncookie_ipv4(ip, tcp, TCP_LENGTH) };
+        let mut tcp = tcp(of, of.initial, 0);
+        let tcp = (&raw mut tcp).cast::<tcphdr>();
+        let cookie = if of.source.is_ipv4() {
+            let mut ip = ip(of);
+            // SAFETY: the helper reads the two headers, which are whole and live until it returns.
+            unsafe { bpf_tcp_raw_gen_syncookie_ipv4((&raw mut ip).cast::<iphdr>(), tcp, TCP_LENGTH) }
+        } else {
+            let mut ip = ip6(of);
+            // SAFETY: as above.
+            unsafe { bpf_tcp_raw_gen_syncookie_ipv6((&raw mut ip).cast::<ipv6hdr>(), tcp, TCP_LENGTH) }
+        };
         // The lower half is the cookie; an error is negative.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the lower half is meant")]
         (cookie >= 0).then_some(cookie as u32)
@@ -413,10 +437,17 @@ impl<E: Exit> Tables for KernelTables<E> {
 
     #[inline(always)]
     fn is_syn_cookie(&self, of: &Handshake, cookie: u32) -> bool {
-        let (mut ip, mut tcp) = headers(of, of.initial.wrapping_add(1), cookie.wrapping_add(1));
-        let (ip, tcp) = ((&raw mut ip).cast::<iphdr>(), (&raw mut tcp).cast::<tcphdr>());
-        // SAFETY: as above.
-        unsafe { bpf_tcp_raw_check_syncookie_ipv4(ip, tcp) == 0 }
+        let mut tcp = tcp(of, of.initial.wrapping_add(1), cookie.wrapping_add(1));
+        let tcp = (&raw mut tcp).cast::<tcphdr>();
+        if of.source.is_ipv4() {
+            let mut ip = ip(of);
+            // SAFETY: as above.
+            unsafe { bpf_tcp_raw_check_syncookie_ipv4((&raw mut ip).cast::<iphdr>(), tcp) == 0 }
+        } else {
+            let mut ip = ip6(of);
+            // SAFETY: as above.
+            unsafe { bpf_tcp_raw_check_syncookie_ipv6((&raw mut ip).cast::<ipv6hdr>(), tcp) == 0 }
+        }
     }
 
     #[inline(always)]

@@ -109,7 +109,7 @@ impl Narrator<'_> {
 
 /// The tables of one width, which only answer.
 macro_rules! flows {
-    ($key:ty, $flow:ty, $established:ident, $pending:ident) => {
+    ($key:ty, $flow:ty, $established:ident, $pending:ident, $streams:ident) => {
         impl Flows<$key> for Narrator<'_> {
             type Entry = Copied<$flow>;
 
@@ -142,12 +142,22 @@ macro_rules! flows {
             }
 
             fn remove_pending(&self, _: &$key) {}
+
+            fn stream(&self, key: &$key) -> Option<Stream> {
+                self.maps.$streams.get(key).ok().flatten()
+            }
+
+            fn set_stream(&self, _: &$key, _: &Stream) -> Result<(), InsertError> {
+                Ok(())
+            }
+
+            fn remove_stream(&self, _: &$key) {}
         }
     };
 }
 
-flows!(FlowKey, Flow, established, pending);
-flows!(FlowKey6, Flow6, established6, pending6);
+flows!(FlowKey, Flow, established, pending, streams);
+flows!(FlowKey6, Flow6, established6, pending6, streams6);
 
 impl Tables for Narrator<'_> {
     fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
@@ -171,16 +181,6 @@ impl Tables for Narrator<'_> {
     }
 
     fn set_bucket(&self, _: u32, _: Bucket) {}
-
-    fn stream(&self, key: &FlowKey) -> Option<Stream> {
-        self.maps.streams.get(key).ok().flatten()
-    }
-
-    fn set_stream(&self, _: &FlowKey, _: &Stream) -> Result<(), InsertError> {
-        Ok(())
-    }
-
-    fn remove_stream(&self, _: &FlowKey) {}
 
     fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
         self.told.borrow_mut().push("puts the Proxy Protocol's header before the first data".into());

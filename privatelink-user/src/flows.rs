@@ -2,7 +2,7 @@
 
 use crate::maps::{CHUNK, Map, Maps, Plain};
 use anyhow::Result;
-use privatelink_common::tables::{Course, Flow6, FlowKey, FlowKey6, Key, Width};
+use privatelink_common::tables::{Course, Flow6, FlowKey, FlowKey6, Key, Stream, Width};
 use privatelink_common::verdict::Direction;
 use privatelink_common::wire::Ip;
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,7 +109,8 @@ pub fn sweep(maps: &Maps) -> Result<Survey> {
     sweep_table(&maps.established6, &generations, &mut survey)?;
     maps.pending.walk(CHUNK, |_, values| values.iter().for_each(|it| survey.count::<FlowKey>(it)))?;
     maps.pending6.walk(CHUNK, |_, values| values.iter().for_each(|it| survey.count::<FlowKey6>(it)))?;
-    forget_streams(maps)?;
+    forget_streams(&maps.streams, &maps.pending, &maps.established)?;
+    forget_streams(&maps.streams6, &maps.pending6, &maps.established6)?;
     Ok(survey)
 }
 
@@ -135,21 +136,24 @@ fn sweep_table<K: Key<Flow: Plain> + Plain>(
 
 /// Removes the streams whose flows are gone: the path removes those of flows that it ends itself, but not of pending ones, which the
 /// kernel may evict at any time.
-fn forget_streams(maps: &Maps) -> Result<()> {
+fn forget_streams<K: Key<Flow: Plain> + Plain>(
+    streams: &Map<K, Stream>,
+    pending: &Map<K, K::Flow>,
+    established: &Map<K, K::Flow>,
+) -> Result<()> {
     // In this order, since a flow enters `established` before it leaves `pending`.
-    let has_flow = |key: &FlowKey| -> Result<bool> {
-        Ok(maps.pending.get(key)?.is_some() || maps.established.get(key)?.is_some())
-    };
+    let has_flow =
+        |key: &K| -> Result<bool> { Ok(pending.get(key)?.is_some() || established.get(key)?.is_some()) };
     let mut result = Ok(());
-    maps.streams.walk(CHUNK, |keys, _| {
+    streams.walk(CHUNK, |keys, _| {
         for key in keys {
             let forget = || -> Result<()> {
                 if !has_flow(key)?
-                    && let Some(taken) = maps.streams.remove(key)?
+                    && let Some(taken) = streams.remove(key)?
                     && has_flow(key)?
                 {
                     // A flow was opened in between. If it has brought its own, that one is as good, or better.
-                    let _ = maps.streams.insert(key, &taken);
+                    let _ = streams.insert(key, &taken);
                 }
                 Ok(())
             };

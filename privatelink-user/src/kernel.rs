@@ -167,7 +167,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 27] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 28] {
     [
         // What is tags on a trunk comes behind what has an index of the kernel's.
         ("interfaces", "max_ifindex", limits.max_ifindex.saturating_add(limits.interfaces)),
@@ -190,6 +190,7 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 27] {
         ("established6", "ipv6_flows", limits.ipv6_flows),
         ("pending6", "pending_ipv6_flows", limits.pending_ipv6_flows),
         ("streams", "flows", limits.flows / 2),
+        ("streams6", "ipv6_flows", limits.ipv6_flows / 2),
         ("counters", "endpoints", limits.endpoints),
         ("target_counters", "targets", limits.targets),
         ("buckets", "endpoints", limits.endpoints),

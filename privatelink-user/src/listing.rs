@@ -297,6 +297,7 @@ fn maps(agent: &Agent) -> Result<Vec<Value>> {
         ("established6", maps.established6.count()?, maps.established6.info()?, maps.established6.memory()?),
         ("pending6", maps.pending6.count()?, maps.pending6.info()?, maps.pending6.memory()?),
         ("streams", maps.streams.count()?, maps.streams.info()?, maps.streams.memory()?),
+        ("streams6", maps.streams6.count()?, maps.streams6.info()?, maps.streams6.memory()?),
         ("names", image.names.len(), maps.names.info()?, maps.names.memory()?),
     ];
     Ok(rows

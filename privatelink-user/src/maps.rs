@@ -393,6 +393,7 @@ pub struct Maps {
     pub established6: Map<FlowKey6, Flow6>,
     pub pending6: Map<FlowKey6, Flow6>,
     pub streams: Map<FlowKey, Stream>,
+    pub streams6: Map<FlowKey6, Stream>,
     pub counters: PerCpu<EndpointCounters>,
     pub target_counters: PerCpu<TargetCounters>,
     pub buckets: Map<u32, Bucket>,
@@ -407,7 +408,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 33] = [
+    pub const NAMES: [&str; 34] = [
         "interfaces",
         "egress",
         "mtus",
@@ -431,6 +432,7 @@ impl Maps {
         "established6",
         "pending6",
         "streams",
+        "streams6",
         "counters",
         "target_counters",
         "buckets",
@@ -469,6 +471,7 @@ impl Maps {
             established6: Map::open(dir, "established6")?,
             pending6: Map::open(dir, "pending6")?,
             streams: Map::open(dir, "streams")?,
+            streams6: Map::open(dir, "streams6")?,
             counters: PerCpu::open(dir, "counters")?,
             target_counters: PerCpu::open(dir, "target_counters")?,
             buckets: Map::open(dir, "buckets")?,

@@ -6,7 +6,7 @@
 use crate::flows;
 use crate::maps::{CHUNK, Map, Maps, PerCpu, Plain};
 use anyhow::{Result, ensure};
-use privatelink_common::tables::Key;
+use privatelink_common::tables::{Key, Stream};
 
 /// Carries everything over. Returns when it began, in seconds since boot, for [`catch_up`].
 pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
@@ -24,7 +24,9 @@ pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
     room("established6", "ipv6_flows", from.established6.count()?, &to.established6)?;
     room("pending6", "pending_ipv6_flows", from.pending6.count()?, &to.pending6)?;
     room("streams", "flows", from.streams.count()?, &to.streams)?;
+    room("streams6", "ipv6_flows", from.streams6.count()?, &to.streams6)?;
     copy(&from.streams, &to.streams)?;
+    copy(&from.streams6, &to.streams6)?;
     copy(&from.established, &to.established)?;
     copy(&from.pending, &to.pending)?;
     copy(&from.established6, &to.established6)?;
@@ -35,12 +37,17 @@ pub fn carry(from: &Maps, to: &Maps) -> Result<u32> {
 
 /// Carries over the flows that were established since `began`.
 pub fn catch_up(from: &Maps, to: &Maps, began: u32) -> Result<()> {
-    for key in recent(&from.established, &to.established, began)? {
-        if let Some(stream) = from.streams.get(&key)? {
-            to.streams.set(&key, &stream)?;
+    streams(&from.streams, &to.streams, &recent(&from.established, &to.established, began)?)?;
+    streams(&from.streams6, &to.streams6, &recent(&from.established6, &to.established6, began)?)
+}
+
+fn streams<K: Plain>(from: &Map<K, Stream>, to: &Map<K, Stream>, keys: &[K]) -> Result<()> {
+    for key in keys {
+        if let Some(stream) = from.get(key)? {
+            to.set(key, &stream)?;
         }
     }
-    recent(&from.established6, &to.established6, began).map(drop)
+    Ok(())
 }
 
 /// Carries over those of one table; returns their keys. One that is there already is as good, or better.

@@ -1,14 +1,17 @@
 //! Connections whose two sides do not count the same: opened by SYN cookies, or begun with the Proxy Protocol's header.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::world::{CHECKED, UNCHECKED, World, config, eventually};
+use privatelink_tests::world::{CHECKED, UNCHECKED, World, config, dualstack, eventually};
 use std::hash::Hasher;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+const ENDS: [&str; 4] = ["ca", "cb", "t1", "t2"];
 const GREETING: &[u8] = b"220 who speaks first\r\n";
 const ENDPOINT: &str = "10.0.9.9:80";
+/// An IPv6 client's way to IPv4 targets and to IPv6 ones, and an IPv4 client's to IPv6 targets.
+const WIDE: [&str; 3] = ["[fd00::99]:80", "[fd00::99]:81", "10.0.9.9:81"];
 /// Bytes that go each way.
 const MUCH: usize = 24 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,7 +52,7 @@ fn serve(world: &World, header: usize) {
     for target in ["t1", "t2"] {
         let (ready, is_ready) = std::sync::mpsc::channel();
         world.thread(target, move || {
-            let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
+            let listener = TcpListener::bind("[::]:8080").unwrap();
             ready.send(()).unwrap();
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
@@ -61,8 +64,8 @@ fn serve(world: &World, header: usize) {
     }
 }
 
-fn connect() -> TcpStream {
-    let stream = TcpStream::connect_timeout(&ENDPOINT.parse::<SocketAddr>().unwrap(), PATIENCE).unwrap();
+fn connect(to: &str) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&to.parse::<SocketAddr>().unwrap(), PATIENCE).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
@@ -70,7 +73,11 @@ fn connect() -> TcpStream {
 /// A whole conversation: the greeting, megabytes there, half a connection, megabytes back.
 /// Returns the header that the server has read, and the client's own port.
 fn converse(header: usize) -> (Vec<u8>, u16) {
-    let mut stream = connect();
+    converse_with(ENDPOINT, header)
+}
+
+fn converse_with(to: &str, header: usize) -> (Vec<u8>, u16) {
+    let mut stream = connect(to);
     let mut greeting = [0; GREETING.len()];
     stream.read_exact(&mut greeting).unwrap();
     assert_eq!(greeting, GREETING);
@@ -118,6 +125,38 @@ fn a_connection_that_a_cookie_opened_to_a_closed_port_is_reset() {
     eventually("the stream of the flow that did not come about is swept", || {
         (count(&world, "map streams") == 0).then_some(())
     });
+}
+
+#[test]
+fn cookies_open_connections_with_an_ipv6_side_which_carry_megabytes_both_ways() {
+    let world = World::dualstack(&dualstack("syn_cookies = \"always\"\n", UNCHECKED), &ENDS);
+    serve(&world, 0);
+    for timestamps in ["1", "0"] {
+        world.shell("ca", &format!("sysctl -qw net.ipv4.tcp_timestamps={timestamps}"));
+        for to in WIDE {
+            world.thread("ca", move || converse_with(to, 0)).join().unwrap();
+        }
+    }
+    assert_eq!(count(&world, "shop syn_cookie"), 6, "each SYN was answered by the path");
+    assert_eq!((count(&world, "shop new_flows"), count(&world, "shop6 new_flows")), (2, 4));
+    assert_eq!(count(&world, "map streams6"), 6, "what the sides count differently is kept");
+    assert_eq!(count(&world, "map established6"), 12);
+    let attempt = |to: &str| -> std::io::Result<usize> {
+        let mut stream = TcpStream::connect_timeout(&to.parse().unwrap(), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.read(&mut [0; 1])
+    };
+    for target in ["t1", "t2"] {
+        world.shell(
+            target,
+            "nft 'add table inet f; add chain inet f in { type filter hook input priority 0; }; \
+             add rule inet f in tcp dport 8080 reject with tcp reset'",
+        );
+    }
+    for to in WIDE {
+        let error = world.thread("ca", move || attempt(to).unwrap_err().kind()).join().unwrap();
+        assert_eq!(error, ErrorKind::ConnectionReset, "{to}: nobody listens");
+    }
 }
 
 /// A configuration whose targets are told who the client is.
@@ -184,10 +223,113 @@ fn targets_read_the_header_once_and_then_every_byte_also_where_it_was_lost_on_it
     }
 }
 
+/// The header of an IPv6 client of the endpoint `shop`.
+fn expected6(world: &World, port: u16, listener: u16) -> Vec<u8> {
+    let six = |last: u8| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+    let id = expected(world, port, 0x11, listener)[39..61].to_vec();
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x54".to_vec();
+    header.extend(six(5));
+    header.extend(six(0x99));
+    header.extend(port.to_be_bytes());
+    header.extend(listener.to_be_bytes());
+    header.extend([3, 0, 4, 0, 0, 0, 0, 0xea, 0, 23, 1]);
+    header.extend(id);
+    header.extend([4, 0, 12]);
+    header.resize(100, 0);
+    let crc = crc32c(&header).to_be_bytes();
+    header[55..59].copy_from_slice(&crc);
+    header
+}
+
+/// The same as [`proxied`], of both families.
+fn proxied6(extra: &str, checks: &str) -> String {
+    dualstack(extra, &format!("{checks} }}\nproxy_protocol_v2 = {{ enabled = true"))
+}
+
+#[test]
+fn targets_of_either_family_read_the_header_of_a_client_of_either_and_then_every_byte() {
+    for cookies in ["", "syn_cookies = \"always\"\n"] {
+        let world = World::dualstack(&proxied6(cookies, UNCHECKED), &ENDS);
+        serve(&world, 100);
+        for lossy in [false, true] {
+            if lossy {
+                // The first segments that carry it are dropped at the target, and one segment of 97 each way, always the same ones.
+                for (end, first) in [("t1", true), ("t2", true), ("ca", false)] {
+                    let quota =
+                        "add rule inet f in tcp dport 8080 meta length 140-184 quota until 300 bytes drop;";
+                    let dropped = if first { quota } else { "" };
+                    world.shell(
+                        end,
+                        &format!(
+                            "nft 'add table inet f; add chain inet f in {{ type filter hook input priority 0; }}; \
+                             {dropped} add rule inet f in tcp flags ack numgen inc mod 97 3 drop'"
+                        ),
+                    );
+                }
+            }
+            for to in WIDE {
+                let (header, port) = world.thread("ca", move || converse_with(to, 100)).join().unwrap();
+                let listener = if to.ends_with('0') { 80 } else { 81 };
+                let wanted = match to.starts_with('[') {
+                    true => expected6(&world, port, listener),
+                    false => expected(&world, port, 0x11, listener),
+                };
+                assert_eq!(header, wanted, "{to} {cookies} {lossy}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_datagram_of_a_flow_brings_the_header_over_ipv6_too() {
+    let world = World::dualstack(&proxied6("", UNCHECKED), &ENDS);
+    let (heard, hear) = std::sync::mpsc::channel();
+    for target in ["t1", "t2"] {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let heard = heard.clone();
+        world.thread(target, move || {
+            let socket = std::net::UdpSocket::bind("[::]:8080").unwrap();
+            ready.send(()).unwrap();
+            let mut message = [0; 2000];
+            while let Ok((length, from)) = socket.recv_from(&mut message) {
+                heard.send(message[..length].to_vec()).unwrap();
+                socket.send_to(b"answer", from).unwrap();
+            }
+        });
+        is_ready.recv().unwrap();
+    }
+    for (from, to) in [("[::]:5555", "[fd00::99]:81"), ("0.0.0.0:5555", "10.0.9.9:81")] {
+        let work = move || {
+            let socket = std::net::UdpSocket::bind(from).unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            for message in ["one", "two"] {
+                socket.send(message.as_bytes()).unwrap();
+                socket.recv(&mut [0; 64]).unwrap();
+            }
+        };
+        world.thread("ca", work).join().unwrap();
+        let mut header = hear.recv().unwrap();
+        assert_eq!(header.split_off(100), b"one", "{to}");
+        if to.starts_with('[') {
+            let mut wanted = expected6(&world, 5555, 81);
+            wanted[13] = 0x22;
+            wanted[55..59].fill(0);
+            let crc = crc32c(&wanted).to_be_bytes();
+            wanted[55..59].copy_from_slice(&crc);
+            assert_eq!(header, wanted);
+        } else {
+            assert_eq!(header, expected(&world, 5555, 0x12, 81));
+        }
+        assert_eq!(hear.recv().unwrap(), b"two", "{to}");
+    }
+}
+
 #[test]
 fn nginx_and_haproxy_learn_the_client_from_the_header_and_health_checks_bring_one_of_their_own() {
     let checks = format!("protocol = \"http\", path = \"/up\", {CHECKED}");
-    let mut world = World::bare(&proxied("", &checks));
+    // Port 80 leads to the servers' IPv4 addresses, port 81 to their IPv6 ones.
+    let mut world = World::dualstack(&proxied6("", &checks), &ENDS);
     let dir = world.dir.path().to_owned();
     let nginx = dir.join("nginx.conf");
     let place = dir.display();
@@ -200,41 +342,46 @@ fn nginx_and_haproxy_learn_the_client_from_the_header_and_health_checks_bring_on
             "daemon off; master_process off; pid {place}/pid; error_log stderr error; events {{}} http {{ \
              log_format who {log}; access_log {place}/who.log who; client_body_temp_path {place}/1; proxy_temp_path {place}/2; \
              fastcgi_temp_path {place}/3; uwsgi_temp_path {place}/4; scgi_temp_path {place}/5; \
-             server {{ listen 8080 proxy_protocol; root {place}; }} }}"
+             server {{ listen 8080 proxy_protocol; listen [::]:8080 proxy_protocol; root {place}; }} }}"
         ),
     )
     .unwrap();
     let haproxy = dir.join("haproxy.conf");
     std::fs::write(
         &haproxy,
-        "defaults\n mode http\n timeout client 20s\n timeout server 20s\n timeout connect 5s\nfrontend f\n bind :8080 accept-proxy\n \
+        "defaults\n mode http\n timeout client 20s\n timeout server 20s\n timeout connect 5s\nfrontend f\n bind :::8080 v4v6 accept-proxy\n \
          http-request return status 200 content-type text/plain lf-string \"haproxy %[src]:%[src_port] %[dst]:%[dst_port]\"\n",
     )
     .unwrap();
     world.spawn("t1", "nginx", &["-c", &nginx.display().to_string()]);
     world.spawn("t2", "haproxy", &["-db", "-f", &haproxy.display().to_string()]);
-    world.start(&[]);
-    eventually("both targets are healthy, which takes a header", || {
+    eventually("all targets are healthy, which takes a header", || {
         world.json("targets").as_array()?.iter().all(|it| it["state"] == "healthy").then_some(())
     });
-    let (mut by_nginx, mut by_haproxy) = (false, false);
-    for port in 42000..42020 {
-        let line = format!("curl -sSf --max-time 5 --local-port {port} http://10.0.9.9/");
-        match world.shell("ca", &line).as_str() {
-            "nginx" => {
-                let line = format!("10.0.1.5:{port} 10.0.9.9:80 /index.html");
-                eventually("nginx has logged the client", || {
-                    std::fs::read_to_string(dir.join("who.log")).unwrap().contains(&line).then_some(())
-                });
-                by_nginx = true;
-            }
-            other => {
-                assert_eq!(other, format!("haproxy 10.0.1.5:{port} 10.0.9.9:80"));
-                by_haproxy = true;
+    for (number, to) in ["10.0.9.9:80"].into_iter().chain(WIDE).enumerate() {
+        let (host, listener) = to.rsplit_once(':').unwrap();
+        let client = if host.starts_with('[') { "fd00::5" } else { "10.0.1.5" };
+        let server = host.trim_matches(['[', ']']);
+        let (mut by_nginx, mut by_haproxy) = (false, false);
+        let first = 42000 + u16::try_from(number).unwrap() * 100;
+        for port in first..first + 20 {
+            let line = format!("curl -gsSf --max-time 5 --local-port {port} http://{to}/");
+            match world.shell("ca", &line).as_str() {
+                "nginx" => {
+                    let line = format!("{client}:{port} {server}:{listener} /index.html");
+                    eventually("nginx has logged the client", || {
+                        std::fs::read_to_string(dir.join("who.log")).unwrap().contains(&line).then_some(())
+                    });
+                    by_nginx = true;
+                }
+                other => {
+                    assert_eq!(other, format!("haproxy {client}:{port} {server}:{listener}"));
+                    by_haproxy = true;
+                }
             }
         }
+        assert!(by_nginx && by_haproxy, "both were reached by {to}");
     }
-    assert!(by_nginx && by_haproxy, "both were reached");
 }
 
 #[test]

@@ -139,6 +139,7 @@ pub struct World {
     pub narrow: Pair<FlowKey, Flow>,
     pub wide: Pair<FlowKey6, Flow6>,
     pub streams: RefCell<HashMap<FlowKey, Stream>>,
+    pub streams6: RefCell<HashMap<FlowKey6, Stream>>,
     datagrams: RefCell<HashMap<FragmentKey, Datagram>>,
     pub endpoints: BTreeMap<u32, Endpoint>,
     pub targets: BTreeMap<u32, Target>,
@@ -173,6 +174,7 @@ impl Default for World {
             narrow: Pair::default(),
             wide: Pair::default(),
             streams: RefCell::default(),
+            streams6: RefCell::default(),
             datagrams: RefCell::default(),
             endpoints: CONSUMERS.map(|(id, _)| (id, endpoint)).into(),
             targets: (1..).zip(TARGETS.map(target)).collect(),
@@ -292,7 +294,7 @@ fn mask(bits: impl Iterator<Item = bool>) -> Mask {
 }
 
 macro_rules! flows {
-    ($key:ty, $flow:ty, $pair:ident) => {
+    ($key:ty, $flow:ty, $pair:ident, $streams:ident) => {
         impl Flows<$key> for World {
             type Entry = Shared<$flow>;
 
@@ -316,12 +318,26 @@ macro_rules! flows {
             fn remove_pending(&self, key: &$key) {
                 self.$pair.forget(key);
             }
+            fn stream(&self, key: &$key) -> Option<Stream> {
+                self.$streams.borrow().get(key).copied()
+            }
+            fn set_stream(&self, key: &$key, stream: &Stream) -> Result<(), InsertError> {
+                let mut streams = self.$streams.borrow_mut();
+                if streams.len() >= STREAMS && !streams.contains_key(key) {
+                    return Err(InsertError::Full);
+                }
+                streams.insert(*key, *stream);
+                Ok(())
+            }
+            fn remove_stream(&self, key: &$key) {
+                self.$streams.borrow_mut().remove(key);
+            }
         }
     };
 }
 
-flows!(FlowKey, Flow, narrow);
-flows!(FlowKey6, Flow6, wide);
+flows!(FlowKey, Flow, narrow, streams);
+flows!(FlowKey6, Flow6, wide, streams6);
 
 impl Tables for World {
     fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
@@ -431,20 +447,6 @@ impl Tables for World {
     }
     fn set_bucket(&self, _: u32, bucket: Bucket) {
         self.bucket.set(bucket);
-    }
-    fn stream(&self, key: &FlowKey) -> Option<Stream> {
-        self.streams.borrow().get(key).copied()
-    }
-    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError> {
-        let mut streams = self.streams.borrow_mut();
-        if streams.len() >= STREAMS && !streams.contains_key(key) {
-            return Err(InsertError::Full);
-        }
-        streams.insert(*key, *stream);
-        Ok(())
-    }
-    fn remove_stream(&self, key: &FlowKey) {
-        self.streams.borrow_mut().remove(key);
     }
     fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
         let text = if endpoint == 1 { *b"vpce-0123456789abcdef0" } else { [0; 22] };

@@ -104,10 +104,6 @@ fn find<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, standing: Standing) -
     if K::WIDE && key.is_ipv4() && listener.ipv6 == 0 {
         return Err(Step::OTHER);
     }
-    if K::WIDE && listener.proxied != 0 {
-        // The agent refuses such a configuration.
-        return Err(Step::drop(DropReason::ProtocolUnsupported));
-    }
     Ok(Door { address, listener, generation: endpoint.generation })
 }
 
@@ -147,8 +143,8 @@ fn enter<K: Key, T: Tables>(
     if endpoint.full != 0 {
         return over(DropReason::EndpointFull, confirmed);
     }
-    if !K::WIDE && is_syn(packet) && cookie::concerns(tables, id, &endpoint, now, Happened::Syn) {
-        return Step::cookie(cookie::of(id, listener));
+    if is_syn(packet) && cookie::concerns(tables, id, &endpoint, now, Happened::Syn) {
+        return Step::cookie(cookie::of(id, listener, K::WIDE));
     }
     if endpoint.rate != 0 && !take_token(tables, id, &endpoint, now) {
         return over(DropReason::EndpointRate, confirmed);
@@ -196,8 +192,8 @@ fn late<K: Key, T: Tables>(
     endpoint: &Endpoint,
     now: u32,
 ) -> Step {
-    if !K::WIDE && is_ack(packet) && cookie::concerns(tables, id, endpoint, now, Happened::Ack) {
-        return Step::confirm(cookie::of(id, listener));
+    if is_ack(packet) && cookie::concerns(tables, id, endpoint, now, Happened::Ack) {
+        return Step::confirm(cookie::of(id, listener, K::WIDE));
     }
     Step::reset_segment(packet, Answer::ResetNoFlow)
 }

@@ -18,6 +18,9 @@
 //! The cookie is the kernel's. It says who shook hands with which endpoint, and the consumer's MSS, roughly, by being one of a few that are
 //! tried. What else the consumer offered is in the low bits of the timestamp that it echoes; one without timestamps gets neither a
 //! window's scale nor SACK, as with the kernel's own cookies.
+//!
+//! The TCP header is at `AT`: of what the consumer is answered, behind a header of its own family; of what goes on, behind one of the family
+//! that it goes to.
 
 use super::options::{self, Offer, SCALE, STAMPED};
 use super::parse::Packet;
@@ -25,13 +28,13 @@ use super::proxy;
 use super::segment::{self, Segment};
 use super::state::State;
 use super::stream::{consumers, scaled};
-use crate::frame::Frame;
+use crate::frame::{DIFFERENCE, Frame};
 use crate::limits::{COOKIE_LIFE, COOKIE_MSS, COOKIES_HOLD};
 use crate::tables::{
-    Endpoint, Flow, FlowKey, HEADER_DUE, Handshake, InsertError, Listener, Stream, Tables, UNANSWERED,
+    Endpoint, Flows, HEADER_DUE, Handshake, InsertError, Key, Listener, Stream, Tables, UNANSWERED, Width,
 };
 use crate::verdict::{Answer, DropReason, Verdict};
-use crate::wire::{ACK, SYN, TRANSPORT, Tcp};
+use crate::wire::{ACK, SYN, Tcp};
 use core::mem::offset_of;
 use zerocopy::big_endian::U32;
 
@@ -59,10 +62,18 @@ pub(super) enum Happened {
 /// [`of`]: its targets are sent the Proxy Protocol's header.
 const PROXIED: u32 = 1 << 31;
 
-/// An endpoint's number, which is far below 2^30, and whether the listener's targets are sent a header.
+/// [`of`]: the flow is to be a wide one.
+const WIDE: u32 = 1 << 30;
+/// What an IPv6 header is longer by than an IPv4 header.
+#[allow(clippy::cast_possible_truncation, reason = "twenty")]
+const LONGER: u16 = DIFFERENCE as u16;
+
+/// An endpoint's number, which is far below 2^30, whether the listener's targets are sent a header, and whether one side has the longer
+/// headers.
 #[inline(always)]
-pub(super) const fn of(endpoint: u32, listener: &Listener) -> u32 {
-    if listener.proxied != 0 { endpoint | PROXIED } else { endpoint }
+pub(super) const fn of(endpoint: u32, listener: &Listener, wide: bool) -> u32 {
+    let marks = if wide { WIDE } else { 0 };
+    if listener.proxied != 0 { endpoint | marks | PROXIED } else { endpoint | marks }
 }
 
 /// Counts what happened, and says whether cookies concern it: a SYN is to be answered with one, an ACK may bear one.
@@ -102,28 +113,28 @@ fn count<T: Tables>(tables: &T, id: u32, cookies: u32, now: u32, happened: Happe
 
 /// Turns a SYN into the SYN-ACK that bears the cookie. Not inlined: the kernel bounds a function's stack.
 #[inline(never)]
-pub(super) fn answer<F: Frame, T: Tables>(
+pub(super) fn answer<F: Frame, T: Tables, K: Key, const AT: usize>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet<FlowKey>,
+    packet: &Packet<K>,
     endpoint: u32,
     now: u32,
 ) -> Verdict {
-    Verdict::of(answered(frame, tables, packet, endpoint, now))
+    Verdict::of(answered::<F, T, K, AT>(frame, tables, packet, endpoint, now))
 }
 
 #[inline(always)]
-fn answered<F: Frame, T: Tables>(
+fn answered<F: Frame, T: Tables, K: Key, const AT: usize>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet<FlowKey>,
+    packet: &Packet<K>,
     endpoint: u32,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    let at = TRANSPORT + offset_of!(Tcp, sequence);
+    let at = AT + offset_of!(Tcp, sequence);
     let initial = frame.read::<U32>(at).ok_or(DropReason::Malformed)?.get();
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, &mut offer);
+    options::read::<F, AT>(frame, &mut offer);
     let bits = offered(&offer);
     let sequence = bake(tables, packet, endpoint, initial, offer.mss);
     if sequence == NONE {
@@ -131,12 +142,14 @@ fn answered<F: Frame, T: Tables>(
     }
     #[allow(clippy::cast_possible_truncation, reason = "a sequence number")]
     let sequence = sequence as u32;
-    let mss = if endpoint & PROXIED == 0 { COOKIE_MSS } else { COOKIE_MSS - proxy::LENGTH };
+    let longer = if endpoint & WIDE == 0 { 0 } else { LONGER };
+    let header = if endpoint & PROXIED == 0 { 0 } else { proxy::LENGTH };
+    let mss = COOKIE_MSS - longer - header;
     let stamp = now.wrapping_mul(TICKS) | u32::from(bits);
     let (options, words) = segment::offer(mss, bits, WINDOW_SCALE, stamp, offer.stamp);
     let acknowledgement = initial.wrapping_add(1);
     let flags = SYN | ACK;
-    put(
+    put::<F, AT>(
         frame,
         &Segment { back: true, flags, window: 0, sequence, acknowledgement, options, words, data: 0 },
     )?;
@@ -148,7 +161,7 @@ const NONE: u64 = u64::MAX;
 
 /// The cookie of a SYN. Not inlined, as above: it takes headers together.
 #[inline(never)]
-fn bake<T: Tables>(tables: &T, packet: &Packet<FlowKey>, endpoint: u32, initial: u32, mss: u32) -> u64 {
+fn bake<T: Tables, K: Key>(tables: &T, packet: &Packet<K>, endpoint: u32, initial: u32, mss: u32) -> u64 {
     tables.syn_cookie(&handshake(packet, endpoint, initial, nearest(mss))).map_or(NONE, u64::from)
 }
 
@@ -167,12 +180,12 @@ fn nearest(mss: u32) -> u32 {
 }
 
 #[inline(always)]
-fn handshake(packet: &Packet<FlowKey>, endpoint: u32, initial: u32, mss: u32) -> Handshake {
+fn handshake<K: Key>(packet: &Packet<K>, endpoint: u32, initial: u32, mss: u32) -> Handshake {
     Handshake {
-        source: packet.key.source,
+        source: packet.key.source().widen(),
         endpoint: endpoint & ((1 << MSS_AT) - 1) | mss << MSS_AT,
-        source_port: packet.key.source_port,
-        destination_port: packet.key.destination_port,
+        source_port: packet.key.source_port(),
+        destination_port: packet.key.destination_port(),
         initial,
     }
 }
@@ -180,35 +193,36 @@ fn handshake(packet: &Packet<FlowKey>, endpoint: u32, initial: u32, mss: u32) ->
 /// Whether an ACK bears a right cookie: 1, or 0. If it does, what it says of its consumer is remembered for the flow that it opens; where
 /// there is no room for that, it is as wrong as any. Not inlined, as above.
 #[inline(never)]
-pub(super) fn check<F: Frame, T: Tables>(
+pub(super) fn check<F: Frame, T: Tables + Flows<K>, K: Key, const AT: usize>(
     frame: &F,
     tables: &T,
-    packet: &Packet<FlowKey>,
+    packet: &Packet<K>,
     endpoint: u32,
 ) -> u64 {
-    let Some(tcp) = frame.read::<Tcp>(TRANSPORT) else { return 0 };
+    let Some(tcp) = frame.read::<Tcp>(AT) else { return 0 };
     let (initial, cookie) = (tcp.sequence.get().wrapping_sub(1), tcp.acknowledgement.get().wrapping_sub(1));
     // The likeliest first.
     for index in [3, 2, 1, 0] {
         if tables.is_syn_cookie(&handshake(packet, endpoint, initial, index), cookie) {
             let due = if endpoint & PROXIED == 0 { 0 } else { HEADER_DUE };
-            return begin(frame, tables, packet, &tcp, MSS[index as usize], due).map_or(0, |()| 1);
+            let begun = begin::<F, T, K, AT>(frame, tables, packet, &tcp, MSS[index as usize], due);
+            return begun.map_or(0, |()| 1);
         }
     }
     0
 }
 
 #[inline(always)]
-fn begin<F: Frame, T: Tables>(
+fn begin<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
     frame: &F,
     tables: &T,
-    packet: &Packet<FlowKey>,
+    packet: &Packet<K>,
     tcp: &Tcp,
     mss: u16,
     due: u8,
 ) -> Result<(), InsertError> {
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, &mut offer);
+    options::read::<F, AT>(frame, &mut offer);
     #[allow(clippy::cast_possible_truncation, reason = "six bits")]
     let bits = if offer.bits & u32::from(STAMPED) == 0 { SCALE } else { offer.echo as u8 & 0x3f };
     let stream = Stream {
@@ -227,32 +241,32 @@ fn begin<F: Frame, T: Tables>(
 /// Turns whatever the consumer says before the target has answered into the SYN that the target is asked by; its addresses have been
 /// rewritten.
 #[inline(never)]
-pub(super) fn ask_target<F: Frame, T: Tables>(
+pub(super) fn ask_target<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet<FlowKey>,
-    flow: &Flow,
+    packet: &Packet<K>,
+    flow: &K::Flow,
 ) -> Verdict {
-    Verdict::of(asked(frame, tables, packet, flow).map(|()| Verdict::PASS))
+    Verdict::of(asked::<F, T, K, AT>(frame, tables, packet, flow).map(|()| Verdict::PASS))
 }
 
 #[inline(always)]
-fn asked<F: Frame, T: Tables>(
+fn asked<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet<FlowKey>,
-    flow: &Flow,
+    packet: &Packet<K>,
+    flow: &K::Flow,
 ) -> Result<(), DropReason> {
     let stream = tables.stream(&consumers(packet, flow)).ok_or(DropReason::NoFlow)?;
-    let tcp = frame.read::<Tcp>(TRANSPORT).ok_or(DropReason::Malformed)?;
+    let tcp = frame.read::<Tcp>(AT).ok_or(DropReason::Malformed)?;
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, &mut offer);
+    options::read::<F, AT>(frame, &mut offer);
     let scale = Offer::scale(stream.offer).unwrap_or(0);
     let (options, words) = segment::offer(stream.mss, stream.offer, scale, offer.stamp, 0);
     // A SYN's window is never scaled (RFC 7323, 2.2).
     let window = scaled(tcp.window.get(), scale.into());
     let sequence = stream.initial;
-    put(
+    put::<F, AT>(
         frame,
         &Segment { back: false, flags: SYN, window, sequence, acknowledgement: 0, options, words, data: 0 },
     )
@@ -260,30 +274,30 @@ fn asked<F: Frame, T: Tables>(
 
 /// Notes what the target counts by, from its SYN-ACK. Not inlined, as above.
 #[inline(never)]
-pub(super) fn hear_target<F: Frame, T: Tables>(
+pub(super) fn hear_target<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
     frame: &F,
     tables: &T,
-    packet: &Packet<FlowKey>,
-    flow: &Flow,
+    packet: &Packet<K>,
+    flow: &K::Flow,
 ) -> Verdict {
-    Verdict::of(heard(frame, tables, packet, flow).map(|()| Verdict::PASS))
+    Verdict::of(heard::<F, T, K, AT>(frame, tables, packet, flow).map(|()| Verdict::PASS))
 }
 
 #[inline(always)]
-fn heard<F: Frame, T: Tables>(
+fn heard<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
     frame: &F,
     tables: &T,
-    packet: &Packet<FlowKey>,
-    flow: &Flow,
+    packet: &Packet<K>,
+    flow: &K::Flow,
 ) -> Result<(), DropReason> {
     if flow.state >= State::Established as u8 {
         return Ok(());
     }
     let key = consumers(packet, flow);
     let mut stream = tables.stream(&key).ok_or(DropReason::NoFlow)?;
-    let tcp = frame.read::<Tcp>(TRANSPORT).ok_or(DropReason::Malformed)?;
+    let tcp = frame.read::<Tcp>(AT).ok_or(DropReason::Malformed)?;
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, &mut offer);
+    options::read::<F, AT>(frame, &mut offer);
     learn(&mut stream, tcp.sequence.get(), &offer);
     tables.set_stream(&key, &stream).map_err(|_| DropReason::FlowTableFull)
 }
@@ -291,31 +305,31 @@ fn heard<F: Frame, T: Tables>(
 /// Turns the target's SYN-ACK into the segment that tells the consumer its window; its addresses have been rewritten. Not inlined, as
 /// above.
 #[inline(never)]
-pub(super) fn tell_consumer<F: Frame, T: Tables>(
+pub(super) fn tell_consumer<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet<FlowKey>,
-    flow: &Flow,
+    packet: &Packet<K>,
+    flow: &K::Flow,
 ) -> Verdict {
-    Verdict::of(told(frame, tables, packet, flow).map(|()| Verdict::PASS))
+    Verdict::of(told::<F, T, K, AT>(frame, tables, packet, flow).map(|()| Verdict::PASS))
 }
 
 #[inline(always)]
-fn told<F: Frame, T: Tables>(
+fn told<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet<FlowKey>,
-    flow: &Flow,
+    packet: &Packet<K>,
+    flow: &K::Flow,
 ) -> Result<(), DropReason> {
     let stream = tables.stream(&consumers(packet, flow)).ok_or(DropReason::NoFlow)?;
-    let tcp = frame.read::<Tcp>(TRANSPORT).ok_or(DropReason::Malformed)?;
+    let tcp = frame.read::<Tcp>(AT).ok_or(DropReason::Malformed)?;
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
-    options::read(frame, &mut offer);
+    options::read::<F, AT>(frame, &mut offer);
     let scale = Offer::scale(stream.offer).map_or(0, |_| WINDOW_SCALE);
     let (options, words) = segment::stamps(stream.offer, stream.stamp, offer.echo);
     let (sequence, acknowledgement) = (stream.cookie, stream.initial.wrapping_add(1));
     let window = tcp.window.get() >> scale;
-    put(
+    put::<F, AT>(
         frame,
         &Segment { back: false, flags: ACK, window, sequence, acknowledgement, options, words, data: 1 },
     )
@@ -339,8 +353,8 @@ fn learn(stream: &mut Stream, initial: u32, offer: &Offer) {
 }
 
 #[inline(always)]
-fn put<F: Frame>(frame: &mut F, segment: &Segment) -> Result<(), DropReason> {
-    match segment::put(frame, segment) {
+fn put<F: Frame, const AT: usize>(frame: &mut F, segment: &Segment) -> Result<(), DropReason> {
+    match segment::put::<F, AT>(frame, segment) {
         0 => Err(DropReason::Malformed),
         _ => Ok(()),
     }

@@ -7,7 +7,7 @@ use super::parse::Packet;
 use super::rules;
 use super::state::State;
 use crate::tables::{COOKIE, Course, Entry, Flow, FlowKey, Flows, Key, SHIFTED, Tables, VpcAddress};
-use crate::verdict::{Answer, DropReason, FlowEvent};
+use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
 use crate::wire::RST;
 
 /// What is to be done with the packet.
@@ -102,6 +102,18 @@ impl Step {
     #[inline(always)]
     pub(super) const fn reset_segment<K: Key>(packet: &Packet<K>, answer: Answer) -> Self {
         if packet.flags & RST != 0 { Self::drop(DropReason::NoFlow) } else { Self::reset(answer) }
+    }
+
+    /// As a part of the path returns it.
+    #[inline(always)]
+    pub(super) const fn as_verdict(self) -> Verdict {
+        Verdict::from_word(self.0)
+    }
+
+    /// What [`Step::as_verdict`] was made from.
+    #[inline(always)]
+    pub(super) const fn of_verdict(verdict: Verdict) -> Self {
+        Self(verdict.word())
     }
 
     /// What it says.

@@ -191,11 +191,9 @@ fn remove<K: Key, T: Tables + Flows<K>>(tables: &T, packet: &Packet<K>) {
 
 /// What the two sides of a flow count differently goes with it.
 #[inline(always)]
-fn forget_stream<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, flow: &K::Flow) {
-    if flow.is_shifted()
-        && let Some(key) = consumers(packet, flow).narrow()
-    {
-        tables.remove_stream(&key);
+fn forget_stream<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>, flow: &K::Flow) {
+    if flow.is_shifted() {
+        tables.remove_stream(&consumers(packet, flow));
     }
 }
 
@@ -295,7 +293,7 @@ pub(super) fn pending<K: Key, T: Tables + Flows<K>>(
         return Pending::Hit;
     }
     if confirms(packet, flow) {
-        if !K::WIDE && packet.is_tcp() {
+        if packet.is_tcp() {
             cookie::concerns(tables, flow.endpoint, &endpoint, now, Happened::Confirmed);
         }
         return establish(tables, packet, flow, peer, now);

@@ -26,10 +26,10 @@ mod stream;
 mod translate;
 
 use crate::frame::Frame;
-use crate::tables::{Flow, FlowKey, Interface, Key, Tables};
-use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
-use crate::wire::RST;
-use first::{Next, Standing};
+use crate::tables::{Flow, FlowKey, Flows, Interface, Key, Tables};
+use crate::verdict::{Answer, DropReason, FlowEvent, Part, Verdict};
+use crate::wire::{RST, TRANSPORT};
+use first::{Next, Standing, Step};
 use hop::{Correction, Passage};
 use parse::{Network, Packet, Transport};
 use report::Report;
@@ -40,10 +40,41 @@ use stream::Carried;
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Room {
+    from: Interface,
     packet: Packet<FlowKey>,
     flow: Flow,
     peer: first::Peer<FlowKey>,
     wide: six::Wide,
+    /// Why the packet is refused if it is for us, a [`DropReason::code`], or 0.
+    fault: u32,
+    /// Seconds since boot.
+    now: u32,
+    /// Whether the wide tables have been asked about a packet that may belong to a flow of either width.
+    asked: bool,
+}
+
+/// Goes through a part of the path: says what is to become of `frame`, which is in `room` as far as it is known.
+#[inline(always)]
+pub fn run<F: Frame, T: Tables>(part: Part, frame: &mut F, tables: &T, room: &mut Room) -> Verdict {
+    let now = room.now;
+    match part {
+        Part::Stack if parse::is_ipv6(frame) => six::from_stack(frame, tables, room, now),
+        Part::Stack => Verdict::of(stack::send(frame, tables, &room.from, now)),
+        Part::Arp => Verdict::of(local::arp(frame, tables, &room.from)),
+        Part::Aside => {
+            Verdict::of(local::answer(frame, tables, &room.packet, DropReason::from_code(room.fault)))
+        }
+        Part::Error => match errors::pass_on(frame, tables, &room.packet, now).result() {
+            Err(DropReason::IcmpNoFlow) => quote::pass_on4(frame, tables, &room.from, now, &mut room.wide),
+            decided => Verdict::of(decided),
+        },
+        Part::Slow => Verdict::of(slow(frame, tables, now, room)),
+        Part::Translated => Verdict::of(translated(frame, tables, now, room)),
+        Part::FindWide => six::find(frame, tables, now, &mut room.wide).as_verdict(),
+        Part::Wide => Verdict::of(six::forward(frame, tables, now, room)),
+        Part::Carry => carried(carry::<F, T, FlowKey, TRANSPORT>(frame, tables, &room.packet, &room.flow)),
+        Part::CarryWide => six::carry(frame, tables, &room.wide),
+    }
 }
 
 /// What is to become of `frame`, which came in by the interface `ifindex` at `now`, seconds since boot.
@@ -56,48 +87,63 @@ pub fn forward<F: Frame, T: Tables>(
     ifindex: u32,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    let Some(from) = tables.interface(ifindex).filter(|from| from.vpc != 0) else { return Ok(Verdict::PASS) };
+    let mut verdict = begin(frame, tables, ifindex, now);
+    for _ in 0..PARTS {
+        let Some(part) = verdict.part() else { break };
+        let decided = tables.room(|room| tables.part(part, frame, room));
+        verdict = decided.unwrap_or(Verdict::of(Err(DropReason::Malformed)));
+    }
+    verdict.result()
+}
+
+/// As many parts go on with a packet, one after the other: [`Part::Slow`], [`Part::Translated`], and again the first.
+const PARTS: u32 = 3;
+
+/// The fast path, and for all that is not done there the part that goes on with what is in the room: [`Verdict::go_on`].
+///
+/// Not inlined, so that what it needs of the kernel's stack, whose size is bounded for a chain of calls, is free again for that part.
+#[inline(never)]
+fn begin<F: Frame, T: Tables>(frame: &mut F, tables: &T, ifindex: u32, now: u32) -> Verdict {
+    let Some(from) = tables.interface(ifindex).filter(|from| from.vpc != 0) else { return Verdict::PASS };
     if from.stack != 0 {
-        let verdict = if parse::is_ipv6(frame) {
-            six::from_stack(frame, tables, &from, now)
-        } else {
-            from_stack(frame, tables, &from, now)
-        };
-        return verdict.result();
+        return go_on(tables, Part::Stack, now, |room| room.from = from);
     }
     let mut packet = match parse::network(frame, &from) {
         Network::Ipv4(packet) => packet,
-        Network::Arp => return arp(frame, tables, &from).result(),
-        Network::Ipv6 => return six::forward(frame, tables, &from, now).result(),
-        Network::Foreign => return Ok(Verdict::PASS),
+        Network::Arp => return go_on(tables, Part::Arp, now, |room| room.from = from),
+        Network::Ipv6 => return go_on(tables, Part::Wide, now, |room| room.from = from),
+        Network::Foreign => return Verdict::PASS,
     };
     match parse::transport(frame, tables, &from, now, &mut packet) {
         Transport::Flow => {}
         Transport::Other(None) if errors::is_error(frame, &packet) => {
-            return match errors::pass_on(frame, tables, &packet, now).result() {
-                Err(DropReason::IcmpNoFlow) => six::error(frame, tables, &from, now).result(),
-                decided => decided,
-            };
+            return go_on(tables, Part::Error, now, |room| (room.from, room.packet) = (from, packet));
         }
-        Transport::Other(fault) => return not_a_flow(frame, tables, &packet, fault).result(),
+        Transport::Other(fault) => {
+            let fault = fault.map_or(0, DropReason::code);
+            return go_on(tables, Part::Aside, now, |room| (room.packet, room.fault) = (packet, fault));
+        }
     }
     if let Some(flow) = flow::established(tables, &packet, now)
         && !packet.special
         && !flow.is_shifted()
     {
-        rewrite::rewrite(frame, &packet, &flow, Correction::default())?;
-        return leave(tables, &flow, event(&packet));
+        let rewritten = rewrite::rewrite(frame, &packet, &flow, Correction::default());
+        return Verdict::of(rewritten.and_then(|()| leave(tables, &flow, event(&packet))));
     }
-    // From here on in the room, too: of what is there the kernel's verifier knows nothing, so that it goes each way once.
-    let verdict = tables.room(|room| {
-        room.packet = packet;
-        slow(frame, tables, now, room)
-    });
-    verdict.unwrap_or(Err(DropReason::Malformed))
+    go_on(tables, Part::Slow, now, |room| room.packet = packet)
 }
 
-/// The slow path: a packet of no established flow that is IPv4 on both sides, or one for which its rewrite is not all that there is to
-/// do.
+/// Goes on with a part of the path, for which `fill` puts into the room what is known.
+#[inline(always)]
+fn go_on<T: Tables>(tables: &T, part: Part, now: u32, fill: impl FnOnce(&mut Room)) -> Verdict {
+    let filled = tables.room(|room| {
+        (room.now, room.asked) = (now, false);
+        fill(room);
+    });
+    filled.map_or(Verdict::of(Err(DropReason::Malformed)), |()| Verdict::go_on(part))
+}
+
 #[inline(always)]
 fn slow<F: Frame, T: Tables>(
     frame: &mut F,
@@ -105,27 +151,22 @@ fn slow<F: Frame, T: Tables>(
     now: u32,
     room: &mut Room,
 ) -> Result<Verdict, DropReason> {
-    let Room { packet, flow, peer, wide } = room;
-    let packet: &Packet<FlowKey> = packet;
-    let mut standing = Standing::default();
-    let mut next = first::known(tables, packet, now, flow, peer).next();
-    if next == Next::Unknown && first::is_shared(tables, packet) {
-        next = six::ask(tables, packet, now, wide).next();
-        match next {
-            Next::Send(event) => {
-                let report = |frame: &mut F, mtu| report::report(frame, packet, Report::of(mtu));
-                return six::send(frame, tables, event, now, wide, report).result();
-            }
-            Next::Other => (next, standing.asked) = (Next::Unknown, true),
-            _ => {}
+    let mut standing = Standing { asked: room.asked, confirmed: false };
+    let mut next = Next::Unknown;
+    if !room.asked {
+        next = first::known(tables, &room.packet, now, &mut room.flow, &mut room.peer).next();
+        let shared = next == Next::Unknown && first::is_shared(tables, &room.packet);
+        if shared && six::widen(&room.packet, &mut room.wide) {
+            return Ok(Verdict::go_on(Part::Translated));
         }
     }
+    let Room { packet, flow, peer, .. } = room;
     if next == Next::Unknown {
         next = admit::admit(tables, packet, now, standing, &mut peer.door).next();
     }
     if let Next::Confirm(endpoint) = next {
         standing.confirmed = true;
-        next = match cookie::check(frame, tables, packet, endpoint) {
+        next = match cookie::check::<F, T, FlowKey, TRANSPORT>(frame, tables, packet, endpoint) {
             0 => Next::Reset(Answer::ResetNoFlow.code()),
             _ => admit::admit(tables, packet, now, standing, &mut peer.door).next(),
         };
@@ -134,8 +175,42 @@ fn slow<F: Frame, T: Tables>(
         next = first::open(tables, packet, now, standing, flow, peer).next();
     }
     match next {
-        Next::Pass | Next::Other | Next::Unknown | Next::Admitted => Ok(Verdict::PASS),
-        Next::Send(event) => send(frame, tables, packet, flow, event, now),
+        Next::Send(event) => send(frame, tables, room, event, now),
+        next => end(frame, tables, packet, next, now),
+    }
+}
+
+/// Whether an IPv4 packet belongs to a flow whose other side is IPv6, or opens one. If not, the narrow tables go on with it.
+#[inline(always)]
+fn translated<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    now: u32,
+    room: &mut Room,
+) -> Result<Verdict, DropReason> {
+    match Step::of_verdict(tables.part(Part::FindWide, frame, room)).next() {
+        Next::Send(event) => six::send(frame, tables, event, now, room, |frame, room, mtu| {
+            report::report(frame, &room.packet, Report::of(mtu))
+        }),
+        Next::Other => {
+            room.asked = true;
+            Ok(Verdict::go_on(Part::Slow))
+        }
+        next => end(frame, tables, &room.packet, next, now),
+    }
+}
+
+/// What becomes of an IPv4 packet that is not sent on.
+#[inline(always)]
+fn end<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<FlowKey>,
+    next: Next,
+    now: u32,
+) -> Result<Verdict, DropReason> {
+    match next {
+        Next::Pass | Next::Other | Next::Unknown | Next::Admitted | Next::Send(_) => Ok(Verdict::PASS),
         Next::Stack(interface) => stack::deliver(frame, tables, packet, interface),
         Next::Resolver(interface) => stack::hear(frame, tables, packet, interface),
         Next::Reset(answer) => reset(frame, packet, answer).result(),
@@ -144,33 +219,14 @@ fn slow<F: Frame, T: Tables>(
             Passage::Onward(_) | Passage::Piece | Passage::Report(_) => Err(DropReason::TtlExpired),
         },
         Next::Confirm(_) => Err(DropReason::NoFlow),
-        Next::Cookie(endpoint) => cookie::answer(frame, tables, packet, endpoint, now).result(),
+        Next::Cookie(endpoint) => {
+            cookie::answer::<F, T, FlowKey, TRANSPORT>(frame, tables, packet, endpoint, now).result()
+        }
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
 
-// Not inlined, since the kernel bounds the stack of a function, and these have headers to put together.
-
-#[inline(never)]
-fn from_stack<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, now: u32) -> Verdict {
-    Verdict::of(stack::send(frame, tables, from, now))
-}
-
-#[inline(never)]
-fn not_a_flow<F: Frame, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-    packet: &Packet<FlowKey>,
-    fault: Option<DropReason>,
-) -> Verdict {
-    Verdict::of(local::answer(frame, tables, packet, fault))
-}
-
-#[inline(never)]
-fn arp<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) -> Verdict {
-    Verdict::of(local::arp(frame, tables, from))
-}
-
+/// Not inlined, since the kernel bounds the stack of a function, and this has headers to put together.
 #[inline(never)]
 fn reset<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, answer: u32) -> Verdict {
     Verdict::of(reset::reset(frame, packet, answer))
@@ -180,11 +236,11 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, answer: u32) -> Verd
 fn send<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet<FlowKey>,
-    flow: &Flow,
+    room: &mut Room,
     event: FlowEvent,
     now: u32,
 ) -> Result<Verdict, DropReason> {
+    let (packet, flow) = (&room.packet, &room.flow);
     let mut correction = Correction::default();
     if packet.special {
         correction = match hop::pass(frame, tables, packet, flow.endpoint, flow.interface, now).passage() {
@@ -196,29 +252,50 @@ fn send<F: Frame, T: Tables>(
     }
     rewrite::rewrite(frame, packet, flow, correction)?;
     if flow.is_shifted() {
-        let carried =
-            if packet.is_tcp() { stream::carry(frame, tables, packet, flow) } else { Carried::Insert };
-        match carried {
-            Carried::Done => {}
-            Carried::Ask => _ = cookie::ask_target(frame, tables, packet, flow).result()?,
-            Carried::Tell => {
-                cookie::hear_target(frame, tables, packet, flow).result()?;
-                cookie::tell_consumer(frame, tables, packet, flow).result()?;
-            }
-            Carried::Greet if stream::greet(frame) == 0 => return Err(DropReason::Malformed),
-            Carried::Greet => {}
-            Carried::Insert
-                if proxy::make_room(frame, packet) == 0 || proxy::fill(frame, tables, packet, flow) == 0 =>
-            {
-                return Err(DropReason::Malformed);
-            }
-            Carried::Insert => proxy::sent(tables, packet, flow),
-            Carried::Full => return Err(DropReason::FlowTableFull),
-            Carried::Unknown => return Err(DropReason::NoFlow),
-            Carried::Malformed => return Err(DropReason::Malformed),
-        }
+        tables.part(Part::Carry, frame, room).result()?;
     }
-    leave(tables, flow, event)
+    leave(tables, &room.flow, event)
+}
+
+/// What [`carry`] says, in one register: [`Verdict::PASS`] where the packet goes on.
+#[inline(always)]
+fn carried(result: Result<(), DropReason>) -> Verdict {
+    Verdict::of(result.map(|()| Verdict::PASS))
+}
+
+/// Carries a packet whose flow is shifted, and whose addresses have been rewritten, from one side's counting into the other's. Its transport
+/// header is at `AT`, behind a header of the family that it goes to.
+#[inline(always)]
+fn carry<F: Frame, T: Tables + Flows<K>, K: Key, const AT: usize>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<K>,
+    flow: &K::Flow,
+) -> Result<(), DropReason> {
+    let is_tcp = packet.is_tcp();
+    let carried =
+        if is_tcp { stream::carry::<F, T, K, AT>(frame, tables, packet, flow) } else { Carried::Insert };
+    match carried {
+        Carried::Done => {}
+        Carried::Ask => _ = cookie::ask_target::<F, T, K, AT>(frame, tables, packet, flow).result()?,
+        Carried::Tell => {
+            cookie::hear_target::<F, T, K, AT>(frame, tables, packet, flow).result()?;
+            cookie::tell_consumer::<F, T, K, AT>(frame, tables, packet, flow).result()?;
+        }
+        Carried::Greet if stream::greet::<F, AT>(frame) == 0 => return Err(DropReason::Malformed),
+        Carried::Greet => {}
+        Carried::Insert
+            if proxy::make_room::<F, AT>(frame, is_tcp) == 0
+                || proxy::fill::<F, T, K, AT>(frame, tables, packet, flow) == 0 =>
+        {
+            return Err(DropReason::Malformed);
+        }
+        Carried::Insert => proxy::sent(tables, packet, flow),
+        Carried::Full => return Err(DropReason::FlowTableFull),
+        Carried::Unknown => return Err(DropReason::NoFlow),
+        Carried::Malformed => return Err(DropReason::Malformed),
+    }
+    Ok(())
 }
 
 #[inline(always)]

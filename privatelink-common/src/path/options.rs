@@ -1,15 +1,15 @@
 //! TCP options: what a SYN offers, and the numbers in the others that are shifted with their flow's.
 //!
-//! As many options as Linux ever sends are looked at, padding included; what is behind them is left as it is.
+//! The TCP header is at `AT`. As many options as Linux ever sends are looked at, padding included; what is behind them is left as it is.
 
 use crate::checksum::{address, delta, word};
 use crate::frame::Frame;
-use crate::wire::{TRANSPORT, Tcp};
+use crate::wire::Tcp;
 use core::mem::offset_of;
 use zerocopy::big_endian::{U16, U32};
 
-/// Where the options are.
-const OPTIONS: usize = TRANSPORT + size_of::<Tcp>();
+/// How far into a TCP header the options are.
+const OPTIONS: usize = size_of::<Tcp>();
 /// SACK blocks that fit into a header.
 const BLOCKS: usize = 4;
 
@@ -54,8 +54,8 @@ impl Offer {
 
 /// Length of the options, in bytes: up to 40.
 #[inline(always)]
-fn length<F: Frame>(frame: &F) -> usize {
-    let offset = frame.read::<u8>(TRANSPORT + offset_of!(Tcp, data_offset)).unwrap_or_default();
+fn length<F: Frame, const AT: usize>(frame: &F) -> usize {
+    let offset = frame.read::<u8>(AT + offset_of!(Tcp, data_offset)).unwrap_or_default();
     (usize::from(offset >> 4) * 4).saturating_sub(size_of::<Tcp>())
 }
 
@@ -74,33 +74,37 @@ struct Walk {
 ///
 /// The steps are written out, and each forgets what the verifier has learnt, or it would follow every combination of options there is.
 #[inline(never)]
-fn find<F: Frame>(frame: &F) -> u64 {
-    let mut walk = Walk { at: 0, end: length(frame) as u64, found: 0 };
+fn find<F: Frame, const AT: usize>(frame: &F) -> u64 {
+    let mut walk = Walk { at: 0, end: length::<F, AT>(frame) as u64, found: 0 };
     // As many as twelve.
-    let _ = four(frame, &mut walk) && four(frame, &mut walk) && four(frame, &mut walk);
+    let _ =
+        four::<F, AT>(frame, &mut walk) && four::<F, AT>(frame, &mut walk) && four::<F, AT>(frame, &mut walk);
     walk.found
 }
 
 #[inline(always)]
-fn four<F: Frame>(frame: &F, walk: &mut Walk) -> bool {
-    step(frame, walk) && step(frame, walk) && step(frame, walk) && step(frame, walk)
+fn four<F: Frame, const AT: usize>(frame: &F, walk: &mut Walk) -> bool {
+    step::<F, AT>(frame, walk)
+        && step::<F, AT>(frame, walk)
+        && step::<F, AT>(frame, walk)
+        && step::<F, AT>(frame, walk)
 }
 
 /// One option; says whether others may follow.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "a place within the options")]
-fn step<F: Frame>(frame: &F, walk: &mut Walk) -> bool {
+fn step<F: Frame, const AT: usize>(frame: &F, walk: &mut Walk) -> bool {
     (walk.at, walk.found) = (frame.blur(walk.at) & 63, frame.blur(walk.found));
     if walk.at >= walk.end {
         return false;
     }
-    let kind = frame.read::<u8>(OPTIONS + walk.at as usize).unwrap_or(END);
+    let kind = frame.read::<u8>(AT + OPTIONS + walk.at as usize).unwrap_or(END);
     if kind == END {
         return false;
     }
     let long = match kind {
         PADDING => 1,
-        _ => u64::from(frame.read::<u8>(OPTIONS + walk.at as usize + 1).unwrap_or(0)),
+        _ => u64::from(frame.read::<u8>(AT + OPTIONS + walk.at as usize + 1).unwrap_or(0)),
     };
     if long == 0 || walk.at + long > walk.end {
         return false;
@@ -117,28 +121,28 @@ fn step<F: Frame>(frame: &F, walk: &mut Walk) -> bool {
 /// Where the value of an option is and how long the option is as a whole; nothing where [`find`] has not found it.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "six bits")]
-fn option<F: Frame>(frame: &F, found: u64, kind: u8) -> Option<(usize, u8)> {
+fn option<F: Frame, const AT: usize>(frame: &F, found: u64, kind: u8) -> Option<(usize, u8)> {
     let place = (found >> ((kind - MSS) * 8)) as usize & 63;
-    let long = frame.read::<u8>(OPTIONS + place)?;
-    (place != 0).then_some((OPTIONS + place + 1, long))
+    let long = frame.read::<u8>(AT + OPTIONS + place)?;
+    (place != 0).then_some((AT + OPTIONS + place + 1, long))
 }
 
 /// Reads what a segment's options offer. Not inlined, since it is long.
 #[inline(never)]
-pub(super) fn read<F: Frame>(frame: &F, offer: &mut Offer) {
-    let found = find(frame);
+pub(super) fn read<F: Frame, const AT: usize>(frame: &F, offer: &mut Offer) {
+    let found = find::<F, AT>(frame);
     *offer = Offer { mss: 0, bits: SCALE.into(), stamp: 0, echo: 0 };
-    if let Some((at, 4)) = option(frame, found, MSS) {
+    if let Some((at, 4)) = option::<F, AT>(frame, found, MSS) {
         offer.mss = frame.read::<U16>(at).map_or(0, |it| it.get().into());
     }
-    if let Some((at, 3)) = option(frame, found, WINDOW_SCALE) {
+    if let Some((at, 3)) = option::<F, AT>(frame, found, WINDOW_SCALE) {
         // Fourteen at most, whatever it says (RFC 7323, 2.3).
         offer.bits = frame.read::<u8>(at).map_or(0, |it| u32::from(it).min(14));
     }
-    if let Some((_, 2)) = option(frame, found, SACK_PERMITTED) {
+    if let Some((_, 2)) = option::<F, AT>(frame, found, SACK_PERMITTED) {
         offer.bits |= u32::from(SACK_OK);
     }
-    if let Some((at, 10)) = option(frame, found, TIMESTAMPS) {
+    if let Some((at, 10)) = option::<F, AT>(frame, found, TIMESTAMPS) {
         let [stamp, echo] = frame.read::<[U32; 2]>(at).unwrap_or_default();
         (offer.stamp, offer.echo) = (stamp.get(), echo.get());
         offer.bits |= u32::from(STAMPED);
@@ -158,12 +162,12 @@ pub(super) struct Numbers {
 
 /// Shifts the numbers in a segment's options; returns what that does to its checksum, in one word. Not inlined, since it is long.
 #[inline(never)]
-pub(super) fn shift<F: Frame>(frame: &mut F, numbers: &Numbers) -> u64 {
-    let (found, mut change) = (find(frame), 0u32);
-    if let Some((at, 10)) = option(frame, found, TIMESTAMPS) {
+pub(super) fn shift<F: Frame, const AT: usize>(frame: &mut F, numbers: &Numbers) -> u64 {
+    let (found, mut change) = (find::<F, AT>(frame), 0u32);
+    if let Some((at, 10)) = option::<F, AT>(frame, found, TIMESTAMPS) {
         change += pair(frame, at, numbers.stamp, numbers.echo);
     }
-    if let Some((at, long)) = option(frame, found, SACK) {
+    if let Some((at, long)) = option::<F, AT>(frame, found, SACK) {
         for block in 0..BLOCKS {
             if block * 8 + 10 <= usize::from(long) {
                 change += pair(frame, at + block * 8, numbers.sack, numbers.sack);
@@ -175,8 +179,8 @@ pub(super) fn shift<F: Frame>(frame: &mut F, numbers: &Numbers) -> u64 {
 
 /// Lowers the MSS of a SYN to what `most` says, if it is above it; returns what that does to the checksum. Not inlined, since it is long.
 #[inline(never)]
-pub(super) fn clamp<F: Frame>(frame: &mut F, most: u16) -> u64 {
-    let Some((at, 4)) = option(frame, find(frame), MSS) else { return 0 };
+pub(super) fn clamp<F: Frame, const AT: usize>(frame: &mut F, most: u16) -> u64 {
+    let Some((at, 4)) = option::<F, AT>(frame, find::<F, AT>(frame), MSS) else { return 0 };
     let Some(old) = frame.read::<U16>(at).filter(|old| old.get() > most) else { return 0 };
     let new = U16::new(most);
     if frame.write(at, &new).is_none() {
@@ -188,8 +192,8 @@ pub(super) fn clamp<F: Frame>(frame: &mut F, most: u16) -> u64 {
 
 /// The MSS of a SYN; 0 where it does not say. Not inlined, since it is long.
 #[inline(never)]
-pub(super) fn mss<F: Frame>(frame: &F) -> u64 {
-    let Some((at, 4)) = option(frame, find(frame), MSS) else { return 0 };
+pub(super) fn mss<F: Frame, const AT: usize>(frame: &F) -> u64 {
+    let Some((at, 4)) = option::<F, AT>(frame, find::<F, AT>(frame), MSS) else { return 0 };
     frame.read::<U16>(at).map_or(0, |it| it.get().into())
 }
 

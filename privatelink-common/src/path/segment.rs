@@ -1,15 +1,16 @@
 //! A TCP segment of the path's own, in place of the frame at hand.
 
-use crate::checksum::{address, finish, word};
+use crate::checksum::{address, finish, ip, word};
 use crate::frame::Frame;
-use crate::wire::{Ethernet, Ipv4, Ipv4Header, NETWORK, TCP, TRANSPORT, Tcp};
+use crate::wire::{Ethernet, Ip, Ipv4, Ipv4Header, Ipv6Header, NETWORK, TCP, TRANSPORT, TRANSPORT6, Tcp};
 use core::mem::offset_of;
-use zerocopy::big_endian::{U16, U32};
+use zerocopy::{
+    Immutable, IntoBytes,
+    big_endian::{U16, U32},
+};
 
 /// What Linux sends with.
 const TTL: u8 = 64;
-/// Headers without TCP's options.
-const HEADERS: usize = size_of::<Ipv4Header>() + size_of::<Tcp>();
 
 /// A segment to be sent, between the addresses and ports of the frame at hand.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +33,6 @@ pub(super) struct Segment {
     pub data: u32,
 }
 
-/// Where the addresses are.
-const ADDRESSES: usize = NETWORK + offset_of!(Ipv4Header, source);
-
 /// The options of a SYN: MSS, and what else `bits` offers (see [`super::options::Offer`]).
 #[inline(always)]
 pub(super) fn offer(mss: u16, bits: u8, scale: u8, stamp: u32, echo: u32) -> ([U32; 5], u32) {
@@ -56,65 +54,98 @@ pub(super) fn stamps(bits: u8, stamp: u32, echo: u32) -> ([U32; 5], u32) {
     (words, if bits & super::options::STAMPED == 0 { 0 } else { 3 })
 }
 
-/// Makes the frame the segment. Returns 1, or 0 where there is no room. Not inlined: the kernel bounds a function's stack.
+/// Makes the frame the segment, whose TCP header is to be at `AT`, as that of the frame is. Returns 1, or 0 where there is no room. Not
+/// inlined: the kernel bounds a function's stack.
 #[inline(never)]
-pub(super) fn put<F: Frame>(frame: &mut F, segment: &Segment) -> u64 {
-    put_all(frame, segment).map_or(0, |()| 1)
+pub(super) fn put<F: Frame, const AT: usize>(frame: &mut F, segment: &Segment) -> u64 {
+    put_all::<F, AT>(frame, segment).map_or(0, |()| 1)
 }
 
 #[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "at most 61 bytes")]
-fn put_all<F: Frame>(frame: &mut F, segment: &Segment) -> Option<()> {
+#[allow(clippy::cast_possible_truncation, reason = "at most 41 bytes")]
+fn put_all<F: Frame, const AT: usize>(frame: &mut F, segment: &Segment) -> Option<()> {
     let mut ethernet = frame.read::<Ethernet>(0)?;
-    let [mut source, mut destination] = frame.read::<[Ipv4; 2]>(ADDRESSES)?;
-    let [mut source_port, mut destination_port] = frame.read::<[U16; 2]>(TRANSPORT)?;
+    let [mut source_port, mut destination_port] = frame.read::<[U16; 2]>(AT)?;
     if segment.back {
         (ethernet.source, ethernet.destination) = (ethernet.destination, ethernet.source);
-        (source, destination) = (destination, source);
         (source_port, destination_port) = (destination_port, source_port);
     }
     let words = (segment.words as usize).min(5);
-    let length = HEADERS + words * 4 + (segment.data & 1) as usize;
-    frame.resize(NETWORK + length)?;
-    frame.write(0, &ethernet)?;
+    let length = size_of::<Tcp>() + words * 4 + (segment.data & 1) as usize;
     // Each is written as soon as it is whole, since what waits lies on the stack.
-    let pseudo =
-        address(source) + address(destination) + word([0, TCP]) + word((length as u16 - 20).to_be_bytes());
-    ip_header(frame, length as u16, source, destination)?;
-    let mut total = tcp_header(frame, segment, words as u8, source_port, destination_port)?;
+    let addresses = match AT {
+        TRANSPORT6 => ip6::<F>(frame, segment.back, length as u16)?,
+        _ => ip4::<F>(frame, segment.back, length as u16)?,
+    };
+    frame.write(0, &ethernet)?;
+    let pseudo = addresses + word([0, TCP]) + word((length as u16).to_be_bytes());
+    let mut total = tcp_header::<F, AT>(frame, segment, words as u8, source_port, destination_port)?;
     for index in 0..5 {
         if index < words {
             total += address(segment.options[index].to_bytes());
-            frame.write(TRANSPORT + size_of::<Tcp>() + index * 4, &segment.options[index])?;
+            frame.write(AT + size_of::<Tcp>() + index * 4, &segment.options[index])?;
         }
     }
     if segment.data & 1 == 1 {
-        frame.write(TRANSPORT + size_of::<Tcp>() + words * 4, &0u8)?;
+        frame.write(AT + size_of::<Tcp>() + words * 4, &0u8)?;
     }
-    frame.set_checksum(TRANSPORT + offset_of!(Tcp, checksum), pseudo, total)
+    frame.set_checksum(AT + offset_of!(Tcp, checksum), pseudo, total)
 }
 
+/// Makes room for so much behind an IPv4 header, which is written. Returns the sum of its addresses.
 #[inline(always)]
-fn ip_header<F: Frame>(frame: &mut F, length: u16, source: Ipv4, destination: Ipv4) -> Option<()> {
-    let fixed = word([0x45, 0]) + word(length.to_be_bytes()) + word([0x40, 0]) + word([TTL, TCP]);
+fn ip4<F: Frame>(frame: &mut F, back: bool, length: u16) -> Option<u32> {
+    let [mut source, mut destination] = frame.read::<[Ipv4; 2]>(NETWORK + offset_of!(Ipv4Header, source))?;
+    if back {
+        (source, destination) = (destination, source);
+    }
+    frame.resize(TRANSPORT + usize::from(length))?;
+    #[allow(clippy::cast_possible_truncation, reason = "twenty")]
+    let total = size_of::<Ipv4Header>() as u16 + length;
+    let addresses = address(source) + address(destination);
+    let fixed = word([0x45, 0]) + word(total.to_be_bytes()) + word([0x40, 0]) + word([TTL, TCP]);
     let ip = Ipv4Header {
         version_ihl: 0x45,
         tos: 0,
-        total_length: U16::new(length),
+        total_length: U16::new(total),
         id: U16::ZERO,
         fragment: U16::new(0x4000),
         ttl: TTL,
         protocol: TCP,
-        checksum: finish(fixed + address(source) + address(destination)),
+        checksum: finish(fixed + addresses),
         source,
         destination,
     };
-    frame.write(NETWORK, &ip)
+    frame.write(NETWORK, &ip)?;
+    Some(addresses)
+}
+
+/// The part of an IPv6 header before its addresses.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct Ipv6Start(U32, U16, u8, u8);
+
+/// Where the addresses are.
+const SOURCE: usize = NETWORK + offset_of!(Ipv6Header, source);
+const DESTINATION: usize = NETWORK + offset_of!(Ipv6Header, destination);
+
+/// The same of an IPv6 header.
+#[inline(always)]
+fn ip6<F: Frame>(frame: &mut F, back: bool, length: u16) -> Option<u32> {
+    let (mut source, mut destination) = (frame.read::<Ip>(SOURCE)?, frame.read::<Ip>(DESTINATION)?);
+    if back {
+        (source, destination) = (destination, source);
+    }
+    frame.resize(TRANSPORT6 + usize::from(length))?;
+    frame.write(NETWORK, &Ipv6Start(U32::new(6 << 28), U16::new(length), TCP, TTL))?;
+    frame.write(SOURCE, &source)?;
+    frame.write(DESTINATION, &destination)?;
+    Some(ip(source) + ip(destination))
 }
 
 /// Writes the TCP header, without a checksum, and returns the sum of its words.
 #[inline(always)]
-fn tcp_header<F: Frame>(
+fn tcp_header<F: Frame, const AT: usize>(
     frame: &mut F,
     segment: &Segment,
     words: u8,
@@ -133,7 +164,7 @@ fn tcp_header<F: Frame>(
         checksum: [0; 2],
         urgent: U16::ZERO,
     };
-    frame.write(TRANSPORT, &tcp)?;
+    frame.write(AT, &tcp)?;
     let numbers = address(tcp.sequence.to_bytes()) + address(tcp.acknowledgement.to_bytes());
     let ports = word(source_port.to_bytes()) + word(destination_port.to_bytes());
     Some(ports + numbers + word([offset, segment.flags]) + word(tcp.window.to_bytes()))

@@ -7,14 +7,14 @@ use super::hop::Passage;
 use super::parse::{Packet, fault};
 use super::quote::{self, Quote};
 use super::report::report6;
-use super::{admit, flow, fragment, hop, neighbour, reset, stack, translate};
+use super::{Room, admit, cookie, flow, fragment, hop, neighbour, reset, stack, translate};
 use crate::checksum::Delta;
 use crate::frame::Frame;
 use crate::tables::{Flow6, FlowKey, FlowKey6, FragmentKey, Interface, Key, Tables};
-use crate::verdict::{DropReason, FlowEvent, Verdict};
+use crate::verdict::{Answer, DropReason, FlowEvent, Part, Verdict};
 use crate::wire::{
     ADVERTISEMENT, Ethernet, FRAGMENT_OFFSET6, FRAGMENT6, FragmentHeader, Icmp, Ip, Ipv6Header, NETWORK,
-    SOLICITATION, SYN, TCP, TRANSPORT6, Tcp, UDP, Udp,
+    SOLICITATION, SYN, TCP, TRANSPORT, TRANSPORT6, Tcp, UDP, Udp,
 };
 use core::mem::offset_of;
 use zerocopy::big_endian::U16;
@@ -29,9 +29,6 @@ pub(super) struct Wide {
     pub(super) quote: Quote,
     fragment: FragmentKey,
 }
-
-/// Of an IPv4 packet, the narrow tables have been asked; an IPv6 packet can be in no others.
-const ASKED: Standing = Standing { asked: true, confirmed: false };
 
 /// An IPv6 frame, as far as the path knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,14 +148,28 @@ fn is_later<F: Frame>(frame: &F) -> bool {
 }
 
 /// What is to become of an IPv6 frame.
-#[inline(never)]
-pub(super) fn forward<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, now: u32) -> Verdict {
-    let verdict = tables.room(|room| decide(frame, tables, from, now, &mut room.wide));
-    Verdict::of(verdict.unwrap_or(Err(DropReason::Malformed)))
+#[inline(always)]
+pub(super) fn forward<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    now: u32,
+    room: &mut Room,
+) -> Result<Verdict, DropReason> {
+    match read(frame, tables, &room.from, now, &mut room.wide) {
+        Ok(Verdict::FLOW) => {}
+        decided => return decided,
+    }
+    match Step::of_verdict(tables.part(Part::FindWide, frame, room)).next() {
+        Next::Send(event) => {
+            send(frame, tables, event, now, room, |frame, _: &Room, mtu| report6(frame, mtu))
+        }
+        next => end(frame, tables, now, &room.wide, next),
+    }
 }
 
+/// Reads an IPv6 frame into the room, if it is one that may belong to a flow: [`Verdict::FLOW`]. Decides about any other.
 #[inline(always)]
-fn decide<F: Frame, T: Tables>(
+pub(super) fn read<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     from: &Interface,
@@ -167,16 +178,23 @@ fn decide<F: Frame, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     fragment::unwrap(frame, tables, from.vpc);
     match parse(frame, tables, from, now, room).parsed() {
-        Parsed6::Flow => {}
-        Parsed6::Other(fault) => return local(frame, tables, from, fault, now, room),
-        Parsed6::Foreign => return Ok(Verdict::PASS),
+        Parsed6::Flow => Ok(Verdict::FLOW),
+        Parsed6::Other(fault) => local(frame, tables, from, fault, now, room),
+        Parsed6::Foreign => Ok(Verdict::PASS),
     }
-    match find(tables, now, room).next() {
-        Next::Pass | Next::Other | Next::Unknown | Next::Admitted => Ok(Verdict::PASS),
-        Next::Send(event) => {
-            let report = |frame: &mut F, mtu| report6(frame, mtu);
-            send(frame, tables, event, now, room, report).result()
-        }
+}
+
+/// What becomes of an IPv6 packet that is not sent on.
+#[inline(always)]
+pub(super) fn end<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    now: u32,
+    room: &Wide,
+    next: Next,
+) -> Result<Verdict, DropReason> {
+    match next {
+        Next::Pass | Next::Other | Next::Unknown | Next::Admitted | Next::Send(_) => Ok(Verdict::PASS),
         Next::Expired(endpoint) => match hop::expired6(tables, endpoint, now).passage() {
             Passage::Report(mtu) => report6(frame, mtu).result(),
             Passage::Ends(verdict) => verdict.result(),
@@ -185,7 +203,10 @@ fn decide<F: Frame, T: Tables>(
         Next::Stack(interface) => stack::deliver(frame, tables, &room.packet, interface),
         Next::Resolver(interface) => stack::hear(frame, tables, &room.packet, interface),
         Next::Reset(answer) => reset::reset6(frame, answer).result(),
-        Next::Cookie(_) | Next::Confirm(_) => Err(DropReason::NoFlow),
+        Next::Cookie(endpoint) => {
+            cookie::answer::<F, T, FlowKey6, TRANSPORT6>(frame, tables, &room.packet, endpoint, now).result()
+        }
+        Next::Confirm(_) => Err(DropReason::NoFlow),
         Next::Drop(reason) => Err(DropReason::from_code(reason).unwrap_or(DropReason::Malformed)),
     }
 }
@@ -215,21 +236,33 @@ fn local<F: Frame, T: Tables>(
     neighbour::answer(frame, tables, from, fault.map_or(0, DropReason::code))
 }
 
-/// An ICMP error over IPv4 about none of the narrow flows.
-#[inline(never)]
-pub(super) fn error<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface, now: u32) -> Verdict {
-    let verdict = tables.room(|room| quote::pass_on4(frame, tables, from, now, &mut room.wide));
-    verdict.unwrap_or(Verdict::of(Err(DropReason::Malformed)))
-}
-
-/// Finds or opens the flow of the packet in the room.
+/// Finds or opens the flow of the packet in the room. [`Next::Other`]: it is one of IPv4 on both sides.
 #[inline(always)]
-fn find<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
+pub(super) fn find<F: Frame, T: Tables>(frame: &F, tables: &T, now: u32, room: &mut Wide) -> Step {
     if established(tables, now, room) {
         return Step::send(super::event(&room.packet));
     }
-    match known(tables, now, room) {
-        Step::UNKNOWN => unknown(tables, now, room),
+    let mut step = known(tables, now, room);
+    if step != Step::UNKNOWN {
+        return step;
+    }
+    let mut standing = Standing { asked: true, confirmed: false };
+    step = admit::admit(tables, &room.packet, now, standing, &mut room.peer.door);
+    if let Next::Confirm(endpoint) = step.next() {
+        standing.confirmed = true;
+        let packet = &room.packet;
+        let checked = if packet.key.is_ipv4() {
+            cookie::check::<F, T, FlowKey6, TRANSPORT>(frame, tables, packet, endpoint)
+        } else {
+            cookie::check::<F, T, FlowKey6, TRANSPORT6>(frame, tables, packet, endpoint)
+        };
+        step = match checked {
+            0 => Step::reset(Answer::ResetNoFlow),
+            _ => admit::admit(tables, &room.packet, now, standing, &mut room.peer.door),
+        };
+    }
+    match step {
+        Step::ADMITTED => first::open(tables, &room.packet, now, standing, &mut room.flow, &mut room.peer),
         step => step,
     }
 }
@@ -244,72 +277,69 @@ fn known<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
     first::is_known(tables, &room.packet, now, &mut room.flow, &mut room.peer)
 }
 
-#[inline(always)]
-fn unknown<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
-    match admit::admit(tables, &room.packet, now, ASKED, &mut room.peer.door) {
-        Step::ADMITTED => first::open(tables, &room.packet, now, ASKED, &mut room.flow, &mut room.peer),
-        step => step,
-    }
-}
-
-/// Whether an IPv4 packet belongs to a flow whose other side is IPv6, or opens one. [`Next::Other`]: to none.
-#[inline(always)]
-pub(super) fn ask<T: Tables>(tables: &T, packet: &Packet<FlowKey>, now: u32, room: &mut Wide) -> Step {
-    if widen(packet, room) { find(tables, now, room) } else { Step::OTHER }
-}
-
+/// Puts an IPv4 packet into the room, as the wide tables know it. Says no where they cannot.
 #[inline(never)]
-fn widen(packet: &Packet<FlowKey>, room: &mut Wide) -> bool {
+pub(super) fn widen(packet: &Packet<FlowKey>, room: &mut Wide) -> bool {
     let Some(packet) = packet.other() else { return false };
     room.packet = packet;
     true
 }
 
-/// Sends the packet in the room by the flow in the room; `report` tells its sender why it cannot be.
+/// Sends the wide packet in the room by the wide flow in the room; `report` tells its sender why it cannot be.
 #[inline(always)]
 pub(super) fn send<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     event: FlowEvent,
     now: u32,
-    room: &Wide,
-    report: impl FnOnce(&mut F, u16) -> Verdict,
-) -> Verdict {
+    room: &mut Room,
+    report: impl FnOnce(&mut F, &Room, u16) -> Verdict,
+) -> Result<Verdict, DropReason> {
+    let Wide { packet, flow, fragment, .. } = &room.wide;
     let mut correction = 0;
-    if room.packet.special {
-        correction = match hop::pass6(frame, tables, &room.packet, &room.flow, now).passage() {
+    if packet.special {
+        correction = match hop::pass6(frame, tables, packet, flow, now).passage() {
             Passage::Onward(correction) => correction.transport,
             Passage::Piece => {
-                let Wide { packet, fragment, .. } = room;
                 let code = match packet.key.is_ipv4() {
                     true => fragment::identify4(frame, tables, packet, now),
                     false => fragment::identify6(frame, tables, packet, fragment, now),
                 };
                 return match DropReason::from_code(code) {
-                    Some(reason) => Verdict::of(Err(reason)),
-                    None => leave_piece(frame, tables, event, room),
+                    Some(reason) => Err(reason),
+                    None => leave_piece(frame, tables, event, &room.wide).result(),
                 };
             }
-            Passage::Ends(verdict) => return verdict,
-            Passage::Report(mtu) => return report(frame, mtu),
+            Passage::Ends(verdict) => return verdict.result(),
+            Passage::Report(mtu) => return report(frame, room, mtu).result(),
         };
     }
-    leave(frame, tables, event, correction, room)
+    let rewritten = rewrite(frame, correction, &room.wide);
+    if rewritten != Verdict::PASS {
+        return rewritten.result();
+    }
+    if room.wide.flow.is_shifted() {
+        tables.part(Part::CarryWide, frame, room).result()?;
+    }
+    sent(tables, &room.wide.flow, event).result()
 }
 
+/// [`super::carry`] of the wide packet in the room, which has been rewritten; [`Verdict::PASS`] where it goes on.
+#[inline(always)]
+pub(super) fn carry<F: Frame, T: Tables>(frame: &mut F, tables: &T, room: &Wide) -> Verdict {
+    let Wide { packet, flow, .. } = room;
+    super::carried(if flow.source.is_ipv4() {
+        super::carry::<F, T, FlowKey6, TRANSPORT>(frame, tables, packet, flow)
+    } else {
+        super::carry::<F, T, FlowKey6, TRANSPORT6>(frame, tables, packet, flow)
+    })
+}
+
+/// [`translate::rewrite`]; [`Verdict::PASS`] where the packet goes on.
 #[inline(never)]
-fn leave<F: Frame, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-    event: FlowEvent,
-    correction: Delta,
-    room: &Wide,
-) -> Verdict {
-    let (packet, flow) = (&room.packet, &room.flow);
-    if let Err(reason) = translate::rewrite(frame, packet, flow, correction) {
-        return Verdict::of(Err(reason));
-    }
-    sent(tables, flow, event)
+fn rewrite<F: Frame>(frame: &mut F, correction: Delta, room: &Wide) -> Verdict {
+    let rewritten = translate::rewrite(frame, &room.packet, &room.flow, correction);
+    Verdict::of(rewritten.map(|()| Verdict::PASS))
 }
 
 /// The same of a fragment.
@@ -333,17 +363,14 @@ fn sent<T: Tables>(tables: &T, flow: &Flow6, event: FlowEvent) -> Verdict {
 pub(super) fn from_stack<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    from: &Interface,
+    room: &mut Room,
     now: u32,
 ) -> Verdict {
-    let result = tables.room(|room| {
-        let room = &mut room.wide;
-        match parse(frame, tables, from, now, room).parsed() {
-            Parsed6::Flow if room.packet.later => Err(DropReason::Fragment),
-            Parsed6::Flow => stack::route6(frame, tables, &room.packet).result(),
-            Parsed6::Other(_) => stack::message(frame).result(),
-            Parsed6::Foreign => Err(DropReason::ProtocolUnsupported),
-        }
-    });
-    Verdict::of(result.unwrap_or(Err(DropReason::Malformed)))
+    let Room { from, wide, .. } = room;
+    match parse(frame, tables, from, now, wide).parsed() {
+        Parsed6::Flow if wide.packet.later => Verdict::of(Err(DropReason::Fragment)),
+        Parsed6::Flow => stack::route6(frame, tables, &wide.packet),
+        Parsed6::Other(_) => stack::message(frame),
+        Parsed6::Foreign => Verdict::of(Err(DropReason::ProtocolUnsupported)),
+    }
 }

@@ -1,7 +1,8 @@
 //! What the two sides of a TCP flow count differently: sequence and acknowledgement numbers, SACK blocks, timestamps and windows are
 //! shifted for as long as the flow lives.
 //!
-//! Only flows that are marked ([`crate::tables::SHIFTED`]) come here; the others do not pay for it.
+//! The TCP header is at `AT`, behind a header of the family that the segment goes to. Only flows that are marked
+//! ([`crate::tables::SHIFTED`]) come here; the others do not pay for it.
 
 use super::options::{self, Numbers};
 use super::parse::Packet;
@@ -9,9 +10,9 @@ use super::proxy::LENGTH;
 use super::state::State;
 use crate::checksum::{address, delta, fold, word};
 use crate::frame::{Change, Frame};
-use crate::tables::{COOKIE, Flow, FlowKey, HEADER_DUE, HEADER_SENT, Key, Stream, Tables, UNANSWERED};
+use crate::tables::{COOKIE, Course, Flows, HEADER_DUE, HEADER_SENT, Key, Stream, UNANSWERED};
 use crate::verdict::Direction;
-use crate::wire::{ACK, Ipv4Header, NETWORK, RST, SYN, TRANSPORT, Tcp};
+use crate::wire::{ACK, Ipv4Header, Ipv6Header, NETWORK, RST, SYN, TRANSPORT, Tcp};
 use core::mem::offset_of;
 use zerocopy::{
     Immutable, IntoBytes,
@@ -66,13 +67,13 @@ pub(super) enum Carried {
 /// Carries a segment, whose addresses have been rewritten, from one side's counting into the other's. Not inlined, since few flows
 /// need it.
 #[inline(never)]
-pub(super) fn carry<F: Frame, T: Tables>(
+pub(super) fn carry<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
     frame: &mut F,
     tables: &T,
-    packet: &Packet<FlowKey>,
-    flow: &Flow,
+    packet: &Packet<K>,
+    flow: &K::Flow,
 ) -> Carried {
-    let Some(tcp) = frame.read::<Tcp>(TRANSPORT) else { return Carried::Malformed };
+    let Some(tcp) = frame.read::<Tcp>(AT) else { return Carried::Malformed };
     let key = consumers(packet, flow);
     if opens(&tcp, flow) {
         return begin(tables, &key, flow, &tcp);
@@ -85,7 +86,7 @@ pub(super) fn carry<F: Frame, T: Tables>(
         Direction::ToProvider => {
             let mut by = to_provider(&stream);
             if stream.marks & HEADER_DUE != 0 {
-                (by.sequence, carried) = header(frame, &tcp, &stream);
+                (by.sequence, carried) = header::<F, AT>(frame, &tcp, &stream);
             }
             by
         }
@@ -101,12 +102,12 @@ pub(super) fn carry<F: Frame, T: Tables>(
             by
         }
     };
-    shift(frame, &tcp, &by).map_or(Carried::Malformed, |()| carried)
+    shift::<F, AT>(frame, &tcp, &by).map_or(Carried::Malformed, |()| carried)
 }
 
 /// Whether this is the consumer's SYN.
 #[inline(always)]
-fn opens(tcp: &Tcp, flow: &Flow) -> bool {
+fn opens(tcp: &Tcp, flow: &Course) -> bool {
     tcp.flags & (SYN | ACK | RST) == SYN
         && flow.direction() == Direction::ToProvider
         && flow.way & COOKIE == 0
@@ -114,7 +115,7 @@ fn opens(tcp: &Tcp, flow: &Flow) -> bool {
 
 /// The consumer's SYN goes as it is, and says where its stream begins.
 #[inline(always)]
-fn begin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, tcp: &Tcp) -> Carried {
+fn begin<K: Key, T: Flows<K>>(tables: &T, key: &K, flow: &Course, tcp: &Tcp) -> Carried {
     if flow.state != State::Opening as u8 {
         return Carried::Done;
     }
@@ -132,19 +133,19 @@ fn begin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, tcp: &Tcp) -> Carrie
 /// A segment with the stream's first number takes the header along. So does a probe, which has the number before that one, and is
 /// sent where nothing has been said: what it asks is answered by the header's acknowledgement as well.
 #[inline(always)]
-fn header<F: Frame>(frame: &F, tcp: &Tcp, stream: &Stream) -> (u32, Carried) {
+fn header<F: Frame, const AT: usize>(frame: &F, tcp: &Tcp, stream: &Stream) -> (u32, Carried) {
     let offset = tcp.sequence.get().wrapping_sub(stream.initial.wrapping_add(1));
     let is_reset = tcp.flags & RST != 0;
     match offset {
         0 if is_reset && stream.marks & HEADER_SENT == 0 => (0, Carried::Done),
         // It is yet to be cut into segments, each of which would take the header along. Where the target has not been sent it, the
         // first segment comes again by itself.
-        0 if !is_reset && is_yet_to_be_cut(frame) => match stream.marks & HEADER_SENT {
+        0 if !is_reset && is_yet_to_be_cut::<F, AT>(frame) => match stream.marks & HEADER_SENT {
             0 => (0, Carried::Unknown),
             _ => (stream.forward, Carried::Done),
         },
         0 if !is_reset => (0, Carried::Insert),
-        u32::MAX if !is_reset && is_empty(frame, tcp) => (1, Carried::Insert),
+        u32::MAX if !is_reset && is_empty::<F, AT>(frame, tcp) => (1, Carried::Insert),
         u32::MAX => (0, Carried::Done),
         _ => (stream.forward, Carried::Done),
     }
@@ -152,21 +153,30 @@ fn header<F: Frame>(frame: &F, tcp: &Tcp, stream: &Stream) -> (u32, Carried) {
 
 /// Whether a device will make several segments of this one.
 #[inline(always)]
-fn is_yet_to_be_cut<F: Frame>(frame: &F) -> bool {
-    let total = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
-    frame.largest(total.get()) < u32::from(total.get())
+fn is_yet_to_be_cut<F: Frame, const AT: usize>(frame: &F) -> bool {
+    let total = length::<F, AT>(frame);
+    frame.largest(total) < u32::from(total)
+}
+
+/// The length of the packet.
+#[inline(always)]
+fn length<F: Frame, const AT: usize>(frame: &F) -> u16 {
+    if AT == TRANSPORT {
+        return frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default().get();
+    }
+    let payload = frame.read::<U16>(NETWORK + offset_of!(Ipv6Header, payload_length)).unwrap_or_default();
+    payload.get().saturating_add(40)
 }
 
 /// Whether a segment has no data.
 #[inline(always)]
-fn is_empty<F: Frame>(frame: &F, tcp: &Tcp) -> bool {
-    let total = frame.read::<U16>(NETWORK + offset_of!(Ipv4Header, total_length)).unwrap_or_default();
-    u32::from(total.get()) == 20 + u32::from(tcp.data_offset >> 4) * 4
+fn is_empty<F: Frame, const AT: usize>(frame: &F, tcp: &Tcp) -> bool {
+    usize::from(length::<F, AT>(frame)) == AT - NETWORK + usize::from(tcp.data_offset >> 4) * 4
 }
 
 /// What is added to what the target acknowledges: nothing of the header is the consumer's, so that a part of it counts as nothing.
 #[inline(always)]
-fn acknowledged<T: Tables>(tables: &T, key: &FlowKey, tcp: &Tcp, stream: &mut Stream) -> u32 {
+fn acknowledged<K: Key, T: Flows<K>>(tables: &T, key: &K, tcp: &Tcp, stream: &mut Stream) -> u32 {
     let first = stream.initial.wrapping_add(1);
     let heard = tcp.acknowledgement.get().wrapping_sub(first);
     // Less than nothing is of before the stream (RFC 9293, 3.4).
@@ -184,23 +194,23 @@ fn acknowledged<T: Tables>(tables: &T, key: &FlowKey, tcp: &Tcp, stream: &mut St
 /// The target's SYN-ACK: acknowledges a SYN, which is not shifted, and leaves the consumer's first segment room for the header. Not
 /// inlined, as above.
 #[inline(never)]
-pub(super) fn greet<F: Frame>(frame: &mut F) -> u64 {
-    let Some(tcp) = frame.read::<Tcp>(TRANSPORT) else { return 0 };
-    let mss = options::mss(frame);
+pub(super) fn greet<F: Frame, const AT: usize>(frame: &mut F) -> u64 {
+    let Some(tcp) = frame.read::<Tcp>(AT) else { return 0 };
+    let mss = options::mss::<F, AT>(frame);
     #[allow(clippy::cast_possible_truncation, reason = "an MSS, and a folded sum")]
-    let mut change = options::clamp(frame, (mss as u16).saturating_sub(LENGTH)) as u32;
+    let mut change = options::clamp::<F, AT>(frame, (mss as u16).saturating_sub(LENGTH)) as u32;
     let window = U16::new(tcp.window.get().saturating_sub(LENGTH));
     change += u32::from(delta(word(tcp.window.to_bytes()), word(window.to_bytes())));
     let change = Change { pseudo: 0, header: fold(change) };
-    let written = frame.write(TRANSPORT + offset_of!(Tcp, window), &window).and_then(|()| {
-        frame.change_checksum(TRANSPORT + offset_of!(Tcp, checksum), tcp.checksum, true, change)
-    });
+    let written = frame
+        .write(AT + offset_of!(Tcp, window), &window)
+        .and_then(|()| frame.change_checksum(AT + offset_of!(Tcp, checksum), tcp.checksum, true, change));
     written.map_or(0, |()| 1)
 }
 
 /// Whether this is a target's answer to a SYN of the path's.
 #[inline(always)]
-fn is_greeting(tcp: &Tcp, flow: &Flow) -> bool {
+fn is_greeting(tcp: &Tcp, flow: &Course) -> bool {
     flow.way & COOKIE != 0 && tcp.flags & (SYN | ACK) == SYN | ACK
 }
 
@@ -246,7 +256,7 @@ fn refused(tcp: &Tcp, stream: &Stream) -> Shift {
 
 /// Shifts the numbers of the segment whose header is `tcp`.
 #[inline(always)]
-fn shift<F: Frame>(frame: &mut F, tcp: &Tcp, by: &Shift) -> Option<()> {
+fn shift<F: Frame, const AT: usize>(frame: &mut F, tcp: &Tcp, by: &Shift) -> Option<()> {
     let sequence = U32::new(tcp.sequence.get().wrapping_add(by.sequence));
     let acknowledgement = match tcp.flags & ACK {
         0 => tcp.acknowledgement,
@@ -264,13 +274,13 @@ fn shift<F: Frame>(frame: &mut F, tcp: &Tcp, by: &Shift) -> Option<()> {
         let numbers = Numbers { sack: by.sack, stamp: by.stamp, echo: by.echo };
         #[allow(clippy::cast_possible_truncation, reason = "a sum of a few folded words")]
         {
-            change += options::shift(frame, &numbers) as u32;
+            change += options::shift::<F, AT>(frame, &numbers) as u32;
         }
     }
     let changed = Changed(sequence, acknowledgement, [tcp.data_offset, tcp.flags], window);
-    frame.write(TRANSPORT + offset_of!(Tcp, sequence), &changed)?;
+    frame.write(AT + offset_of!(Tcp, sequence), &changed)?;
     let change = Change { pseudo: 0, header: fold(change) };
-    frame.change_checksum(TRANSPORT + offset_of!(Tcp, checksum), tcp.checksum, true, change)
+    frame.change_checksum(AT + offset_of!(Tcp, checksum), tcp.checksum, true, change)
 }
 
 /// A window in another scale: rounded down, and as large as it can be written.

@@ -198,12 +198,6 @@ impl Build<'_, '_> {
             let help = "datagrams are not translated to IPv4, as on AWS";
             self.reader.problem(span.clone(), message, Some(help.into()));
         }
-        if group.attributes.proxied && takes_ipv6 {
-            let message =
-                format!("\"{target_group}\" has proxy_protocol_v2, which this version sends over IPv4 alone");
-            let help = "give it load balancers without IPv6 addresses, or switch it off";
-            self.reader.problem(span.clone(), message, Some(help.into()));
-        }
         if vpc.is_some_and(|vpc| !group.vpc.is_empty() && *vpc != group.vpc) {
             let message = format!("the target group \"{target_group}\" is in the VPC \"{}\"", group.vpc);
             self.reader.problem(span, message, Some("a load balancer and its targets share a VPC".into()));

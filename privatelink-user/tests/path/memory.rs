@@ -105,6 +105,7 @@ pub(crate) struct Memory {
     pub limits: Cell<Endpoint>,
     pub bucket: Cell<Bucket>,
     pub streams: RefCell<HashMap<FlowKey, Stream>>,
+    pub streams6: RefCell<HashMap<FlowKey6, Stream>>,
     pub most_streams: Cell<usize>,
     pub pressure: Cell<Pressure>,
     pub counted: RefCell<Vec<TargetEvent>>,
@@ -174,7 +175,7 @@ pub(crate) fn insert<K: Copy + Eq + Hash, F: Copy>(
 }
 
 macro_rules! flows {
-    ($key:ty, $flow:ty, $established:ident, $pending:ident) => {
+    ($key:ty, $flow:ty, $established:ident, $pending:ident, $streams:ident) => {
         impl Flows<$key> for Memory {
             type Entry = Shared<$flow>;
 
@@ -196,12 +197,26 @@ macro_rules! flows {
             fn remove_pending(&self, key: &$key) {
                 self.$pending.borrow_mut().remove(key);
             }
+            fn stream(&self, key: &$key) -> Option<Stream> {
+                self.$streams.borrow().get(key).copied()
+            }
+            fn set_stream(&self, key: &$key, stream: &Stream) -> Result<(), InsertError> {
+                let mut streams = self.$streams.borrow_mut();
+                if streams.len() >= self.most_streams.get() && !streams.contains_key(key) {
+                    return Err(InsertError::Full);
+                }
+                streams.insert(*key, *stream);
+                Ok(())
+            }
+            fn remove_stream(&self, key: &$key) {
+                self.$streams.borrow_mut().remove(key);
+            }
         }
     };
 }
 
-flows!(FlowKey, Flow, established, pending);
-flows!(FlowKey6, Flow6, established6, pending6);
+flows!(FlowKey, Flow, established, pending, streams);
+flows!(FlowKey6, Flow6, established6, pending6, streams6);
 
 impl Tables for Memory {
     fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
@@ -229,20 +244,6 @@ impl Tables for Memory {
     }
     fn set_bucket(&self, _: u32, bucket: Bucket) {
         self.bucket.set(bucket);
-    }
-    fn stream(&self, key: &FlowKey) -> Option<Stream> {
-        self.streams.borrow().get(key).copied()
-    }
-    fn set_stream(&self, key: &FlowKey, stream: &Stream) -> Result<(), InsertError> {
-        let mut streams = self.streams.borrow_mut();
-        if streams.len() >= self.most_streams.get() && !streams.contains_key(key) {
-            return Err(InsertError::Full);
-        }
-        streams.insert(*key, *stream);
-        Ok(())
-    }
-    fn remove_stream(&self, key: &FlowKey) {
-        self.streams.borrow_mut().remove(key);
     }
     fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
         self.image.vpc_endpoint_ids.get(&endpoint).copied().unwrap_or_default()
@@ -429,6 +430,7 @@ pub(crate) fn memory(image: Image) -> Memory {
         limits: Cell::new(Endpoint { hold: 60, ..Endpoint::default() }),
         bucket: Cell::default(),
         streams: RefCell::default(),
+        streams6: RefCell::default(),
         most_streams: Cell::new(usize::MAX),
         pressure: Cell::default(),
         counted: RefCell::default(),
