@@ -19,6 +19,7 @@ mod reset;
 mod rewrite;
 pub mod rules;
 mod segment;
+mod sequence;
 mod six;
 pub mod stack;
 pub mod state;
@@ -81,7 +82,7 @@ pub fn forward<F: Frame, T: Tables>(
         }
         Transport::Other(fault) => return not_a_flow(frame, tables, &packet, fault).result(),
     }
-    if let Some(flow) = flow::established(tables, &packet, now)
+    if let Some(flow) = flow::established(tables, &packet, now, || sequence::read(frame))
         && !packet.special
         && !flow.is_shifted()
     {
@@ -108,6 +109,8 @@ fn slow<F: Frame, T: Tables>(
     let Room { packet, flow, peer, wide } = room;
     let packet: &Packet<FlowKey> = packet;
     let mut standing = Standing::default();
+    peer.numbers = if packet.is_tcp() { sequence::read(frame) } else { sequence::Numbers::default() };
+    wide.peer.numbers = peer.numbers;
     let mut next = first::known(tables, packet, now, flow, peer).next();
     if next == Next::Unknown && first::is_shared(tables, packet) {
         next = six::ask(tables, packet, now, wide).next();
@@ -187,12 +190,13 @@ fn send<F: Frame, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     let mut correction = Correction::default();
     if packet.special {
-        correction = match hop::pass(frame, tables, packet, flow.endpoint, flow.interface, now).passage() {
-            Passage::Onward(correction) => correction,
-            Passage::Piece => Correction::default(),
-            Passage::Ends(verdict) => return verdict.result(),
-            Passage::Report(mtu) => return report::report(frame, packet, Report::of(mtu)).result(),
-        };
+        correction =
+            match hop::pass(frame, tables, packet, flow.endpoint.into(), flow.interface, now).passage() {
+                Passage::Onward(correction) => correction,
+                Passage::Piece => Correction::default(),
+                Passage::Ends(verdict) => return verdict.result(),
+                Passage::Report(mtu) => return report::report(frame, packet, Report::of(mtu)).result(),
+            };
     }
     rewrite::rewrite(frame, packet, flow, correction)?;
     if flow.is_shifted() {
@@ -223,7 +227,7 @@ fn send<F: Frame, T: Tables>(
 
 #[inline(always)]
 fn leave<T: Tables>(tables: &T, flow: &Flow, event: FlowEvent) -> Result<Verdict, DropReason> {
-    let verdict = Verdict::forward(flow.interface, flow.endpoint, flow.direction(), event, false);
+    let verdict = Verdict::forward(flow.interface, flow.endpoint.into(), flow.direction(), event, false);
     verdict.leaving(tables.egress(flow.interface))
 }
 

@@ -167,7 +167,7 @@ pub(super) fn fill<F: Frame, T: Tables>(
     flow: &Flow,
 ) -> u64 {
     let key = consumers(packet, flow);
-    let id = tables.vpc_endpoint_id(flow.endpoint);
+    let id = tables.vpc_endpoint_id(flow.endpoint.into());
     let sum = data(frame, packet).and_then(|at| put(frame, at, &key, &id));
     let filled = sum.and_then(|sum| if packet.is_tcp() { segment(frame, sum) } else { datagram(frame, sum) });
     filled.map_or(0, |()| 1)
