@@ -206,8 +206,11 @@ table! {
     /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
     /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
     Endpoint, 36, align 4, {
-        /// Flows that were admitted under another generation are judged anew. It only ever grows.
-        generation: u32,
+        /// Flows that were admitted under another generation are judged anew. It counts on, and leaves 0 out, which is that of none: after
+        /// so many changes no flow is left that was admitted under the same one.
+        generation: u16,
+        /// Zero.
+        reserved: u16,
         /// 1: new flows are admitted.
         open: u16,
         /// 1: it has as many flows as it may, and no new ones are admitted.
@@ -403,8 +406,8 @@ table! {
         destination_port: U16,
         /// What the new addresses change of a checksum.
         address_delta: u16,
-        /// What the new ports change of a checksum.
-        port_delta: u16,
+        /// The endpoint's generation that admitted the flow.
+        generation: u16,
         /// New destination link-layer address.
         destination_mac: Mac,
         /// New source link-layer address.
@@ -418,11 +421,9 @@ table! {
         /// The VPC that the packet goes to.
         peer_vpc: u16,
         /// The endpoint that it is accounted to.
-        endpoint: u32,
-        /// The endpoint's generation that admitted the flow.
-        generation: u32,
+        endpoint: u16,
         /// The target that was chosen.
-        target: u32,
+        target: u16,
         /// When the flow was opened, in seconds since boot.
         opened: u32,
         /// When the last packet of this direction was seen, in seconds since boot.
@@ -433,6 +434,11 @@ table! {
         state: u8,
         /// [`crate::verdict::Direction`] in the lowest bit; [`SHIFTED`] and [`COOKIE`].
         way: u8,
+        /// The sequence number behind the last byte that packets of this direction had, as they come (RFC 9293, 3.3.1: SND.NXT of who
+        /// sends them), SYN and FIN not counted; 0: not known.
+        sent: u32,
+        /// The highest acknowledgement number that they had; 0: not known.
+        acknowledged: u32,
     }
 }
 
@@ -881,6 +887,8 @@ pub enum InsertError {
 pub trait Entry<F> {
     /// A copy of it.
     fn flow(&self) -> F;
+    /// [`Course::acknowledged`].
+    fn acknowledged(&self) -> u32;
     /// Replaces [`Course::last_seen`].
     fn set_last_seen(&self, now: u32);
     /// Replaces [`Course::state`], [`Course::idle_timeout`] and [`Course::last_seen`].
@@ -891,6 +899,8 @@ pub trait Entry<F> {
     fn set_seen(&self, mac: Mac, interface: u16);
     /// Replaces [`Course::destination_mac`] and [`Course::interface`].
     fn set_next_hop(&self, mac: Mac, interface: u16);
+    /// Replaces [`Course::sent`] and [`Course::acknowledged`].
+    fn set_numbers(&self, sent: u32, acknowledged: u32);
 }
 
 /// What a SYN cookie is made of.

@@ -130,6 +130,8 @@ words! {
         FragmentTiny = 55 => "fragment_tiny",
         /// A fragment for which the table of fragmented datagrams has no room.
         FragmentTableFull = 56 => "fragment_table_full",
+        /// An ICMP error about a TCP segment that is not in flight: one that was not sent, or that was acknowledged.
+        IcmpOutOfWindow = 57 => "icmp_out_of_window",
     }
 }
 

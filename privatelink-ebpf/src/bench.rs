@@ -53,11 +53,13 @@ pub(crate) fn empty(_context: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// Gives a packet its TTL back, and goes on with another program: what that one forwards, it can be given again and again.
+/// Gives a packet its TTL back and another byte that was sent, and goes on with another program: what that one forwards, it can be given
+/// again and again, as what follows.
 #[xdp(frags)]
 pub(crate) fn again(mut context: XdpContext) -> u32 {
     let Some(headers) = headers::<Tcp>(&mut context) else { return xdp_action::XDP_ABORTED };
     headers.ip.ttl = 64;
+    headers.transport.sequence = U32::new(headers.transport.sequence.get().wrapping_add(1));
     // SAFETY: the context is the program's own.
     unsafe { SUBJECT.tail_call(&context, 0) };
     xdp_action::XDP_ABORTED
@@ -119,10 +121,10 @@ fn tcp(context: &mut XdpContext) -> Option<u32> {
     }
     let flow = lookup(&headers.ip, headers.transport.source_port, headers.transport.destination_port)?;
     translate(&mut headers.ethernet, &mut headers.ip, flow);
+    let ports = ports(&headers.transport.source_port, &headers.transport.destination_port, flow);
     headers.transport.source_port = flow.source_port;
     headers.transport.destination_port = flow.destination_port;
-    headers.transport.checksum =
-        update(headers.transport.checksum, u32::from(flow.address_delta) + u32::from(flow.port_delta));
+    headers.transport.checksum = update(headers.transport.checksum, u32::from(flow.address_delta) + ports);
     EGRESS.redirect(flow.interface.into(), 0).ok()
 }
 
@@ -137,11 +139,12 @@ fn udp(context: &mut XdpContext) -> Option<u32> {
     }
     let flow = lookup(&headers.ip, headers.transport.source_port, headers.transport.destination_port)?;
     translate(&mut headers.ethernet, &mut headers.ip, flow);
+    let ports = ports(&headers.transport.source_port, &headers.transport.destination_port, flow);
     headers.transport.source_port = flow.source_port;
     headers.transport.destination_port = flow.destination_port;
     if headers.transport.checksum != [0; 2] {
         headers.transport.checksum =
-            update(headers.transport.checksum, u32::from(flow.address_delta) + u32::from(flow.port_delta));
+            update(headers.transport.checksum, u32::from(flow.address_delta) + ports);
     }
     EGRESS.redirect(flow.interface.into(), 0).ok()
 }
@@ -159,6 +162,14 @@ fn lookup(ip: &Ipv4Header, source_port: U16, destination_port: U16) -> Option<&'
     };
     // SAFETY: nothing else writes to this map while the benchmark runs.
     unsafe { FLOWS.get(key) }
+}
+
+/// What the new ports change of a checksum.
+#[inline(always)]
+fn ports(source: &U16, destination: &U16, flow: &Flow) -> u32 {
+    let gone = |port: &U16| u32::from(!u16::from_ne_bytes(port.to_bytes()));
+    let come = |port: U16| word(port.to_bytes());
+    gone(source) + gone(destination) + come(flow.source_port) + come(flow.destination_port)
 }
 
 #[inline(always)]

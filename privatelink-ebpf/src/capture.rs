@@ -307,10 +307,12 @@ fn belong(kept: &mut Kept) {
         && let Some(entry) = tables.established(&key).or_else(|| tables.pending(&key))
     {
         let flow = entry.flow();
-        (event.endpoint, event.target, event.peer_vpc) = (flow.endpoint, flow.target, flow.peer_vpc);
+        (event.endpoint, event.target, event.peer_vpc) =
+            (flow.endpoint.into(), flow.target.into(), flow.peer_vpc);
     } else if let Some(entry) = tables.established(side).or_else(|| tables.pending(side)) {
         let flow = entry.flow();
-        (event.endpoint, event.target, event.peer_vpc) = (flow.endpoint, flow.target, flow.peer_vpc);
+        (event.endpoint, event.target, event.peer_vpc) =
+            (flow.endpoint.into(), flow.target.into(), flow.peer_vpc);
     }
     for address in [side.destination, side.source] {
         if event.endpoint == 0 {

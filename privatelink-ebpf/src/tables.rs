@@ -122,6 +122,12 @@ macro_rules! flows {
             }
 
             #[inline(always)]
+            fn acknowledged(&self) -> u32 {
+                // SAFETY: as above.
+                unsafe { (*self.0).course.acknowledged }
+            }
+
+            #[inline(always)]
             fn set_last_seen(&self, now: u32) {
                 // SAFETY: as above.
                 unsafe { (*self.0).course.last_seen = now };
@@ -153,6 +159,12 @@ macro_rules! flows {
             fn set_next_hop(&self, mac: Mac, interface: u16) {
                 // SAFETY: as above.
                 unsafe { ((*self.0).course.destination_mac, (*self.0).course.interface) = (mac, interface) };
+            }
+
+            #[inline(always)]
+            fn set_numbers(&self, sent: u32, acknowledged: u32) {
+                // SAFETY: as above.
+                unsafe { ((*self.0).course.sent, (*self.0).course.acknowledged) = (sent, acknowledged) };
             }
         }
 

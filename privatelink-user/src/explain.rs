@@ -20,6 +20,7 @@ use privatelink_common::wire::Mac;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use zerocopy::big_endian::U32;
 
 /// What is to be explained.
@@ -69,15 +70,19 @@ impl Words for Ports {
 /// An entry that is a copy, so that nothing reaches the map.
 struct Copied<F>(F);
 
-impl<F: Copy> Entry<F> for Copied<F> {
+impl<F: Copy + Deref<Target = Course>> Entry<F> for Copied<F> {
     fn flow(&self) -> F {
         self.0
+    }
+    fn acknowledged(&self) -> u32 {
+        self.0.acknowledged
     }
     fn set_last_seen(&self, _: u32) {}
     fn set_ended(&self, _: u8, _: u16, _: u32) {}
     fn set_state(&self, _: u8, _: u16) {}
     fn set_seen(&self, _: Mac, _: u16) {}
     fn set_next_hop(&self, _: Mac, _: u16) {}
+    fn set_numbers(&self, _: u32, _: u32) {}
 }
 
 impl Narrator<'_> {
@@ -96,8 +101,8 @@ impl Narrator<'_> {
         );
         self.tell(what, flow, |flow| {
             let course: &Course = flow;
-            let endpoint = self.names.name(Kind::Endpoint, course.endpoint);
-            let target = self.names.name(Kind::Target, course.target);
+            let endpoint = self.names.name(Kind::Endpoint, course.endpoint.into());
+            let target = self.names.name(Kind::Target, course.target.into());
             format!(
                 "yes, {}, of endpoint {endpoint} to target {target}",
                 path::state::State::from_number(course.state).name()

@@ -92,8 +92,8 @@ impl Survey {
 
     fn count<K: Key>(&mut self, flow: &K::Flow) {
         if flow.direction() == Direction::ToProvider {
-            *self.targets.entry((flow.target, K::source_of(flow).widen())).or_default() += 1;
-            *self.endpoints.entry(flow.endpoint).or_default() += 1;
+            *self.targets.entry((flow.target.into(), K::source_of(flow).widen())).or_default() += 1;
+            *self.endpoints.entry(flow.endpoint.into()).or_default() += 1;
         }
     }
 }
@@ -116,7 +116,7 @@ pub fn sweep(maps: &Maps) -> Result<Survey> {
 
 fn sweep_table<K: Key<Flow: Plain> + Plain>(
     map: &Map<K, K::Flow>,
-    generations: &[u32],
+    generations: &[u16],
     survey: &mut Survey,
 ) -> Result<()> {
     let mut failed = Ok(());
@@ -171,7 +171,7 @@ fn end<K: Key<Flow: Plain> + Plain>(
     map: &Map<K, K::Flow>,
     key: &K,
     flow: &K::Flow,
-    generations: &[u32],
+    generations: &[u16],
 ) -> Result<Option<usize>> {
     let (now, peer_key) = (now(), key.mirror(flow));
     let peer = map.get(&peer_key)?.filter(|peer| peer_key.mirror(peer) == *key);
@@ -191,11 +191,12 @@ fn end<K: Key<Flow: Plain> + Plain>(
     Ok(Some(removed))
 }
 
-fn looks_over(flow: &Course, now: u32, generations: &[u32]) -> bool {
-    idle(flow, now) > flow.patience() + 2 || generations.get(flow.endpoint as usize) != Some(&flow.generation)
+fn looks_over(flow: &Course, now: u32, generations: &[u16]) -> bool {
+    idle(flow, now) > flow.patience() + 2
+        || generations.get(usize::from(flow.endpoint)) != Some(&flow.generation)
 }
 
-fn generations(maps: &Maps) -> Result<Vec<u32>> {
+fn generations(maps: &Maps) -> Result<Vec<u16>> {
     let mut generations = Vec::new();
     maps.endpoints
         .walk(CHUNK, |_, values| generations.extend(values.iter().map(|endpoint| endpoint.generation)))?;

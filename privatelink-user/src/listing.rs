@@ -347,7 +347,7 @@ pub fn endpoints(agent: &Agent) -> Result<Value> {
     let mut active = BTreeMap::<u32, u64>::new();
     let mut count = |flow: &Course| {
         if flow.direction() == Direction::ToProvider {
-            *active.entry(flow.endpoint).or_default() += 1;
+            *active.entry(flow.endpoint.into()).or_default() += 1;
         }
     };
     agent.maps.established.walk(4096, |_, values| values.iter().for_each(|flow| count(flow)))?;
@@ -508,7 +508,7 @@ fn target_row(
 pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
     let now = flows::now();
     let wanted = |flow: &Flow6| {
-        let endpoint = names.name(Kind::Endpoint, flow.endpoint);
+        let endpoint = names.name(Kind::Endpoint, flow.endpoint.into());
         let of = |wanted: &String| {
             endpoint.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
@@ -529,7 +529,7 @@ pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
             "endpoint_address": with_port(key.destination, key.destination_port).to_string(),
             "nat": with_port(flow.source, flow.source_port).to_string(),
             "target": with_port(flow.destination, flow.destination_port).to_string(),
-            "endpoint": names.name(Kind::Endpoint, flow.endpoint),
+            "endpoint": names.name(Kind::Endpoint, flow.endpoint.into()),
             "state": FlowState::from_number(flow.state).name(),
             "idle_seconds": flows::idle(&flow, now), "age_seconds": now.saturating_sub(flow.opened),
         })

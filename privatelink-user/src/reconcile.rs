@@ -153,6 +153,7 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
         let (errors, acls) = (is.errors.into(), is.acls.into());
         let entry = Endpoint {
             generation,
+            reserved: 0,
             open,
             full,
             rate,

@@ -23,7 +23,7 @@ pub(super) struct Door {
     /// The listener behind it.
     pub listener: Listener,
     /// The endpoint's generation.
-    pub generation: u32,
+    pub generation: u16,
 }
 
 /// Judges a packet that belongs to no flow of the tables at hand. What it may come in by goes into `door`.

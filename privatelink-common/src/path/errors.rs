@@ -1,23 +1,27 @@
 //! ICMP errors about packets that we have sent (RFC 792; RFC 5508, section 4): each goes to the side that the packet came from, as
 //! if its own peer had sent it.
 //!
-//! An error is believed if what it holds is the beginning of a packet of a flow: addresses, ports and protocol as we have sent them.
-//! Who sent the error does not count, since routers have any address; nor do sequence numbers, which the path does not know.
+//! An error is believed if what it holds is the beginning of a packet of a flow: addresses, ports and protocol as we have sent them, and
+//! a TCP segment's number one that is in flight (RFC 5927, 4.1). Who sent the error does not count, since routers have any address.
 
 use super::parse::Packet;
-use super::rewrite::{IpTail, Macs, ONE_HOP, Ports};
-use super::stack;
+use super::rewrite::{IpTail, Macs, ONE_HOP, Ports, port_change};
+use super::state::State;
+use super::{sequence, stack};
 use crate::checksum::{address, delta, update, update_udp, word};
 use crate::frame::Frame;
 use crate::limits::STACK_PORTS;
 use crate::tables::{Entry, Flow, FlowKey, Flows, Key, Tables, VpcAddress};
-use crate::verdict::{DropReason, FlowEvent, Verdict};
+use crate::verdict::{Direction, DropReason, FlowEvent, Verdict};
 use crate::wire::{
     DESTINATION_UNREACHABLE, FRAGMENT_OFFSET, ICMP, IcmpError, Ipv4, Ipv4Header, NETWORK, PARAMETER_PROBLEM,
     TCP, TIME_EXCEEDED, TRANSPORT, Tcp, UDP, Udp,
 };
 use core::mem::{offset_of, size_of};
-use zerocopy::{FromBytes, Immutable, IntoBytes, big_endian::U16};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes,
+    big_endian::{U16, U32},
+};
 
 /// Where the header of the packet begins that the error is about.
 const INNER: usize = TRANSPORT + size_of::<IcmpError>();
@@ -35,7 +39,20 @@ struct InnerTail([u8; 2], Ipv4, Ipv4);
 struct InnerTransport {
     source_port: U16,
     destination_port: U16,
-    rest: [u8; 4],
+    /// TCP's.
+    sequence: U32,
+}
+
+/// What an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Found {
+    /// No flow that is alive.
+    Nothing = 0,
+    /// A segment that its flow does not have in flight.
+    OutOfWindow = 1,
+    /// A packet of a flow.
+    Flow = 2,
 }
 
 /// Whether the packet is an ICMP error that is passed on. Source quench is not (RFC 6633), nor is a redirect.
@@ -56,7 +73,8 @@ pub(super) fn pass_on<F: Frame, T: Tables>(
     packet: &Packet<FlowKey>,
     now: u32,
 ) -> Verdict {
-    Verdict::of(translate(frame, tables, packet, now))
+    let result = tables.room(|room| translate(frame, tables, packet, now, &mut room.flow));
+    Verdict::of(result.unwrap_or(Err(DropReason::Malformed)))
 }
 
 #[inline(always)]
@@ -65,6 +83,7 @@ fn translate<F: Frame, T: Tables>(
     tables: &T,
     packet: &Packet<FlowKey>,
     now: u32,
+    flow: &mut Flow,
 ) -> Result<Verdict, DropReason> {
     let Some(ours) = tables.address(&VpcAddress::ipv4(packet.key.vpc, packet.key.destination)) else {
         return Ok(Verdict::PASS);
@@ -97,9 +116,10 @@ fn translate<F: Frame, T: Tables>(
         protocol: inner.protocol,
         reserved: 0,
     };
-    let mut flow = Flow::default();
-    if !find(tables, &key, now, &mut flow) {
-        return Err(DropReason::IcmpNoFlow);
+    match find(tables, &key, now, transport.sequence.get(), flow) {
+        Found::Nothing => return Err(DropReason::IcmpNoFlow),
+        Found::OutOfWindow => return Err(DropReason::IcmpOutOfWindow),
+        Found::Flow => {}
     }
     if outer.ttl <= 1 {
         return Err(DropReason::TtlExpired);
@@ -108,38 +128,75 @@ fn translate<F: Frame, T: Tables>(
     if mtu != 0 && u32::from(outer.total_length.get()) > mtu {
         return Err(DropReason::TooBig);
     }
-    let change = rewrite_inner(frame, &inner, held, &flow).ok_or(DropReason::IcmpMalformed)?;
-    rewrite_outer(frame, &outer, &flow, change).ok_or(DropReason::Malformed)?;
-    let verdict = Verdict::forward(flow.interface, flow.endpoint, flow.direction(), FlowEvent::None, false);
+    if flow.is_shifted() {
+        let key = consumers(&key, flow);
+        if sequence::restore::<F, T, FlowKey, TRANSPORT, INNER_TRANSPORT>(frame, tables, &key, flow, held)
+            == 0
+        {
+            return Err(DropReason::IcmpMalformed);
+        }
+    }
+    let change = rewrite_inner(frame, &inner, held, &key, flow).ok_or(DropReason::IcmpMalformed)?;
+    rewrite_outer(frame, &outer, flow, change).ok_or(DropReason::Malformed)?;
+    let verdict =
+        Verdict::forward(flow.interface, flow.endpoint.into(), flow.direction(), FlowEvent::None, false);
     verdict.leaving(tables.egress(flow.interface))
 }
 
 /// Puts the entry of a flow that is alive into `flow`: it, and the one of the direction that the packet in the error went, map to
-/// each other.
+/// each other. A segment left with the sequence number `number`.
 #[inline(always)]
-pub(super) fn find<K: Key, T: Tables + Flows<K>>(tables: &T, key: &K, now: u32, flow: &mut K::Flow) -> bool {
+pub(super) fn find<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    key: &K,
+    now: u32,
+    number: u32,
+    flow: &mut K::Flow,
+) -> Found {
     let (entry, established) = match tables.established(key) {
         Some(entry) => (entry, true),
         None => match tables.pending(key) {
             Some(entry) => (entry, false),
-            None => return false,
+            None => return Found::Nothing,
         },
     };
     *flow = entry.flow();
     let peer_key = key.mirror(flow);
     let peer = if established { tables.established(&peer_key) } else { tables.pending(&peer_key) };
-    let Some(peer) = peer.map(|peer| peer.flow()) else { return false };
+    let Some(peer) = peer.map(|peer| peer.flow()) else { return Found::Nothing };
     let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.last_seen));
-    peer_key.mirror(&peer) == *key
+    let is_alive = peer_key.mirror(&peer) == *key
         && silent <= flow.patience()
-        && flow.state != super::state::State::Terminated as u8
-        && tables.endpoint(flow.endpoint).generation == flow.generation
+        && flow.state != State::Terminated as u8
+        && tables.endpoint(flow.endpoint.into()).generation == flow.generation;
+    if !is_alive {
+        return Found::Nothing;
+    }
+    if key.protocol() == TCP && !sequence::is_true(tables, &consumers(key, flow), flow, number, peer.sent) {
+        return Found::OutOfWindow;
+    }
+    Found::Flow
+}
+
+/// The key of the consumer's packets of a flow, of which `flow` is the entry with this key.
+#[inline(always)]
+pub(super) fn consumers<K: Key>(key: &K, flow: &K::Flow) -> K {
+    match flow.direction() {
+        Direction::ToProvider => *key,
+        Direction::ToConsumer => key.mirror(flow),
+    }
 }
 
 /// Gives the packet in the error back the addresses and ports that it came to us with. Returns what that changes of the ICMP checksum.
 #[inline(always)]
-fn rewrite_inner<F: Frame>(frame: &mut F, inner: &Ipv4Header, held: usize, flow: &Flow) -> Option<u32> {
-    let (addresses, ports) = (u32::from(flow.address_delta), u32::from(flow.port_delta));
+fn rewrite_inner<F: Frame>(
+    frame: &mut F,
+    inner: &Ipv4Header,
+    held: usize,
+    key: &FlowKey,
+    flow: &Flow,
+) -> Option<u32> {
+    let (addresses, ports) = (u32::from(flow.address_delta), port_change(key, flow));
     let checksum = update(inner.checksum, addresses);
     let mut change = addresses + ports + u32::from(delta(word(inner.checksum), word(checksum)));
     let tail = InnerTail(checksum, flow.destination, flow.source);

@@ -5,6 +5,7 @@ use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
 use super::rules;
+use super::sequence::{self, Numbers};
 use super::state::State;
 use crate::tables::{COOKIE, Course, Entry, Flow, FlowKey, Flows, Key, SHIFTED, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
@@ -149,13 +150,15 @@ pub(super) struct Standing {
     pub confirmed: bool,
 }
 
-/// Memory for the other direction of a packet's flow, its key and its entry, and for the door that it was opened by.
+/// Memory for the other direction of a packet's flow, its key and its entry, for the door that it was opened by, and for the packet's own
+/// numbers.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct Peer<K: Key> {
     pub key: K,
     pub flow: K::Flow,
     pub door: Door,
+    pub numbers: Numbers,
 }
 
 /// Decides about a packet of a flow that is opening, or has been cut, and puts that flow into the room. [`Next::Unknown`]: it belongs to
@@ -206,6 +209,9 @@ pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
     // What is denied leaves no trace of its time, so that the next packet is asked about, too.
     if step != Step::drop(DropReason::NetworkAcl) {
         entry.set_last_seen(now);
+        if sequence::counts(packet) {
+            sequence::follow(peer.numbers, &entry, flow);
+        }
     }
     step
 }
@@ -213,7 +219,7 @@ pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
 /// Sends a packet of a flow, unless a network ACL denies it.
 #[inline(always)]
 fn passable<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, flow: &K::Flow) -> Step {
-    if tables.endpoint(flow.endpoint).acls != 0 && !rules::lets(tables, packet, flow) {
+    if tables.endpoint(flow.endpoint.into()).acls != 0 && !rules::lets(tables, packet, flow) {
         return Step::drop(DropReason::NetworkAcl);
     }
     Step::send(super::event(packet))
@@ -231,7 +237,7 @@ pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
 ) -> Step {
     match choose(tables, packet, now, standing.confirmed, flow, peer) {
         Step::ADMITTED
-            if tables.endpoint(flow.endpoint).acls != 0 && !rules::leaves(tables, packet, flow) =>
+            if tables.endpoint(flow.endpoint.into()).acls != 0 && !rules::leaves(tables, packet, flow) =>
         {
             Step::drop(DropReason::NetworkAcl)
         }

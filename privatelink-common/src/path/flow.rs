@@ -9,6 +9,7 @@
 use super::cookie::{self, Happened};
 use super::first::Peer;
 use super::parse::Packet;
+use super::sequence::{self, Numbers};
 use super::state::State;
 use super::stream::consumers;
 use crate::limits::{TCP_CLOSED, TCP_OPENING, TCP_RESET_ECHO};
@@ -22,10 +23,11 @@ pub(super) fn established<K: Key, T: Tables + Flows<K>>(
     tables: &T,
     packet: &Packet<K>,
     now: u32,
+    numbers: impl Fn() -> Numbers,
 ) -> Option<K::Flow> {
     let entry = tables.established(&packet.key)?;
     let flow = entry.flow();
-    is_alive(tables, packet, &entry, &flow, now).then_some(flow)
+    is_alive(tables, packet, &entry, &flow, now, numbers).then_some(flow)
 }
 
 /// The same, into `flow`.
@@ -35,13 +37,15 @@ pub(super) fn established_into<K: Key, T: Tables + Flows<K>>(
     packet: &Packet<K>,
     now: u32,
     flow: &mut K::Flow,
+    numbers: impl Fn() -> Numbers,
 ) -> bool {
     let Some(entry) = tables.established(&packet.key) else { return false };
     *flow = entry.flow();
-    is_alive(tables, packet, &entry, flow, now)
+    is_alive(tables, packet, &entry, flow, now, numbers)
 }
 
-/// Whether the packet belongs to the flow of this entry, of which `flow` is a copy; brings the entry up to date.
+/// Whether the packet belongs to the flow of this entry, of which `flow` is a copy; brings the entry up to date. The packet's numbers are
+/// read when the flow is known: the kernel bounds the stack, where they would wait for that.
 #[inline(always)]
 fn is_alive<K: Key, T: Tables + Flows<K>>(
     tables: &T,
@@ -49,20 +53,43 @@ fn is_alive<K: Key, T: Tables + Flows<K>>(
     entry: &<T as Flows<K>>::Entry,
     flow: &K::Flow,
     now: u32,
+    numbers: impl Fn() -> Numbers,
 ) -> bool {
-    let current = tables.endpoint(flow.endpoint).generation == flow.generation;
+    let current = tables.endpoint(flow.endpoint.into()).generation == flow.generation;
     let known = flow.direction() != ToProvider
         || (flow.seen_mac == packet.source_mac && flow.seen_interface == packet.interface);
     let settled = flow.last_seen == now && known && packet.flags & (SYN | FIN | RST) == 0;
-    if current && settled {
-        return true;
+    if !(current && settled) {
+        let is_idle = now.wrapping_sub(flow.last_seen) > flow.patience();
+        if current && !is_idle && packet.flags & RST != 0 && !may_reset(tables, packet, flow, numbers()) {
+            // It changes nothing here. What it does to its receiver, that one knows best: the slow path sends it on.
+            return false;
+        }
+        match maintain(tables, packet, entry, flow, now) {
+            Upkeep::Alive => {}
+            Upkeep::Over => {
+                remove(tables, packet);
+                return false;
+            }
+            Upkeep::Terminated | Upkeep::Asked => return false,
+        }
     }
-    match maintain(tables, packet, entry, now) {
-        Upkeep::Alive => return true,
-        Upkeep::Over => remove(tables, packet),
-        Upkeep::Terminated | Upkeep::Asked => {}
+    if sequence::counts(packet) {
+        sequence::follow(numbers(), entry, flow);
     }
-    false
+    true
+}
+
+/// Whether a RST is one that its receiver may believe. Not inlined: the kernel bounds a function's stack.
+#[inline(never)]
+fn may_reset<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    flow: &K::Flow,
+    numbers: Numbers,
+) -> bool {
+    let peer = tables.established(&packet.key.mirror(flow));
+    peer.is_none_or(|peer| sequence::is_reset(numbers, flow, peer.acknowledged()))
 }
 
 /// How a flow stands after it was brought up to date.
@@ -79,45 +106,45 @@ enum Upkeep {
     Asked = 3,
 }
 
-/// Brings a flow up to date by a packet: its time, where the target and the consumer are, its state.
-/// Not inlined: the kernel bounds a function's stack.
+/// Brings a flow, of whose entry `flow` is a copy, up to date by a packet: its time, where the target and the consumer are, its state.
+/// Not inlined, as above.
 #[inline(never)]
 fn maintain<K: Key, T: Tables + Flows<K>>(
     tables: &T,
     packet: &Packet<K>,
     entry: &<T as Flows<K>>::Entry,
+    flow: &K::Flow,
     now: u32,
 ) -> Upkeep {
-    let flow = entry.flow();
     if flow.state == State::Terminated as u8 {
-        let over = now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) || opens(packet, &flow);
+        let over = now.wrapping_sub(flow.last_seen) > u32::from(flow.idle_timeout) || opens(packet, flow);
         return if over { Upkeep::Over } else { Upkeep::Terminated };
     }
-    let endpoint = tables.endpoint(flow.endpoint);
+    let endpoint = tables.endpoint(flow.endpoint.into());
     if endpoint.generation != flow.generation {
-        return terminate(tables, packet, entry, &flow, now);
+        return terminate(tables, packet, entry, flow, now);
     }
     if flow.last_seen != now {
-        if now.wrapping_sub(flow.last_seen) > flow.patience() && idle(tables, packet, &flow, now) {
+        if now.wrapping_sub(flow.last_seen) > flow.patience() && idle(tables, packet, flow, now) {
             return Upkeep::Over;
         }
         if flow.state == State::Reset as u8 && packet.flags & (SYN | RST) == 0 {
-            doubt(tables, packet, entry, &flow, now);
+            doubt(tables, packet, entry, flow, now);
         }
-        if is_cut(tables, &flow) {
-            return terminate(tables, packet, entry, &flow, now);
+        if is_cut(tables, flow) {
+            return terminate(tables, packet, entry, flow, now);
         }
         if endpoint.acls == 0 {
             entry.set_last_seen(now);
         }
         if flow.direction() == ToProvider {
-            follow_target::<K, T>(tables, entry, &flow);
+            follow_target::<K, T>(tables, entry, flow);
         }
     }
     if flow.direction() == ToProvider {
-        follow_consumer(tables, packet, entry, &flow);
+        follow_consumer(tables, packet, entry, flow);
     }
-    if packet.flags & (SYN | FIN | RST) != 0 && !advance(tables, packet, entry, &flow) {
+    if packet.flags & (SYN | FIN | RST) != 0 && !advance(tables, packet, entry, flow) {
         return Upkeep::Over;
     }
     if endpoint.acls != 0 && flow.last_seen != now { Upkeep::Asked } else { Upkeep::Alive }
@@ -137,7 +164,7 @@ fn doubt<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>, entry: &T::Entry, 
 /// Whether the agent has cut this flow's target since it was opened. Asked once a second.
 #[inline(always)]
 fn is_cut<T: Tables>(tables: &T, flow: &Course) -> bool {
-    tables.target(flow.target).is_some_and(|target| target.cut != 0 && target.cut >= flow.opened)
+    tables.target(flow.target.into()).is_some_and(|target| target.cut != 0 && target.cut >= flow.opened)
 }
 
 /// Ends a flow whose target is cut or whose endpoint is revoked, in place: its memory stays its own until it has been silent for a while. The mark is older than this second, so that
@@ -236,7 +263,7 @@ fn advance<K: Key, T: Tables + Flows<K>>(
     let next = state.after(direction, packet.flags);
     if next != state {
         #[allow(clippy::cast_possible_truncation, reason = "the agent sets no more than 600")]
-        let hold = tables.endpoint(flow.endpoint).hold as u16;
+        let hold = tables.endpoint(flow.endpoint.into()).hold as u16;
         let idle_timeout = next.idle_timeout(flow.idle_timeout, hold);
         entry.set_state(next as u8, idle_timeout);
         if let Some(peer) = tables.established(&packet.key.mirror(flow)) {
@@ -275,7 +302,7 @@ pub(super) fn pending<K: Key, T: Tables + Flows<K>>(
     if peer.key.mirror(&peer.flow) != packet.key {
         return discard(tables, &packet.key);
     }
-    let endpoint = tables.endpoint(flow.endpoint);
+    let endpoint = tables.endpoint(flow.endpoint.into());
     let current = endpoint.generation == flow.generation && !begins_anew(packet, flow);
     let patience = if packet.is_tcp() { TCP_OPENING } else { flow.idle_timeout };
     let silent = now.wrapping_sub(flow.last_seen).min(now.wrapping_sub(peer.flow.last_seen));
@@ -286,21 +313,23 @@ pub(super) fn pending<K: Key, T: Tables + Flows<K>>(
     let unanswered = flow.direction() != ToProvider && flow.state == State::Opening as u8;
     if packet.flags & RST != 0 {
         if unanswered {
-            tables.count(flow.target, TargetEvent::Refused);
+            tables.count(flow.target.into(), TargetEvent::Refused);
         }
         tables.remove_pending(&peer.key);
         tables.remove_pending(&packet.key);
         return Pending::Hit;
     }
+    sequence::begin(packet, peer.numbers, flow);
     if confirms(packet, flow) {
         if packet.is_tcp() {
-            cookie::concerns(tables, flow.endpoint, &endpoint, now, Happened::Confirmed);
+            cookie::concerns(tables, flow.endpoint.into(), &endpoint, now, Happened::Confirmed);
         }
         return establish(tables, packet, flow, peer, now);
     }
     entry.set_last_seen(now);
+    entry.set_numbers(flow.sent, flow.acknowledged);
     if packet.flags & (SYN | ACK) == SYN | ACK && unanswered {
-        tables.count(flow.target, TargetEvent::Answered);
+        tables.count(flow.target.into(), TargetEvent::Answered);
         entry.set_state(State::Answered as u8, flow.idle_timeout);
         peer_entry.set_state(State::Answered as u8, flow.idle_timeout);
     }

@@ -143,10 +143,10 @@ pub(super) fn pass6<F: Frame, T: Tables>(
         // Nothing is said of later fragments (RFC 1122, 3.2.2).
         return match packet.later {
             true => Toll::ends(Err(DropReason::TtlExpired)),
-            false => expired6(tables, flow.endpoint, now),
+            false => expired6(tables, flow.endpoint.into(), now),
         };
     }
-    let gate = tables.endpoint(flow.endpoint);
+    let gate = tables.endpoint(flow.endpoint.into());
     let mtu = known(gate.mtu.into()).min(known(tables.mtu(flow.interface)));
     let from_ipv4 = packet.key.is_ipv4();
     let (length, fragment) = shape(frame, packet);
@@ -161,7 +161,7 @@ pub(super) fn pass6<F: Frame, T: Tables>(
     };
     if frame.largest(length) > fits {
         let silent = packet.later || from_ipv4 && fragment & DONT_FRAGMENT == 0;
-        if silent || !may_report(tables, flow.endpoint, &gate, now) {
+        if silent || !may_report(tables, flow.endpoint.into(), &gate, now) {
             return Toll::ends(Err(DropReason::TooBig));
         }
         return Toll::report(if from_ipv4 { fits } else { fits.max(LOWEST_MTU6) });

@@ -19,6 +19,7 @@ mod reset;
 mod rewrite;
 pub mod rules;
 mod segment;
+mod sequence;
 mod six;
 pub mod stack;
 pub mod state;
@@ -124,7 +125,7 @@ fn begin<F: Frame, T: Tables>(frame: &mut F, tables: &T, ifindex: u32, now: u32)
             return go_on(tables, Part::Aside, now, |room| (room.packet, room.fault) = (packet, fault));
         }
     }
-    if let Some(flow) = flow::established(tables, &packet, now)
+    if let Some(flow) = flow::established(tables, &packet, now, || sequence::read(frame))
         && !packet.special
         && !flow.is_shifted()
     {
@@ -154,6 +155,9 @@ fn slow<F: Frame, T: Tables>(
     let mut standing = Standing { asked: room.asked, confirmed: false };
     let mut next = Next::Unknown;
     if !room.asked {
+        let numbers =
+            if room.packet.is_tcp() { sequence::read(frame) } else { sequence::Numbers::default() };
+        (room.peer.numbers, room.wide.peer.numbers) = (numbers, numbers);
         next = first::known(tables, &room.packet, now, &mut room.flow, &mut room.peer).next();
         let shared = next == Next::Unknown && first::is_shared(tables, &room.packet);
         if shared && six::widen(&room.packet, &mut room.wide) {
@@ -243,12 +247,13 @@ fn send<F: Frame, T: Tables>(
     let (packet, flow) = (&room.packet, &room.flow);
     let mut correction = Correction::default();
     if packet.special {
-        correction = match hop::pass(frame, tables, packet, flow.endpoint, flow.interface, now).passage() {
-            Passage::Onward(correction) => correction,
-            Passage::Piece => Correction::default(),
-            Passage::Ends(verdict) => return verdict.result(),
-            Passage::Report(mtu) => return report::report(frame, packet, Report::of(mtu)).result(),
-        };
+        correction =
+            match hop::pass(frame, tables, packet, flow.endpoint.into(), flow.interface, now).passage() {
+                Passage::Onward(correction) => correction,
+                Passage::Piece => Correction::default(),
+                Passage::Ends(verdict) => return verdict.result(),
+                Passage::Report(mtu) => return report::report(frame, packet, Report::of(mtu)).result(),
+            };
     }
     rewrite::rewrite(frame, packet, flow, correction)?;
     if flow.is_shifted() {
@@ -300,7 +305,7 @@ fn carry<F: Frame, T: Tables + Flows<K>, K: Key, const AT: usize>(
 
 #[inline(always)]
 fn leave<T: Tables>(tables: &T, flow: &Flow, event: FlowEvent) -> Result<Verdict, DropReason> {
-    let verdict = Verdict::forward(flow.interface, flow.endpoint, flow.direction(), event, false);
+    let verdict = Verdict::forward(flow.interface, flow.endpoint.into(), flow.direction(), event, false);
     verdict.leaving(tables.egress(flow.interface))
 }
 

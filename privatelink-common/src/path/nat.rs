@@ -8,8 +8,9 @@
 use super::admit::Door;
 use super::first::Peer;
 use super::parse::Packet;
+use super::sequence;
 use super::state::State;
-use crate::checksum::{delta, word};
+use crate::checksum::delta;
 use crate::limits::{NAT_PORT_COUNT, NAT_PORT_FIRST, NAT_PROBES, UDP_IDLE};
 use crate::tables::{
     BALANCER, Course, Face, Flows, InsertError, Key, Neighbour, Tables, Target, TargetEvent, VpcAddress,
@@ -100,7 +101,10 @@ pub(super) fn choose<K: Key, T: Tables>(
 
     *forward = to_provider(packet, door, &balancer, &target, &hop);
     peer.flow = to_consumer(packet, door, &balancer, &target);
-    (forward.target, peer.flow.target) = (id, id);
+    #[allow(clippy::cast_possible_truncation, reason = "targets have numbers of 16 bits")]
+    {
+        (forward.target, peer.flow.target) = (id as u16, id as u16);
+    }
     (forward.way, peer.flow.way) = (forward.way | marks, peer.flow.way | marks);
     (forward.opened, peer.flow.opened) = (now, now);
     (forward.last_seen, peer.flow.last_seen) = (now, now);
@@ -117,14 +121,15 @@ pub(super) fn open<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
 ) -> Result<(), Refusal> {
     if let Err(refusal) = claim_port(tables, packet, forward, peer) {
         if refusal == Refusal::NoNatPort {
-            tables.count(forward.target, TargetEvent::PortAllocationError);
+            tables.count(forward.target.into(), TargetEvent::PortAllocationError);
         }
         return Err(refusal);
     }
+    sequence::begin(packet, peer.numbers, forward);
     match tables.claim(&packet.key, forward) {
         Ok(()) => {
             if packet.is_tcp() {
-                tables.count(forward.target, TargetEvent::Opened);
+                tables.count(forward.target.into(), TargetEvent::Opened);
             }
             Ok(())
         }
@@ -170,9 +175,7 @@ fn claim_port<K: Key, T: Tables + Flows<K> + Flows<K::Other>>(
     let mut port = if preserved { packet.key.source_port() } else { at(offset) };
     for _ in 0..NAT_PROBES {
         forward.source_port = port;
-        forward.port_delta = port_delta(&packet.key, forward);
         peer.key = packet.key.mirror(forward);
-        peer.flow.port_delta = port_delta(&peer.key, &peer.flow);
         let key = &peer.key;
         if tables.established(key).is_none() {
             match tables.claim(key, &peer.flow) {
@@ -210,14 +213,7 @@ const fn stride(hash: u32) -> u32 {
 }
 
 #[inline(always)]
-fn port_delta<K: Key>(key: &K, flow: &Course) -> u16 {
-    delta(
-        word(key.source_port().to_bytes()) + word(key.destination_port().to_bytes()),
-        word(flow.source_port.to_bytes()) + word(flow.destination_port.to_bytes()),
-    )
-}
-
-#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "endpoints have numbers of 16 bits")]
 fn to_provider<K: Key>(
     packet: &Packet<K>,
     door: &Door,
@@ -231,14 +227,13 @@ fn to_provider<K: Key>(
         source_port: U16::ZERO,
         destination_port: target.port,
         address_delta: delta(key.source().sum() + key.destination().sum(), source.sum() + destination.sum()),
-        port_delta: 0,
         destination_mac: hop.mac,
         source_mac: balancer.mac,
         seen_mac: packet.source_mac,
         seen_interface: packet.interface,
         interface: hop.interface,
         peer_vpc: target.vpc,
-        endpoint: door.address.endpoint,
+        endpoint: door.address.endpoint as u16,
         generation: door.generation,
         target: 0,
         opened: 0,
@@ -246,11 +241,14 @@ fn to_provider<K: Key>(
         idle_timeout: idle_timeout(packet, door),
         state: State::Opening as u8,
         way: Direction::ToProvider as u8,
+        sent: 0,
+        acknowledged: 0,
     };
     K::flow(source, destination, course)
 }
 
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "as above")]
 fn to_consumer<K: Key>(packet: &Packet<K>, door: &Door, balancer: &Face, target: &Target) -> K::Flow {
     let key = &packet.key;
     let (source, destination) = (K::Address::of(balancer.address), K::Address::of(target.address));
@@ -258,14 +256,13 @@ fn to_consumer<K: Key>(packet: &Packet<K>, door: &Door, balancer: &Face, target:
         source_port: key.destination_port(),
         destination_port: key.source_port(),
         address_delta: delta(source.sum() + destination.sum(), key.source().sum() + key.destination().sum()),
-        port_delta: 0,
         destination_mac: packet.source_mac,
         source_mac: door.address.mac,
         seen_mac: packet.source_mac,
         seen_interface: 0,
         interface: packet.interface,
         peer_vpc: key.vpc(),
-        endpoint: door.address.endpoint,
+        endpoint: door.address.endpoint as u16,
         generation: door.generation,
         target: 0,
         opened: 0,
@@ -273,6 +270,8 @@ fn to_consumer<K: Key>(packet: &Packet<K>, door: &Door, balancer: &Face, target:
         idle_timeout: idle_timeout(packet, door),
         state: State::Opening as u8,
         way: Direction::ToConsumer as u8,
+        sent: 0,
+        acknowledged: 0,
     };
     K::flow(key.destination(), key.source(), course)
 }

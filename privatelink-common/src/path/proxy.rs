@@ -206,7 +206,7 @@ pub(super) fn fill<F: Frame, T: Tables, K: Key, const AT: usize>(
     flow: &K::Flow,
 ) -> u64 {
     // What goes to the target is the consumer's.
-    let id = tables.vpc_endpoint_id(flow.endpoint);
+    let id = tables.vpc_endpoint_id(flow.endpoint.into());
     let is_tcp = packet.is_tcp();
     let sum = data::<F, AT>(frame, is_tcp).and_then(|at| put(frame, at, &packet.key, &id));
     let filled = sum.and_then(|sum| match is_tcp {

@@ -5,10 +5,11 @@
 //! translation there is dropped. What both headers lose or gain in length is taken from, or given to, the front of the frame, so that what
 //! the error holds behind them stays as it is.
 
-use super::errors;
+use super::errors::{self, Found};
 use super::parse::{FRAGMENT, addresses};
+use super::rewrite::port_change;
 use super::six::Wide;
-use super::stack;
+use super::{sequence, stack};
 use crate::checksum::{delta, finish, ip, sum, update, update_udp, word};
 use crate::frame::{DIFFERENCE, Frame};
 use crate::limits::STACK_PORTS;
@@ -65,8 +66,8 @@ pub(super) struct Quote {
     payload: u16,
     /// Bits about fragments of that header, where it is one of IPv4.
     fragment: u16,
-    /// What has the place of an identification where that header has none, as [`super::translate`] has it.
-    id: U16,
+    /// Of a TCP segment, its sequence number.
+    number: U32,
     /// The slot of the interface that the error came by.
     interface: u16,
     /// Type and code.
@@ -82,6 +83,15 @@ pub(super) struct Quote {
     from_ipv4: bool,
 }
 
+impl Quote {
+    /// What has the place of an identification where the header has none, as [`super::translate`] has it.
+    #[inline(always)]
+    const fn id(&self) -> U16 {
+        let [_, _, a, b] = self.number.to_bytes();
+        U16::from_bytes([a, b])
+    }
+}
+
 /// Two addresses of an IPv6 header.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
@@ -93,8 +103,7 @@ struct Addresses(Ip, Ip);
 struct Start {
     source_port: U16,
     destination_port: U16,
-    _length: U16,
-    id: U16,
+    number: U32,
 }
 
 /// Source and destination port.
@@ -159,8 +168,13 @@ fn pass_on<F: Frame, T: Tables>(
     if ours.stack != 0 && STACK_PORTS.contains(&quote.key.destination_port.get()) {
         return Verdict::of(stack::receive(frame, tables, ours.stack));
     }
-    if quote.fragment & FRAGMENT_OFFSET != 0 || !find(tables, &quote.key, now, flow) {
+    if quote.fragment & FRAGMENT_OFFSET != 0 {
         return Verdict::of(Err(DropReason::IcmpNoFlow));
+    }
+    match find(tables, &quote.key, now, quote.number.get(), flow) {
+        Found::Nothing => return Verdict::of(Err(DropReason::IcmpNoFlow)),
+        Found::OutOfWindow => return Verdict::of(Err(DropReason::IcmpOutOfWindow)),
+        Found::Flow => {}
     }
     if quote.ttl <= 1 {
         return Verdict::of(Err(DropReason::TtlExpired));
@@ -169,6 +183,9 @@ fn pass_on<F: Frame, T: Tables>(
     let mtu = tables.mtu(flow.interface);
     if mtu != 0 && length(quote, to_ipv4) > mtu {
         return Verdict::of(Err(DropReason::TooBig));
+    }
+    if flow.is_shifted() && restore(frame, tables, quote, flow) == 0 {
+        return Verdict::of(Err(DropReason::IcmpMalformed));
     }
     let written = match (quote.from_ipv4, to_ipv4) {
         (false, false) => rewrite(frame, quote, flow),
@@ -180,13 +197,24 @@ fn pass_on<F: Frame, T: Tables>(
         return written;
     }
     let verdict =
-        Verdict::forward(flow.interface, flow.endpoint, flow.direction(), FlowEvent::None, !to_ipv4);
+        Verdict::forward(flow.interface, flow.endpoint.into(), flow.direction(), FlowEvent::None, !to_ipv4);
     Verdict::of(verdict.leaving(tables.egress(flow.interface)))
 }
 
 #[inline(never)]
-fn find<T: Tables>(tables: &T, key: &FlowKey6, now: u32, flow: &mut Flow6) -> bool {
-    errors::find(tables, key, now, flow)
+fn find<T: Tables>(tables: &T, key: &FlowKey6, now: u32, number: u32, flow: &mut Flow6) -> Found {
+    errors::find(tables, key, now, number, flow)
+}
+
+/// Gives a segment whose flow's sides count differently back the numbers that it was sent with. Not inlined, as above.
+#[inline(never)]
+fn restore<F: Frame, T: Tables>(frame: &mut F, tables: &T, quote: &Quote, flow: &Flow6) -> u64 {
+    let (key, held) = (errors::consumers(&quote.key, flow), quote.held.into());
+    if quote.from_ipv4 {
+        sequence::restore::<F, T, FlowKey6, TRANSPORT, INNER_TRANSPORT>(frame, tables, &key, flow, held)
+    } else {
+        sequence::restore::<F, T, FlowKey6, TRANSPORT6, INNER_TRANSPORT6>(frame, tables, &key, flow, held)
+    }
 }
 
 /// How long the error will be.
@@ -266,7 +294,7 @@ fn read4<F: Frame>(frame: &F, quote: &mut Quote) {
 fn start(quote: &mut Quote, start: Start) {
     quote.key.source_port = start.destination_port;
     quote.key.destination_port = start.source_port;
-    quote.id = start.id;
+    quote.number = start.number;
 }
 
 /// The traffic class of a header.
@@ -280,7 +308,7 @@ fn class(header: &Ipv6Header) -> u8 {
 /// sum of the words from there on.
 #[inline(never)]
 fn transport<F: Frame, const AT: usize>(frame: &mut F, quote: &Quote, flow: &Flow6) -> u64 {
-    let (addresses, ports) = (u32::from(flow.address_delta), u32::from(flow.port_delta));
+    let (addresses, ports) = (u32::from(flow.address_delta), port_change(&quote.key, flow));
     if frame.write(AT, &Ports(flow.destination_port, flow.source_port)).is_none() {
         return FAILED;
     }
@@ -416,7 +444,7 @@ fn headers<F: Frame>(frame: &mut F, quote: &Quote, flow: &Flow6, id: u16) -> boo
         ethernet(frame, flow, ETHERTYPE_IPV4)?;
         let about = [quote.inner_class, quote.key.protocol, quote.inner_ttl];
         let length = quote.payload.checked_add(LENGTH)?;
-        put::<F, INNER>(frame, about, length, quote.id, &[flow.destination, flow.source])?;
+        put::<F, INNER>(frame, about, length, quote.id(), &[flow.destination, flow.source])?;
         let about = [quote.class, ICMP, quote.ttl.wrapping_sub(1)];
         let length = quote.length.checked_sub(BOTH)?;
         put::<F, NETWORK>(frame, about, length, U16::new(id), &[flow.source, flow.destination])

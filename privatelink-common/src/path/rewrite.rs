@@ -4,7 +4,7 @@ use super::hop::Correction;
 use super::parse::Packet;
 use crate::checksum::{delta, fold, update, word};
 use crate::frame::{Change, Frame};
-use crate::tables::{Flow, FlowKey};
+use crate::tables::{Course, Flow, FlowKey, Key};
 use crate::verdict::DropReason;
 use crate::wire::{Ipv4, Ipv4Header, Mac, NETWORK, TRANSPORT, Tcp, Udp};
 use core::mem::offset_of;
@@ -27,6 +27,17 @@ pub(super) const ONE_HOP: u32 = delta(word([1, 0]), word([0, 0])) as u32;
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
 pub(super) struct Ports(pub U16, pub U16);
+
+/// What new ports change of a checksum: a sum of words that is not folded yet.
+#[inline(always)]
+pub(super) fn port_change<K: Key>(key: &K, flow: &Course) -> u32 {
+    let gone = |port: U16| u32::from(!u16::from_ne_bytes(port.to_bytes()));
+    let come = |port: U16| word(port.to_bytes());
+    gone(key.source_port())
+        + gone(key.destination_port())
+        + come(flow.source_port)
+        + come(flow.destination_port)
+}
 
 /// Rewrites `frame`, whose headers are those in `packet`, but for what `correction` says of them. Of a fragment, only the first has ports
 /// and a checksum.
@@ -60,7 +71,7 @@ fn write<F: Frame>(
     let at = if packet.is_tcp() { offset_of!(Tcp, checksum) } else { offset_of!(Udp, checksum) };
     let change = Change {
         pseudo: flow.address_delta,
-        header: fold(u32::from(flow.port_delta) + u32::from(correction.transport)),
+        header: fold(port_change(&packet.key, flow) + u32::from(correction.transport)),
     };
     frame.change_checksum(TRANSPORT + at, packet.checksum, packet.is_tcp(), change)
 }

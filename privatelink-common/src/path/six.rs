@@ -7,6 +7,7 @@ use super::hop::Passage;
 use super::parse::{Packet, fault};
 use super::quote::{self, Quote};
 use super::report::report6;
+use super::sequence::Numbers;
 use super::{Room, admit, cookie, flow, fragment, hop, neighbour, reset, stack, translate};
 use crate::checksum::Delta;
 use crate::frame::Frame;
@@ -25,7 +26,7 @@ use zerocopy::big_endian::U16;
 pub(super) struct Wide {
     packet: Packet<FlowKey6>,
     pub(super) flow: Flow6,
-    peer: Peer<FlowKey6>,
+    pub(super) peer: Peer<FlowKey6>,
     pub(super) quote: Quote,
     fragment: FragmentKey,
 }
@@ -83,7 +84,7 @@ fn transport<F: Frame, T: Tables>(
     tables: &T,
     ip: &Ipv6Header,
     (from, now): (&Interface, u32),
-    Wide { packet, fragment, .. }: &mut Wide,
+    Wide { packet, peer, fragment, .. }: &mut Wide,
 ) -> Result<bool, DropReason> {
     let payload = usize::from(ip.payload_length.get());
     // An IPv4 address is one only in the tables: on the wire it would be a way round them (RFC 6890, table 20).
@@ -100,6 +101,7 @@ fn transport<F: Frame, T: Tables>(
             if header < size_of::<Tcp>() || header > payload {
                 return Err(DropReason::Malformed);
             }
+            peer.numbers = Numbers::of(&tcp, payload - header);
             (tcp.source_port, tcp.destination_port, tcp.flags, tcp.checksum)
         }
         UDP => {
@@ -269,7 +271,7 @@ pub(super) fn find<F: Frame, T: Tables>(frame: &F, tables: &T, now: u32, room: &
 
 #[inline(never)]
 fn established<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> bool {
-    flow::established_into(tables, &room.packet, now, &mut room.flow)
+    flow::established_into(tables, &room.packet, now, &mut room.flow, || room.peer.numbers)
 }
 
 #[inline(never)]
@@ -354,7 +356,7 @@ fn leave_piece<F: Frame, T: Tables>(frame: &mut F, tables: &T, event: FlowEvent,
 #[inline(always)]
 fn sent<T: Tables>(tables: &T, flow: &Flow6, event: FlowEvent) -> Verdict {
     let (direction, ipv6) = (flow.direction(), !flow.source.is_ipv4());
-    let verdict = Verdict::forward(flow.interface, flow.endpoint, direction, event, ipv6);
+    let verdict = Verdict::forward(flow.interface, flow.endpoint.into(), direction, event, ipv6);
     Verdict::of(verdict.leaving(tables.egress(flow.interface)))
 }
 

@@ -12,9 +12,9 @@
 //!   any established ── cut or revoked ──▶ Terminated         Terminated ── SYN from the consumer ──▶ (miss)
 //! ```
 //!
-//! A RST is not believed before both sides have fallen silent: it may be out of the window, or forged, and the path does not follow
-//! sequence numbers. A segment that comes after some seconds of silence takes the flow back to Established; without one, the flow
-//! ends as early as a closed one does.
+//! A RST whose sequence number cannot be right changes nothing (RFC 5961, 3.2). Another is not believed before both sides have fallen
+//! silent: who receives it knows better, and it may be forged by somebody who knows the numbers. A segment that comes after some seconds of
+//! silence takes the flow back to Established; without one, the flow ends as early as a closed one does.
 //!
 //! A terminated flow answers every segment of either side with a RST, and keeps its NAT port for as long as a closed one does.
 //!

@@ -4,6 +4,7 @@
 
 use super::fragment::{self, BEHIND};
 use super::parse::Packet;
+use super::rewrite::port_change;
 use crate::checksum::{Delta, finish, fold, sum};
 use crate::frame::{Change, Frame};
 use crate::tables::{Flow6, FlowKey6, Key};
@@ -51,7 +52,7 @@ pub(super) fn rewrite<F: Frame>(
     if from_ipv4 && !packet.is_tcp() && packet.checksum == [0; 2] {
         return Err(DropReason::UdpChecksumMissing);
     }
-    let header = fold(u32::from(flow.port_delta) + u32::from(correction));
+    let header = fold(port_change(&packet.key, flow) + u32::from(correction));
     let change = Change { pseudo: flow.address_delta, header };
     let ports = Ports(flow.source_port, flow.destination_port);
     let written = match (from_ipv4, to_ipv4) {
@@ -93,7 +94,7 @@ pub(super) fn rewrite_piece<F: Frame>(
         return Ok(());
     }
     let ports = Ports(flow.source_port, flow.destination_port);
-    let change = Change { pseudo: flow.address_delta, header: flow.port_delta };
+    let change = Change { pseudo: flow.address_delta, header: fold(port_change(&packet.key, flow)) };
     let written = if to_ipv4 {
         transport::<F, TRANSPORT>(frame, packet, &ports, change)
     } else {

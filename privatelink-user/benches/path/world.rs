@@ -7,7 +7,7 @@ use privatelink::kernel::{self, Drops, Kernel};
 use privatelink::maps::{Map, Maps};
 use privatelink::model::Limits;
 use privatelink::{flows, sys};
-use privatelink_common::checksum::{address, delta, word};
+use privatelink_common::checksum::{address, delta};
 use privatelink_common::tables::{Course, Endpoint, Flow, FlowKey, Interface};
 use std::path::PathBuf;
 use zerocopy::big_endian::U16;
@@ -133,10 +133,6 @@ pub(crate) fn flow(from: &FlowKey, to: &FlowKey) -> Flow {
             address_delta: delta(
                 address(from.source) + address(from.destination),
                 address(to.source) + address(to.destination),
-            ),
-            port_delta: delta(
-                word(from.source_port.to_bytes()) + word(from.destination_port.to_bytes()),
-                word(to.source_port.to_bytes()) + word(to.destination_port.to_bytes()),
             ),
             destination_mac: [2, 0, 0, 0, 0, 2],
             source_mac: MAC,

@@ -183,7 +183,7 @@ fn each_secondary_address_of_the_load_balancer_takes_as_many_flows_again() {
 }
 
 /// An entry of the flow with this number, in one direction or the other.
-fn entry(number: u32, direction: Direction, idle: u32, generation: u32) -> (FlowKey, Flow) {
+fn entry(number: u32, direction: Direction, idle: u32, generation: u16) -> (FlowKey, Flow) {
     let [_, a, b, c] = number.to_be_bytes();
     let client = FlowKey {
         source: [10, a, b, c],

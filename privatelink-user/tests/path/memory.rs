@@ -145,6 +145,9 @@ impl<F: Copy + DerefMut<Target = Course>> Entry<F> for Shared<F> {
     fn flow(&self) -> F {
         self.0.get()
     }
+    fn acknowledged(&self) -> u32 {
+        self.0.get().acknowledged
+    }
     fn set_last_seen(&self, now: u32) {
         self.change(|flow| flow.last_seen = now);
     }
@@ -159,6 +162,9 @@ impl<F: Copy + DerefMut<Target = Course>> Entry<F> for Shared<F> {
     }
     fn set_next_hop(&self, mac: Mac, interface: u16) {
         self.change(|flow| (flow.destination_mac, flow.interface) = (mac, interface));
+    }
+    fn set_numbers(&self, sent: u32, acknowledged: u32) {
+        self.change(|flow| (flow.sent, flow.acknowledged) = (sent, acknowledged));
     }
 }
 
@@ -230,7 +236,7 @@ impl Tables for Memory {
         let gate = self.image.endpoints.get(&endpoint).copied().unwrap_or_default();
         let open = gate.open.into();
         Endpoint {
-            generation: u32::from(open),
+            generation: open,
             open,
             mtu: gate.mtu,
             errors: gate.errors.into(),

@@ -1,12 +1,12 @@
 //! ICMP errors about packets that were sent on: one that is passed on goes to the sender of that packet alone, speaks of the packet as it
-//! was sent, and is as right as it came.
+//! was sent, and is as right as it came. One about a segment that was acknowledged is not.
 
 use super::build;
 use crate::input::Input;
 use crate::packet::{ACK, Packet, SYN};
 use crate::view::View;
-use crate::world::{ADDRESSES, BANK, CLIENTS, DATAGRAMS, PAYMENTS, PORT, SHOP, World, vpc_of};
-use privatelink_common::verdict::{Action, Direction};
+use crate::world::{ADDRESSES, BANK, CLIENTS, DATAGRAMS, PAYMENTS, PORT, PROXIED, SHOP, World, vpc_of};
+use privatelink_common::verdict::{Action, Direction, DropReason};
 
 pub fn run(input: &[u8]) {
     let mut input = Input(input);
@@ -15,7 +15,7 @@ pub fn run(input: &[u8]) {
     // The same connection of two tenants, half-open or whole.
     for slot in [1, 2] {
         let mut packet = if input.byte() & 1 == 0 {
-            Packet { to_port: PORT, ..Packet::tcp(SYN) }
+            Packet { to_port: input.of(&[PORT, PROXIED]), seq: input.long(), ..Packet::tcp(SYN) }
         } else {
             Packet { to_port: PORT + DATAGRAMS, ..Packet::udp() }
         };
@@ -23,25 +23,35 @@ pub fn run(input: &[u8]) {
         let frame = build(CLIENTS[0], ADDRESSES[0], &packet);
         let (verdict, after) = world.send(slot, &frame, 1000);
         let Ok(Action::Forward { interface, .. }) = verdict.map(|it| it.action()) else { continue };
-        sent.push((slot, frame, interface, after.clone()));
-        if input.byte() & 1 == 1 {
+        let is_answered = input.byte() & 1 == 1;
+        let (there, back) = (packet.seq, input.long());
+        // What nobody has acknowledged is in flight; a number that is zero is one that is not known.
+        let is_known = packet.flags == SYN
+            && [there, there.wrapping_add(1), back, back.wrapping_add(1)].iter().all(|it| *it != 0);
+        sent.push((slot, frame, interface, after.clone(), is_known && is_answered));
+        if is_answered {
             let left = View::of(&after).unwrap();
             let (from_port, to_port) = (left.ports().1, left.ports().0);
-            let answer = Packet { from_port, to_port, flags: SYN | ACK, ..packet.clone() };
+            let (flags, ack) = (SYN | ACK, there.wrapping_add(1));
+            let answer = Packet { from_port, to_port, flags, seq: back, ack, ..packet.clone() };
             let answer = build(left.to, left.from, &answer);
-            let (verdict, back) = world.send(interface, &answer, 1000);
+            let (verdict, arrived) = world.send(interface, &answer, 1000);
             if let Ok(Action::Forward { interface: to, .. }) = verdict.map(|it| it.action()) {
-                sent.push((interface, answer, to, back));
+                sent.push((interface, answer, to, arrived, is_known));
             }
-            let confirmed = build(CLIENTS[0], ADDRESSES[0], &Packet { flags: ACK, ack: 78, ..packet });
-            let _ = world.send(slot, &confirmed, 1000);
+            let (flags, seq, ack) = (ACK, there.wrapping_add(1), back.wrapping_add(1));
+            let confirmed = build(CLIENTS[0], ADDRESSES[0], &Packet { flags, seq, ack, ..packet });
+            let (verdict, arrived) = world.send(slot, &confirmed, 1000);
+            if let Ok(Action::Forward { interface: to, .. }) = verdict.map(|it| it.action()) {
+                sent.push((slot, confirmed, to, arrived, false));
+            }
         }
     }
     for _ in 0..8 {
         if sent.is_empty() || input.is_empty() {
             return;
         }
-        let (slot, original, left_by, about) = sent[input.below(sent.len())].clone();
+        let (slot, original, left_by, about, is_acknowledged) = sent[input.below(sent.len())].clone();
         let view = View::of(&about).unwrap();
         let choice = input.byte();
         let (kind, code) = (input.of(&[3, 11, 12, 4, 5, 0]), input.byte() & 15);
@@ -66,9 +76,13 @@ pub fn run(input: &[u8]) {
         }
         let by = if choice & 0x1c == 4 { input.of(&[1, 2, 3, 4, 6]) } else { left_by };
         let (verdict, after) = world.send(by, &frame, 1000);
+        let is_at_home = vpc_of(by) == vpc_of(left_by);
         let Ok(Action::Forward { interface, direction, endpoint, .. }) = verdict.map(|it| it.action()) else {
+            let is_late = verdict == Err(DropReason::IcmpOutOfWindow);
+            assert!(!is_late || !is_true || !is_at_home || is_acknowledged, "{original:02x?} is in flight");
             continue;
         };
+        assert!(!is_true || !is_at_home || !is_acknowledged, "{original:02x?} was acknowledged");
         assert!([3, 11, 12].contains(&kind) && error.ttl > 1, "{kind}");
         let (came, left) = (View::of(&frame).unwrap(), View::of(&after).unwrap());
         assert_eq!(left.is_sound(), came.is_sound(), "{frame:02x?} became {after:02x?}");
