@@ -205,12 +205,12 @@ table! {
 table! {
     /// Value of `endpoints`, an array by endpoint: one address (one zone) of an endpoint.
     /// Written by the agent, read for every packet of a flow. Full: the configuration is refused.
-    Endpoint, 36, align 4, {
+    Endpoint, 32, align 4, {
         /// Flows that were admitted under another generation are judged anew. It counts on, and leaves 0 out, which is that of none: after
         /// so many changes no flow is left that was admitted under the same one.
         generation: u16,
-        /// Zero.
-        reserved: u16,
+        /// Largest IP packet that it carries, in bytes; 0: any.
+        mtu: u16,
         /// 1: new flows are admitted.
         open: u16,
         /// 1: it has as many flows as it may, and no new ones are admitted.
@@ -221,10 +221,6 @@ table! {
         burst: u32,
         /// For how many seconds a TCP flow that both sides have closed keeps its entries, and with them its NAT port.
         hold: u32,
-        /// Largest IP packet that it carries, in bytes; 0: any.
-        mtu: u16,
-        /// Bytes by which a packet grows on its way behind the endpoint (a tunnel's header, Proxy Protocol), kept free of the MSS.
-        reserve: u16,
         /// 1: it says by ICMP errors what it cannot forward.
         errors: u16,
         /// 1: there are network ACLs in its VPC or in the provider's.

@@ -132,6 +132,8 @@ words! {
         FragmentTableFull = 56 => "fragment_table_full",
         /// An ICMP error about a TCP segment that is not in flight: one that was not sent, or that was acknowledged.
         IcmpOutOfWindow = 57 => "icmp_out_of_window",
+        /// A datagram that is to take the Proxy Protocol's header along, in fragments or yet to be cut into datagrams, where the header has no place.
+        NoHeaderRoom = 58 => "no_header_room",
     }
 }
 

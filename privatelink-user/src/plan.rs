@@ -76,8 +76,6 @@ pub struct Gate {
     pub hold: u32,
     /// Largest IP packet, in bytes.
     pub mtu: u16,
-    /// Bytes by which a packet grows behind the endpoint.
-    pub reserve: u16,
     /// Whether it sends ICMP errors.
     pub errors: bool,
     /// When SYN cookies begin: [`privatelink_common::tables::Endpoint::cookies`].
@@ -695,8 +693,7 @@ impl Plan<'_> {
                 let acls = self.has_acls(&endpoint.vpc)
                     || spaces.iter().any(|space| self.has_acls(space))
                     || of.is_some_and(|it| self.has_acls(&it.vpc));
-                let gate =
-                    Gate { open, full, rate, burst, hold, mtu, reserve: 0, errors, cookies, rules, acls };
+                let gate = Gate { open, full, rate, burst, hold, mtu, errors, cookies, rules, acls };
                 self.image.endpoints.insert(id, gate);
             }
         }

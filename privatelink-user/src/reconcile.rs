@@ -42,10 +42,10 @@ pub fn actual(maps: &Maps) -> Result<Image> {
 }
 
 fn gate(endpoint: &Endpoint) -> Gate {
-    let Endpoint { rate, burst, hold, mtu, reserve, cookies, rules, .. } = *endpoint;
+    let Endpoint { rate, burst, hold, mtu, cookies, rules, .. } = *endpoint;
     let (open, full) = (endpoint.open != 0, endpoint.full != 0);
     let (errors, acls) = (endpoint.errors != 0, endpoint.acls != 0);
-    Gate { open, full, rate, burst, hold, mtu, reserve, errors, cookies, rules, acls }
+    Gate { open, full, rate, burst, hold, mtu, errors, cookies, rules, acls }
 }
 
 /// Writes the difference between `from`, which the kernel has, and `to`. Returns how many entries changed.
@@ -148,24 +148,10 @@ fn endpoints(maps: &Maps, from: &Image, to: &Image) -> Result<usize> {
             maps.buckets.set(&id, &Bucket::default())?;
             maps.pressures.set(&id, &Pressure::default())?;
         }
-        let Gate { rate, burst, hold, mtu, reserve, cookies, rules, .. } = is;
+        let Gate { rate, burst, hold, mtu, cookies, rules, .. } = is;
         let (open, full) = (is.open.into(), is.full.into());
         let (errors, acls) = (is.errors.into(), is.acls.into());
-        let entry = Endpoint {
-            generation,
-            reserved: 0,
-            open,
-            full,
-            rate,
-            burst,
-            hold,
-            mtu,
-            reserve,
-            errors,
-            acls,
-            rules,
-            cookies,
-        };
+        let entry = Endpoint { generation, mtu, open, full, rate, burst, hold, errors, acls, rules, cookies };
         maps.endpoints.set(&id, &entry)?;
         changes += 1;
     }

@@ -60,7 +60,8 @@ pub(crate) fn test(filters: &[String]) -> Result<()> {
     let root = is_root()?;
     if root {
         count(&mut cargo_test(&HOST))?;
-        count(cargo_test(&OUTSIDE).arg("--test-threads=1").current_dir(crate::root()))?;
+        // Two at a time, however many processors there are: they wait more than they work, and what they wait for has limits.
+        count(cargo_test(&OUTSIDE).arg("--test-threads=2").current_dir(crate::root()))?;
     } else {
         count(&mut cargo_test(&PLAIN))?;
     }

@@ -359,6 +359,14 @@ fn discard<K: Key, T: Flows<K>>(tables: &T, key: &K) -> Pending {
     Pending::Miss
 }
 
+/// Takes a flow back that this packet has opened, and that cannot go the way it should: the next packet opens it again.
+#[inline(never)]
+pub(super) fn forget<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>, flow: &K::Flow) -> u64 {
+    tables.remove_pending(&packet.key.mirror(flow));
+    tables.remove_pending(&packet.key);
+    0
+}
+
 /// Moves both directions to `established`. They are inserted there before they leave `pending`, so that no one who claims a NAT
 /// port finds it free in between.
 #[inline(always)]

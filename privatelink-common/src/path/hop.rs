@@ -1,12 +1,12 @@
 //! What the path does to a packet as a router on its way: it counts the hop, refuses what is too large, and lowers the MSS.
 
-use super::fragment;
 use super::parse::{FRAGMENT, Packet};
 use super::report::{Report, report};
+use super::{fragment, proxy};
 use crate::checksum::{Delta, delta, word};
 use crate::frame::{DIFFERENCE, Frame};
 use crate::limits::{ICMP_ERRORS, LOWEST_MSS, TCP_OPTIONS};
-use crate::tables::{Bucket, Endpoint, Flow6, FlowKey, FlowKey6, Key, Tables};
+use crate::tables::{Bucket, Endpoint, Flow, Flow6, FlowKey, FlowKey6, Key, Tables};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{
     DONT_FRAGMENT, FRAGMENT6, FragmentHeader, Ipv4Header, Ipv6Header, NETWORK, SYN, TRANSPORT, TRANSPORT6,
@@ -91,7 +91,7 @@ impl Toll {
     }
 }
 
-/// Decides whether a packet of `endpoint` may go on by `interface`, and makes a SYN ready for the way.
+/// Decides whether a packet may go on as its flow says, and makes a SYN ready for the way.
 ///
 /// Not inlined, and in one register: the kernel bounds a function's stack.
 #[inline(never)]
@@ -99,19 +99,26 @@ pub(super) fn pass<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     packet: &Packet<FlowKey>,
-    endpoint: u32,
-    interface: u16,
+    flow: &Flow,
     now: u32,
 ) -> Toll {
+    let endpoint = u32::from(flow.endpoint);
     let Some(ip) = frame.read::<Ipv4Header>(NETWORK) else {
         return Toll::ends(Err(DropReason::Malformed));
     };
     if packet.ttl <= 1 {
-        return Toll::ends(expired(frame, tables, packet, endpoint, now));
+        return Toll::ends(expired(frame, tables, packet, endpoint, now).result());
     }
     let gate = tables.endpoint(endpoint);
-    let mtu = known(gate.mtu.into()).min(known(tables.mtu(interface)));
-    if frame.largest(ip.total_length.get()) > mtu {
+    let mut mtu = known(gate.mtu.into()).min(known(tables.mtu(flow.interface)));
+    let length = ip.total_length.get();
+    if proxy::is_due(packet, flow) {
+        if ip.fragment.get() & FRAGMENT != 0 || frame.largest(length) < length.into() {
+            return Toll::ends(Err(DropReason::NoHeaderRoom));
+        }
+        mtu = mtu.saturating_sub(proxy::LENGTH.into());
+    }
+    if frame.largest(length) > mtu {
         return Toll::ends(too_big(frame, tables, packet, &ip, endpoint, mtu, now));
     }
     if ip.fragment.get() & FRAGMENT != 0 {
@@ -124,7 +131,7 @@ pub(super) fn pass<F: Frame, T: Tables>(
         return Toll::onward(Correction::default());
     }
     let mtu = mtu.min(known(tables.mtu(packet.interface)));
-    let transport = clamp::<F, TRANSPORT>(frame, mtu.saturating_sub(HEADERS + u32::from(gate.reserve)));
+    let transport = clamp::<F, TRANSPORT>(frame, mtu.saturating_sub(HEADERS));
     #[allow(clippy::cast_possible_truncation, reason = "a delta")]
     Toll::onward(Correction { transport: transport as Delta, network: 0 })
 }
@@ -147,10 +154,16 @@ pub(super) fn pass6<F: Frame, T: Tables>(
         };
     }
     let gate = tables.endpoint(flow.endpoint.into());
-    let mtu = known(gate.mtu.into()).min(known(tables.mtu(flow.interface)));
+    let mut mtu = known(gate.mtu.into()).min(known(tables.mtu(flow.interface)));
     let from_ipv4 = packet.key.is_ipv4();
     let (length, fragment) = shape(frame, packet);
     let is_piece = fragment & FRAGMENT != 0;
+    if proxy::is_due(packet, flow) {
+        if is_piece || frame.largest(length) < length.into() {
+            return Toll::ends(Err(DropReason::NoHeaderRoom));
+        }
+        mtu = mtu.saturating_sub(proxy::LENGTH.into());
+    }
     // What the sender may send.
     #[allow(clippy::cast_possible_truncation, reason = "twenty, and eight more with a fragment header")]
     let longer = (DIFFERENCE + if is_piece { size_of::<FragmentHeader>() } else { 0 }) as u32;
@@ -173,7 +186,7 @@ pub(super) fn pass6<F: Frame, T: Tables>(
         return Toll::onward(Correction::default());
     }
     let mtu = mtu.min(known(tables.mtu(packet.interface)));
-    let most = mtu.saturating_sub(HEADERS6 + u32::from(gate.reserve));
+    let most = mtu.saturating_sub(HEADERS6);
     let transport =
         if from_ipv4 { clamp::<F, TRANSPORT>(frame, most) } else { clamp::<F, TRANSPORT6>(frame, most) };
     #[allow(clippy::cast_possible_truncation, reason = "a delta")]
@@ -211,19 +224,19 @@ const fn known(mtu: u32) -> u32 {
 }
 
 /// The TTL ends here (RFC 1812, 5.3.1): for the sender, this is the endpoint's hop, or the load balancer's.
-#[inline(always)]
-fn expired<F: Frame, T: Tables>(
+#[inline(never)]
+pub(super) fn expired<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     packet: &Packet<FlowKey>,
     endpoint: u32,
     now: u32,
-) -> Result<Verdict, DropReason> {
+) -> Verdict {
     // Nothing is said of later fragments (RFC 1122, 3.2.2).
     if packet.later || !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
-        return Err(DropReason::TtlExpired);
+        return Verdict::of(Err(DropReason::TtlExpired));
     }
-    report(frame, packet, Report::TIME_EXCEEDED).result()
+    report(frame, packet, Report::TIME_EXCEEDED)
 }
 
 /// The packet does not fit where it has to go next (RFC 1191, section 4). One that may be fragmented is not: its sender is to know, too.

@@ -155,8 +155,7 @@ fn slow<F: Frame, T: Tables>(
     let mut standing = Standing { asked: room.asked, confirmed: false };
     let mut next = Next::Unknown;
     if !room.asked {
-        let numbers =
-            if room.packet.is_tcp() { sequence::read(frame) } else { sequence::Numbers::default() };
+        let numbers = if room.packet.is_tcp() { sequence::read(frame) } else { sequence::Numbers::default() };
         (room.peer.numbers, room.wide.peer.numbers) = (numbers, numbers);
         next = first::known(tables, &room.packet, now, &mut room.flow, &mut room.peer).next();
         let shared = next == Next::Unknown && first::is_shared(tables, &room.packet);
@@ -218,10 +217,7 @@ fn end<F: Frame, T: Tables>(
         Next::Stack(interface) => stack::deliver(frame, tables, packet, interface),
         Next::Resolver(interface) => stack::hear(frame, tables, packet, interface),
         Next::Reset(answer) => reset(frame, packet, answer).result(),
-        Next::Expired(endpoint) => match hop::pass(frame, tables, packet, endpoint, 0, now).passage() {
-            Passage::Ends(verdict) => verdict.result(),
-            Passage::Onward(_) | Passage::Piece | Passage::Report(_) => Err(DropReason::TtlExpired),
-        },
+        Next::Expired(endpoint) => hop::expired(frame, tables, packet, endpoint, now).result(),
         Next::Confirm(_) => Err(DropReason::NoFlow),
         Next::Cookie(endpoint) => {
             cookie::answer::<F, T, FlowKey, TRANSPORT>(frame, tables, packet, endpoint, now).result()
@@ -246,14 +242,23 @@ fn send<F: Frame, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     let (packet, flow) = (&room.packet, &room.flow);
     let mut correction = Correction::default();
-    if packet.special {
-        correction =
-            match hop::pass(frame, tables, packet, flow.endpoint.into(), flow.interface, now).passage() {
-                Passage::Onward(correction) => correction,
-                Passage::Piece => Correction::default(),
-                Passage::Ends(verdict) => return verdict.result(),
-                Passage::Report(mtu) => return report::report(frame, packet, Report::of(mtu)).result(),
-            };
+    let is_due = proxy::is_due(packet, flow);
+    if packet.special || is_due {
+        let ended = match hop::pass(frame, tables, packet, flow, now).passage() {
+            Passage::Onward(change) => Ok(change),
+            Passage::Piece => Ok(Correction::default()),
+            Passage::Ends(verdict) => Err(verdict),
+            Passage::Report(mtu) => Err(report::report(frame, packet, Report::of(mtu))),
+        };
+        correction = match ended {
+            Ok(correction) => correction,
+            Err(verdict) => {
+                if is_due {
+                    flow::forget(tables, packet, flow);
+                }
+                return verdict.result();
+            }
+        };
     }
     rewrite::rewrite(frame, packet, flow, correction)?;
     if flow.is_shifted() {

@@ -8,7 +8,7 @@ use super::parse::Packet;
 use super::stream::consumers;
 use crate::checksum::{address, delta, fold, update, word};
 use crate::frame::{Change, Frame};
-use crate::tables::{Flows, HEADER_SENT, Key, Tables, VpcEndpointId, Width};
+use crate::tables::{Course, Flows, HEADER_SENT, Key, Tables, VpcEndpointId, Width};
 use crate::wire::{Ip, Ipv4, Ipv4Header, Ipv6Header, NETWORK, TCP, TRANSPORT, Tcp, Udp};
 use core::mem::offset_of;
 use zerocopy::{
@@ -194,6 +194,12 @@ fn moved<F: Frame, const AT: usize>(frame: &mut F, is_tcp: bool) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Whether this is the first datagram of a flow, which takes the header along.
+#[inline(always)]
+pub(super) fn is_due<K: Key>(packet: &Packet<K>, flow: &Course) -> bool {
+    !packet.is_tcp() && flow.is_shifted()
 }
 
 /// Puts the header where there is room for it now, in a packet whose addresses and numbers are the target's already. Returns 1, or 0

@@ -8,7 +8,7 @@ use super::parse::{Packet, fault};
 use super::quote::{self, Quote};
 use super::report::report6;
 use super::sequence::Numbers;
-use super::{Room, admit, cookie, flow, fragment, hop, neighbour, reset, stack, translate};
+use super::{Room, admit, cookie, flow, fragment, hop, neighbour, proxy, reset, stack, translate};
 use crate::checksum::Delta;
 use crate::frame::Frame;
 use crate::tables::{Flow6, FlowKey, FlowKey6, FragmentKey, Interface, Key, Tables};
@@ -299,9 +299,10 @@ pub(super) fn send<F: Frame, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     let Wide { packet, flow, fragment, .. } = &room.wide;
     let mut correction = 0;
-    if packet.special {
-        correction = match hop::pass6(frame, tables, packet, flow, now).passage() {
-            Passage::Onward(correction) => correction.transport,
+    let is_due = proxy::is_due(packet, flow);
+    if packet.special || is_due {
+        let ended = match hop::pass6(frame, tables, packet, flow, now).passage() {
+            Passage::Onward(change) => Ok(change.transport),
             Passage::Piece => {
                 let code = match packet.key.is_ipv4() {
                     true => fragment::identify4(frame, tables, packet, now),
@@ -312,8 +313,17 @@ pub(super) fn send<F: Frame, T: Tables>(
                     None => leave_piece(frame, tables, event, &room.wide).result(),
                 };
             }
-            Passage::Ends(verdict) => return verdict.result(),
-            Passage::Report(mtu) => return report(frame, room, mtu).result(),
+            Passage::Ends(verdict) => Err(verdict),
+            Passage::Report(mtu) => Err(report(frame, room, mtu)),
+        };
+        correction = match ended {
+            Ok(correction) => correction,
+            Err(verdict) => {
+                if is_due {
+                    flow::forget(tables, &room.wide.packet, &room.wide.flow);
+                }
+                return verdict.result();
+            }
         };
     }
     let rewritten = rewrite(frame, correction, &room.wide);

@@ -181,9 +181,7 @@ impl Game {
             }
             9 => endpoint.cookies = input.of(&[0, 1, 3]),
             10 => endpoint.errors ^= 1,
-            11 => {
-                (endpoint.mtu, endpoint.reserve) = (input.of(&[0, 68, 100, 1280, 9000]), input.byte().into())
-            }
+            11 => endpoint.mtu = input.of(&[0, 68, 100, 1280, 9000]),
             12 => {
                 (endpoint.acls, endpoint.rules) = (u16::from(input.byte() & 1), input.of(&[0, 0, 1, NOTHING]))
             }
