@@ -963,7 +963,7 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R>;
     /// Goes through a part of the path; a host may do so by a function of its own, of which its verifier needs to know no more than this
     /// says. The same frame goes on.
-    #[inline(always)]
+    #[inline(never)]
     fn part<F: Frame>(&self, part: Part, frame: &mut F, room: &mut Room) -> Verdict
     where
         Self: Sized,
