@@ -7,7 +7,7 @@ use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
-    FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure,
+    FragmentKey, HeldRate, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure,
     RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters, Trunk, VlanKey,
     VpcAddress, VpcEndpointId,
 };
@@ -400,6 +400,8 @@ pub struct Maps {
     pub vpc_endpoint_ids: Map<u32, VpcEndpointId>,
     pub fragments: Map<FragmentKey, Datagram>,
     pub identification: Map<u32, u32>,
+    pub held: Map<u32, u32>,
+    pub held_rates: Map<u32, HeldRate>,
     pub outcomes: PerCpu<Counter>,
     pub names: Map<NameKey, Name>,
     pub layout: Map<u32, u32>,
@@ -407,7 +409,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 33] = [
+    pub const NAMES: [&str; 35] = [
         "interfaces",
         "egress",
         "mtus",
@@ -438,6 +440,8 @@ impl Maps {
         "vpc_endpoint_ids",
         "fragments",
         "identification",
+        "held",
+        "held_rates",
         "outcomes",
         "names",
         "layout",
@@ -476,6 +480,8 @@ impl Maps {
             vpc_endpoint_ids: Map::open(dir, "vpc_endpoint_ids")?,
             fragments: Map::open(dir, "fragments")?,
             identification: Map::open(dir, "identification")?,
+            held: Map::open(dir, "held")?,
+            held_rates: Map::open(dir, "held_rates")?,
             outcomes: PerCpu::open(dir, "outcomes")?,
             names: Map::open(dir, "names")?,
             layout: Map::open(dir, "layout")?,
