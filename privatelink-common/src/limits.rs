@@ -66,6 +66,10 @@ pub const HELD_BURST: u32 = 256;
 /// How long such a window is: 2 to the power of this, in nanoseconds; 67 ms.
 pub const HELD_WINDOW: u32 = 26;
 
+/// Bytes of them that may be on their way to the agent at a time, of a VPC: a part of what the buffers have room for, so that none can
+/// fill these, however long the agent does not come to read.
+pub const HELD_ON_THE_WAY: u64 = 256 << 10;
+
 /// Fragments that are held at a time, of a VPC and in all.
 pub const HELD_FRAGMENTS: [usize; 2] = [512, 4096];
 

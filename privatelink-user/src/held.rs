@@ -26,17 +26,17 @@ use privatelink_common::wire::{FragmentHeader, Ipv4Header, Ipv6Header, NETWORK, 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shelf::{Fragment, Shelf};
 use socket2::{Domain, Socket, Type};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Room of each CPU for fragments on their way here, in pages, a power of two: the most that some VPCs may send at a time, in packets of
-/// the usual size. Less where there are many CPUs, but always one of the largest frames.
+/// Room of each CPU for fragments on their way here, in pages, a power of two: what several VPCs may have on their way at a time. Less
+/// where there are many CPUs, but always more than one VPC may have.
 fn pages(cpus: usize) -> usize {
-    let fair = (2048 / cpus.max(1)).clamp(32, 256);
+    let fair = (4096 / cpus.max(1)).clamp(128, 256);
     1 << fair.ilog2()
 }
 
@@ -44,12 +44,16 @@ fn pages(cpus: usize) -> usize {
 pub fn start(kernel: &Kernel, maps: Arc<Maps>) -> Result<()> {
     let (account, mut held) = kernel.held()?;
     let cpus = aya::util::online_cpus().map_err(|(_, error)| error)?;
+    // What was on its way to another agent is gone. Nothing is handed over while there are no buffers.
+    let handed = maps.held_rates.filled()?;
+    let taken: BTreeMap<u32, u64> = handed.into_iter().map(|(vpc, rate)| (vpc, rate.handed)).collect();
+    taken.iter().try_for_each(|(vpc, bytes)| maps.held_taken.set(vpc, bytes))?;
     let (pages, mut buffers) = (pages(cpus.len()), Vec::new());
     for cpu in cpus {
         buffers.push(held.open(cpu, Some(pages)).context("cannot make a buffer for fragments")?);
     }
     let (shelf, sockets, counted) = (Shelf::default(), BTreeMap::new(), BTreeMap::new());
-    let mut holder = Holder { maps, account, buffers, shelf, sockets, counted };
+    let mut holder = Holder { maps, account, buffers, taken, shelf, sockets, counted };
     std::thread::spawn(move || {
         if let Err(error) = holder.run() {
             error!("fragments that come before their first are dropped from now on: {error:#}");
@@ -63,6 +67,8 @@ struct Holder {
     maps: Arc<Maps>,
     account: OwnedFd,
     buffers: Vec<PerfEventArrayBuffer<MapData>>,
+    /// Bytes that have come, by VPC, as the programs count them.
+    taken: BTreeMap<u32, u64>,
     shelf: Shelf,
     /// A socket for each interface that something was sent by, so that none fills another's.
     sockets: BTreeMap<u32, Socket>,
@@ -74,7 +80,7 @@ impl Holder {
     fn run(&mut self) -> Result<()> {
         loop {
             self.wait()?;
-            self.take_in();
+            self.take_in()?;
             let now = Instant::now();
             for key in self.shelf.due(now) {
                 if fragment::known(&Live::new(&self.maps), &key, flows::now()).is_some() {
@@ -100,8 +106,8 @@ impl Holder {
     }
 
     /// Takes over what has gathered.
-    fn take_in(&mut self) {
-        let mut came = Vec::new();
+    fn take_in(&mut self) -> Result<()> {
+        let mut came: Vec<Fragment> = Vec::new();
         for buffer in &mut self.buffers {
             buffer.for_each(|event| {
                 // What is lost has been counted by the program.
@@ -109,6 +115,15 @@ impl Holder {
                     came.extend(read(&[head, tail].concat()));
                 }
             });
+        }
+        let mut vpcs = BTreeSet::new();
+        for Fragment { held, .. } in &came {
+            let taken = self.taken.entry(held.vpc.into()).or_default();
+            *taken += u64::from(held.length);
+            vpcs.insert(u32::from(held.vpc));
+        }
+        for vpc in vpcs {
+            self.maps.held_taken.set(&vpc, self.taken.get(&vpc).unwrap_or(&0))?;
         }
         for mut fragment in came {
             let (vpc, frame) = (fragment.held.vpc, SliceFrame::new(&mut fragment.frame));
@@ -122,6 +137,7 @@ impl Holder {
                 self.drop(&fragment, reason);
             }
         }
+        Ok(())
     }
 
     /// Sends a fragment whose first has come the way that the path says.

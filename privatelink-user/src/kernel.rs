@@ -170,7 +170,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 28] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 29] {
     [
         // What is tags on a trunk comes behind what has an index of the kernel's.
         ("interfaces", "max_ifindex", limits.max_ifindex.saturating_add(limits.interfaces)),
@@ -200,6 +200,7 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 28] {
         ("vpc_endpoint_ids", "endpoints", limits.endpoints),
         ("outcomes", "vpcs", limits.vpcs.saturating_mul(OUTCOMES)),
         ("held_rates", "vpcs", limits.vpcs),
+        ("held_taken", "vpcs", limits.vpcs),
         ("names", "addresses", limits.addresses.saturating_mul(4)),
     ]
 }

@@ -402,6 +402,7 @@ pub struct Maps {
     pub identification: Map<u32, u32>,
     pub held: Map<u32, u32>,
     pub held_rates: Map<u32, HeldRate>,
+    pub held_taken: Map<u32, u64>,
     pub outcomes: PerCpu<Counter>,
     pub names: Map<NameKey, Name>,
     pub layout: Map<u32, u32>,
@@ -409,7 +410,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 35] = [
+    pub const NAMES: [&str; 36] = [
         "interfaces",
         "egress",
         "mtus",
@@ -442,6 +443,7 @@ impl Maps {
         "identification",
         "held",
         "held_rates",
+        "held_taken",
         "outcomes",
         "names",
         "layout",
@@ -482,6 +484,7 @@ impl Maps {
             identification: Map::open(dir, "identification")?,
             held: Map::open(dir, "held")?,
             held_rates: Map::open(dir, "held_rates")?,
+            held_taken: Map::open(dir, "held_taken")?,
             outcomes: PerCpu::open(dir, "outcomes")?,
             names: Map::open(dir, "names")?,
             layout: Map::open(dir, "layout")?,
