@@ -191,67 +191,74 @@ fn datagrams_arrive_whole_and_so_do_their_answers_in_whatever_order_their_fragme
     }
 }
 
-/// Processor time that the agent has taken.
-fn consumed(world: &World) -> Duration {
-    let pid = world.json("status")[0]["agent"]["pid"].as_u64().unwrap();
+/// Processor time that a process has taken.
+fn consumed(pid: u64) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let ticks = |at: usize| fields[at].parse::<u64>().unwrap();
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
+/// Sends later fragments for a while, each of another datagram; returns how many.
+fn flood(sender: &mut Sender, lasting: Duration) -> u64 {
+    let frame = sender.fragments(narrow(53)[0], narrow(53)[1], &payload(4000))[1].clone();
+    let until = Instant::now() + lasting;
+    let numbers = (0..=u16::MAX).cycle().take_while(|_| Instant::now() < until);
+    numbers.fold(0, |sent, number| {
+        // The IPv4 checksum is nothing that the path looks at.
+        let mut frame = frame.clone();
+        frame[18..20].copy_from_slice(&number.to_be_bytes());
+        sender.send(&[frame]);
+        sent + 1
+    })
+}
+
 #[test]
 fn a_flood_of_fragments_without_a_first_is_bounded_and_does_no_harm_to_another_tenant() {
-    const FLOOD: Duration = Duration::from_secs(4);
+    const LASTING: Duration = Duration::from_secs(2);
     let world = World::new(&config("", UNCHECKED));
     for name in ["t1", "t2"] {
         answer_backwards(&world, name, "0.0.0.0");
     }
     let heard = listen(&world, "cb", "0.0.0.0");
     let (mut sender, mut flooding) = (Sender::open(&world, "cb"), Sender::open(&world, "ca"));
-    let frame = flooding.fragments(narrow(53)[0], narrow(53)[1], &payload(4000))[1].clone();
-    let (before, took) = (world.state(), consumed(&world));
-    let began = Instant::now();
-    let flood = std::thread::spawn(move || {
-        let mut sent = 0u64;
-        while began.elapsed() < FLOOD {
-            // Each of another datagram. The IPv4 checksum is nothing that the path looks at.
-            let mut frame = frame.clone();
-            frame[18..20].copy_from_slice(&u16::try_from(sent % 0x10000).unwrap().to_be_bytes());
-            flooding.send(&[frame]);
-            sent += 1;
-        }
-        sent
-    });
+    let agent = world.json("status")[0]["agent"]["pid"].as_u64().unwrap();
+    let (before, began, took) = (world.state(), Instant::now(), consumed(agent));
+    let mut sent = flood(&mut flooding, LASTING);
+    let took = consumed(agent).saturating_sub(took);
+    let second = std::thread::spawn(move || flood(&mut flooding, LASTING));
     let mut exchanged = 0u32;
-    while !flood.is_finished() {
-        ask(&mut sender, &heard, narrow(53), 9000, 0);
+    while !second.is_finished() {
+        // Of two fragments, so that nobody sends more of them than is a tenant's part.
+        ask(&mut sender, &heard, narrow(53), 2000, 0);
         exchanged += 1;
     }
-    let (sent, lasted) = (flood.join().unwrap(), began.elapsed());
-    let took = consumed(&world).saturating_sub(took);
-    assert!(sent > 20_000 && exchanged > 5, "{sent} of a flood, {exchanged} exchanged");
-    // What is left of the flood has been given up when as many are dropped as were sent, less what the veth has lost.
-    let mut last = None;
+    sent += second.join().unwrap();
+    let lasted = began.elapsed();
+    let count = |moved: &[(String, i64)], key: &str| {
+        moved.iter().find(|it| it.0 == key).map_or(0, |it| it.1.unsigned_abs())
+    };
+    let mut last = Vec::new();
     let moved = eventually("what was held is dropped", || {
         let moved = changes(&before, &world.state());
-        let is_over = last.as_ref() == Some(&moved);
-        last = Some(moved.clone());
+        let is_over = std::mem::replace(&mut last, moved.clone()) == moved;
         is_over.then_some(moved)
     });
-    let count = |key: &str| moved.iter().find(|it| it.0 == key).map_or(0, |it| it.1.unsigned_abs());
-    let early = count("shop fragment_early");
-    let (unknown, full) = (count("shop fragment_unknown"), count("shop fragment_table_full"));
-    let windows = lasted.as_millis() as u64 / 67 + 2;
+    let of = |key: &str| count(&moved, key);
+    let early = of("shop fragment_early");
+    let (unknown, full) = (of("shop fragment_unknown"), of("shop fragment_table_full"));
     println!(
-        "{sent} sent, {early} held, {unknown} unknown, {full} without room; {exchanged} exchanged; {took:?} of {lasted:?}"
+        "{sent} sent, {early} held, {unknown} unknown, {full} without room; {exchanged} exchanged; {took:?} for the first"
     );
-    assert!(early > 512 && early <= windows * 256 * 2, "{early} held of {sent}");
+    assert!(sent > 20_000 && exchanged > 5, "{sent} of a flood, {exchanged} exchanged");
+    // Two CPUs at once may count one for two.
+    let windows = u64::try_from(lasted.as_millis()).unwrap() / 67 + 2;
+    assert!(early > 512 && early <= windows * 2 * 512, "{early} held of {sent}");
     assert!(unknown >= 512 && full > sent / 2 && unknown + full <= sent + early, "{moved:?}");
-    assert!(took < lasted / 4, "the agent took {took:?} of {lasted:?}");
-    assert!(count("bank fragment_early") > u64::from(exchanged), "{moved:?}");
-    assert_eq!((count("bank fragment_unknown"), count("bank fragment_table_full")), (0, 0), "{moved:?}");
-    assert_eq!(count("shop to_provider_packets"), 0);
+    assert!(took < LASTING / 4, "the agent took {took:?}");
+    assert!(of("bank fragment_early") >= u64::from(exchanged), "{moved:?}");
+    assert_eq!((of("bank fragment_unknown"), of("bank fragment_table_full")), (0, 0), "{moved:?}");
+    assert_eq!(of("shop to_provider_packets"), 0);
 }
 
 #[test]

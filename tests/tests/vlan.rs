@@ -297,15 +297,21 @@ fn a_fragment_that_comes_before_its_first_follows_it_with_the_tags_of_the_other_
                     let what = format!("{consumer} to {last}, IPv6: {six_in}");
                     let from_port = if six_in { 42000 } else { 42001 };
                     let payload = vec![7; 2000];
-                    let inner =
-                        Packet { to_port: port + 10, from_port, payload, fragment: 0, ..Packet::udp() };
+                    let inner = Packet {
+                        to_port: port + 10,
+                        from_port,
+                        payload,
+                        id: port,
+                        fragment: 0,
+                        ..Packet::udp()
+                    };
                     let query = Packet6::of(six(5), six(0x99), inner.clone());
                     let (bytes6, bytes) = (query.build()[54..].to_vec(), inner.build()[34..].to_vec());
                     let size = usize::from(SIZE);
                     let sent = if six_in {
                         [
-                            query.fragment(5, 0, true, &bytes6[..size]),
-                            query.fragment(5, SIZE, false, &bytes6[size..]),
+                            query.fragment(port.into(), 0, true, &bytes6[..size]),
+                            query.fragment(port.into(), SIZE, false, &bytes6[size..]),
                         ]
                     } else {
                         let part = |fragment, bytes| Packet { fragment, ..inner.clone() }.ipv4(bytes);
