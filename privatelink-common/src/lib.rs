@@ -9,7 +9,7 @@
 //! tables  tables                     every map's key and value; the trait by which the path reaches them
 //! path    path/*                     the packet's way, in order: start at path::forward
 //! plan    plan/*                     what fills the tables (Maglev)
-//! beside  capture                    what is told of packets to those who watch
+//! beside  capture  held              what is told of packets to those who watch, and to who holds some
 //! ```
 //!
 //! Glossary (AWS's words): a *VPC* is one private address space; a *consumer* has an *endpoint*, an address in its VPC;
@@ -25,6 +25,7 @@ extern crate std;
 pub mod capture;
 pub mod checksum;
 pub mod frame;
+pub mod held;
 pub mod limits;
 pub mod path;
 pub mod plan;

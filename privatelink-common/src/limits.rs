@@ -56,6 +56,26 @@ pub const FRAGMENT_TIMEOUT: u32 = 30;
 /// Datagrams in fragments that are remembered at a time.
 pub const FRAGMENTED_DATAGRAMS: usize = 8192;
 
+/// For how many seconds a later fragment that has come before its first is held. Two ways that packets take differ by milliseconds.
+pub const HELD_FOR: u32 = 1;
+
+/// Later fragments that a VPC may have held in a window of [`HELD_WINDOW`]: what the largest datagrams that come backwards have, eleven at
+/// once; nearly 8000 a second, which costs the agent a tenth of a CPU.
+pub const HELD_BURST: u32 = 512;
+
+/// How long such a window is: 2 to the power of this, in nanoseconds; 67 ms.
+pub const HELD_WINDOW: u32 = 26;
+
+/// Bytes of them that may be on their way to the agent at a time, of a VPC: a part of what the buffers have room for, so that none can
+/// fill these, however long the agent does not come to read.
+pub const HELD_ON_THE_WAY: u64 = 256 << 10;
+
+/// Fragments that are held at a time, of a VPC and in all.
+pub const HELD_FRAGMENTS: [usize; 2] = [512, 4096];
+
+/// Bytes of them, likewise.
+pub const HELD_BYTES: [usize; 2] = [1 << 20, 8 << 20];
+
 /// The least that a first fragment carries: what fits into the 68 bytes that every link can carry (RFC 791, 3.2) with the shortest header.
 pub const SMALLEST_FRAGMENT: u16 = 48;
 

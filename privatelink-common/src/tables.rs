@@ -869,6 +869,24 @@ table! {
     }
 }
 
+table! {
+    /// Value of `held_rates`, an array by VPC: the fragments that it has had held. Written and read by the path's host; what is in the
+    /// window, in two steps: two CPUs at once may count one for two.
+    ///
+    /// `held_taken`, an array by VPC, has how many bytes of these the agent has taken over, which writes it.
+    ///
+    /// Beside it, `held` is an array of the kernel's buffers by CPU, by which these fragments go to the agent; while there is no agent, it
+    /// is empty.
+    HeldRate, 16, align 8, {
+        /// The window that is counted: the time since boot, in units of 2 to the power of [`crate::limits::HELD_WINDOW`] nanoseconds.
+        window: u32,
+        /// How many in it.
+        count: u32,
+        /// Bytes that were handed over.
+        handed: u64,
+    }
+}
+
 /// Why an entry could not be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {

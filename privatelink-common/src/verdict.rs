@@ -128,7 +128,7 @@ words! {
         FragmentOverlap = 54 => "fragment_overlap",
         /// A first fragment smaller than what every link can carry.
         FragmentTiny = 55 => "fragment_tiny",
-        /// A fragment for which the table of fragmented datagrams has no room.
+        /// A fragment for which the table of fragmented datagrams has no room, or what holds those that come before their first.
         FragmentTableFull = 56 => "fragment_table_full",
         /// An ICMP error about a TCP segment that is not in flight: one that was not sent, or that was acknowledged.
         IcmpOutOfWindow = 57 => "icmp_out_of_window",
@@ -184,6 +184,9 @@ pub enum Action {
     },
     /// The frame has become the answer; to be sent back out of the interface it came by. Holds [`Answer::code`].
     Answer(u32),
+    /// A later fragment that comes before the first of its datagram; untouched. To be held, where there is somebody who does, until
+    /// that one has come, and then to go the same way again; where not, it is a [`DropReason::FragmentUnknown`].
+    Hold,
 }
 
 /// A part of the path that a host may keep apart from the rest. The kernel's verifier goes through a function again for each way in which
@@ -223,13 +226,16 @@ pub struct Verdict(u64);
 impl Verdict {
     /// [`Action::Pass`].
     pub const PASS: Self = Self(0);
+    /// [`Action::Hold`].
+    pub const HOLD: Self = Self(Self::HELD);
     /// What the path says to itself of a packet that may belong to a flow.
-    pub(crate) const FLOW: Self = Self(5);
+    pub(crate) const FLOW: Self = Self(7);
     const GO_ON: u64 = 6;
     const FORWARD: u64 = 1;
     const STEER: u64 = 2;
     const ANSWER: u64 = 3;
     const DROP: u64 = 4;
+    const HELD: u64 = 5;
     const TAGGED: u32 = 12;
 
     /// What the path says to itself of a packet with which a part of it goes on.
@@ -343,6 +349,7 @@ impl Verdict {
             }
             Self::STEER => Action::Steer { interface },
             Self::ANSWER => Action::Answer(upper),
+            Self::HELD => Action::Hold,
             _ => Action::Pass,
         }
     }
@@ -358,6 +365,9 @@ impl core::fmt::Debug for Verdict {
 pub const PASSED: u32 = 0;
 /// Counter of packets between a VPC and its own stack, likewise.
 pub const STEERED: u32 = 1;
+/// Counter of later fragments that are held, since they have come before the first of their datagram, likewise. What becomes of them
+/// then is counted, too.
+pub const FRAGMENT_EARLY: u32 = 15;
 
 #[cfg(test)]
 mod tests {
@@ -376,8 +386,8 @@ mod tests {
 
     #[test]
     fn every_outcome_has_its_own_counter_and_name() {
-        let mut codes = BTreeSet::from([PASSED, STEERED]);
-        let mut names = BTreeSet::from(["passed", "steered"]);
+        let mut codes = BTreeSet::from([PASSED, STEERED, FRAGMENT_EARLY]);
+        let mut names = BTreeSet::from(["passed", "steered", "fragment_early"]);
         let answers = Answer::ALL.iter().map(|a| (a.code(), a.name()));
         let drops = DropReason::ALL.iter().map(|r| (r.code(), r.name()));
         for (code, name) in answers.chain(drops) {

@@ -1,6 +1,7 @@
 //! What a program does, once the path has decided: what the two hooks call it, and what is counted.
 
 use crate::frame::{SkbFrame, XdpFrame};
+use crate::hold::hold;
 use crate::maps;
 use crate::tables::{Exit, XdpExit, interface};
 use crate::vlan::{self, Tagging};
@@ -18,8 +19,9 @@ use core::mem::offset_of;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use privatelink_common::{
     frame::Frame,
+    held::{Account, OUTCOME, TO_CONSUMER, TO_PROVIDER},
     limits::OUTCOMES,
-    verdict::{Action, Direction, DropReason, FlowEvent, PASSED, STEERED, Verdict},
+    verdict::{Action, Direction, DropReason, FRAGMENT_EARLY, FlowEvent, PASSED, STEERED, Verdict},
     wire::{Ipv4Header, Ipv6Header, NETWORK, TRANSPORT, TRANSPORT6},
 };
 use zerocopy::big_endian::U16;
@@ -139,6 +141,14 @@ pub(crate) fn act<H: Host>(
             count(frame, ifindex, STEERED);
             H::REDIRECT
         }
+        Action::Hold => {
+            let outcome = hold(frame, ifindex);
+            if outcome != FRAGMENT_EARLY {
+                report(frame, ifindex, outcome);
+            }
+            count(frame, ifindex, outcome);
+            H::DROP
+        }
         Action::Pass => {
             count(frame, ifindex, PASSED);
             if !trunk || vlan::back(frame) { H::PASS } else { H::DROP }
@@ -158,7 +168,7 @@ fn send_tagged<H: Host>(frame: &mut H, verdict: Verdict, ifindex: u32) -> bool {
             (interface, size(frame, ipv6), Some((endpoint, direction, event)))
         }
         Action::Steer { interface } => (interface, frame.on_the_wire(frame.len() as u64), None),
-        Action::Pass | Action::Answer(_) => return false,
+        Action::Pass | Action::Answer(_) | Action::Hold => return false,
     };
     let tagged = vlan::leave(frame, interface);
     match forwarded {
@@ -175,9 +185,14 @@ fn count<H: Host>(frame: &H, ifindex: u32, outcome: u32) {
 }
 
 #[inline(always)]
-fn add((packets, bytes): (u64, u64), ifindex: u32, outcome: u32) {
+fn add(size: (u64, u64), ifindex: u32, outcome: u32) {
     let vpc = interface(ifindex).unwrap_or_default().vpc;
-    if let Some(counter) = maps::OUTCOMES_BY_VPC.get_ptr_mut(u32::from(vpc) * OUTCOMES + outcome) {
+    add_to(size, u32::from(vpc) * OUTCOMES + outcome);
+}
+
+#[inline(always)]
+fn add_to((packets, bytes): (u64, u64), index: u32) {
+    if let Some(counter) = maps::OUTCOMES_BY_VPC.get_ptr_mut(index) {
         // SAFETY: the map returned a pointer to this CPU's own value, and programs of neither hook nest on a CPU.
         unsafe {
             (*counter).packets += packets;
@@ -261,6 +276,18 @@ fn count_forwarded((packets, bytes): (u64, u64), endpoint: u32, direction: Direc
         FlowEvent::None => {}
         FlowEvent::Opened => counters.new_flows += 1,
         FlowEvent::Reset => counters.resets += 1,
+    }
+}
+
+/// Counts what the agent says.
+#[allow(dead_code, reason = "the programs of a capture are never asked to")]
+#[inline(always)]
+pub(crate) fn account(&Account { packets, bytes, of, index }: &Account) {
+    match of {
+        OUTCOME => add_to((packets, bytes), index),
+        TO_PROVIDER => count_forwarded((packets, bytes), index, Direction::ToProvider, FlowEvent::None),
+        TO_CONSUMER => count_forwarded((packets, bytes), index, Direction::ToConsumer, FlowEvent::None),
+        _ => {}
     }
 }
 

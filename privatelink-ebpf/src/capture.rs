@@ -18,7 +18,7 @@ use core::hint::black_box;
 use core::mem::{offset_of, size_of};
 use privatelink_common::capture::{ENDPOINTS, Event, FORWARDED, HEADER, Missed, Watch};
 use privatelink_common::tables::{ENDPOINT, Entry, FlowKey6, Flows, Key, Tables, VpcAddress};
-use privatelink_common::verdict::{Action, PASSED, STEERED, Verdict};
+use privatelink_common::verdict::{Action, FRAGMENT_EARLY, PASSED, STEERED, Verdict};
 use privatelink_common::wire::{
     ADVERTISEMENT, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMPV6, Ip, Ipv4, Ipv6, SOLICITATION, TCP,
     TRANSPORT, TRANSPORT6, UDP,
@@ -234,6 +234,7 @@ fn conclude(event: &mut Event, verdict: Verdict) -> bool {
             (event.outcome, event.peer_slot, event.peer_vpc) = (code, event.slot, event.vpc);
         }
         Action::Pass => event.outcome = PASSED,
+        Action::Hold => event.outcome = FRAGMENT_EARLY,
     }
     false
 }

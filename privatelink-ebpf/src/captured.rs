@@ -9,6 +9,7 @@
 mod act;
 mod capture;
 mod frame;
+mod hold;
 mod maps;
 mod parts;
 #[allow(dead_code, reason = "trunks are not captured")]

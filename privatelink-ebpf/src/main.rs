@@ -10,6 +10,7 @@
 
 mod act;
 mod frame;
+mod hold;
 mod maps;
 mod parts;
 mod tables;
@@ -17,11 +18,12 @@ mod vlan;
 
 use act::{act, now};
 use aya_ebpf::{
+    bindings::tcx_action_base::TCX_NEXT,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
 use frame::{SkbFrame, XdpFrame};
-use privatelink_common::{path, verdict::Verdict};
+use privatelink_common::{frame::Frame, path, verdict::Verdict};
 use tables::{KernelTables, TcxExit, XdpExit};
 
 /// Runs for every frame that comes by an interface of ours, before the kernel has made a socket buffer of it.
@@ -57,6 +59,16 @@ pub(crate) fn ingress_tcx(context: TcContext) -> i32 {
     }
     let verdict = path::forward(&mut frame, &KernelTables(TcxExit(context.skb.skb)), ifindex, now());
     act(&mut frame, verdict, ifindex, false)
+}
+
+/// Runs for no packet, but where the agent asks for it: adds to a counter what has become of fragments that were held. Such a run has the
+/// CPU for itself, as that for a packet has.
+#[classifier]
+pub(crate) fn account(context: TcContext) -> i32 {
+    if let Some(account) = SkbFrame::bare(context.skb.skb).read(0) {
+        act::account(&account);
+    }
+    TCX_NEXT
 }
 
 /// Runs in its place where the interface is a trunk.

@@ -3,7 +3,9 @@
 
 use crate::vlan::Came;
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{
+        Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerfEventByteArray,
+    },
     macros::btf_map,
 };
 use privatelink_common::{
@@ -11,9 +13,9 @@ use privatelink_common::{
     path::Room,
     tables::{
         Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey,
-        FlowKey6, FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix,
-        Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters, Trunk,
-        VlanKey, VpcAddress, VpcEndpointId,
+        FlowKey6, FragmentKey, HeldRate, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour,
+        Prefix, Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters,
+        Trunk, VlanKey, VpcAddress, VpcEndpointId,
     },
 };
 
@@ -86,6 +88,13 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Datagram, FRAGMENTED_DATAGR
 /// One number, which the identifications of fragmented datagrams are counted by.
 #[btf_map(name = "identification")]
 pub(crate) static IDENTIFICATION: Array<u32, 1> = Array::new();
+/// The buffers by which fragments that are to be held go to the agent, by CPU: the agent's, so that without one there are none.
+#[btf_map(name = "held")]
+pub(crate) static HELD: PerfEventByteArray = PerfEventByteArray::new();
+#[btf_map(name = "held_rates")]
+pub(crate) static HELD_RATES: Array<HeldRate, 1024> = Array::new();
+#[btf_map(name = "held_taken")]
+pub(crate) static HELD_TAKEN: Array<u64, 1024> = Array::new();
 #[btf_map(name = "outcomes")]
 pub(crate) static OUTCOMES_BY_VPC: PerCpuArray<Counter, { 1024 * OUTCOMES as usize }> = PerCpuArray::new();
 #[btf_map(name = "names")]

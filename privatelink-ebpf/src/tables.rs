@@ -91,6 +91,22 @@ impl TcxExit {
     }
 }
 
+/// Adds to a word that other CPUs add to, too, without losing what they add; returns what was there before.
+///
+/// # Safety
+///
+/// `word` is a pointer to an aligned word that a map lookup returned in this run.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add(word: *mut u64, by: u64) -> u64 {
+    let before;
+    // SAFETY: the caller has the word.
+    unsafe {
+        core::arch::asm!("{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+            value = inout(reg) by => before, word = in(reg) word);
+    }
+    before
+}
+
 /// The maps of this object.
 pub(crate) struct KernelTables<E>(pub E);
 
@@ -307,13 +323,10 @@ impl<E: Exit> Tables for KernelTables<E> {
     #[inline(always)]
     fn fence(&self) {
         let Some(word) = FENCE.get_ptr_mut(0) else { return };
-        // SAFETY: the map returned a pointer to this CPU's own word. An instruction that changes memory and says what was there before
-        // is a full barrier on every architecture (Documentation/bpf/standardization/instruction-set.rst, "Atomic operations"; the
-        // kernel's JITs use the ordered forms).
-        unsafe {
-            core::arch::asm!("{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
-                value = inout(reg) 1u64 => _, word = in(reg) word);
-        }
+        // An instruction that changes memory and says what was there before is a full barrier on every architecture
+        // (Documentation/bpf/standardization/instruction-set.rst, "Atomic operations"; the kernel's JITs use the ordered forms).
+        // SAFETY: the map returned a pointer to this CPU's own word.
+        unsafe { fetch_add(word, 1) };
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use frames::{as_it_came, as_it_left, is_unfinished, summary};
 use pcapng::{Record, Way, Writer};
 use privatelink_common::capture::{ENDPOINTS, End, Event, FORWARDED, Missed, SNAPLEN, Watch};
 use privatelink_common::limits::LAYOUT;
-use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
+use privatelink_common::verdict::{Answer, DropReason, FRAGMENT_EARLY, PASSED, STEERED};
 use privatelink_common::wire::{ICMP, ICMPV6, TCP, UDP};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
@@ -277,6 +277,7 @@ fn verdict(event: &Event, names: &Names) -> String {
         FORWARDED => "forwarded".into(),
         PASSED => "passed to this host, unchanged".into(),
         STEERED => "steered between the VPC and its own stack".into(),
+        FRAGMENT_EARLY => "fragment_early: held until the first fragment of its datagram comes".into(),
         code => match (DropReason::from_code(code), Answer::from_code(code)) {
             (Some(reason), _) => format!("dropped: {}: {}", reason.name(), reason.meaning().trim()),
             (_, Some(answer)) => format!("answered: {}: {}", answer.name(), answer.meaning().trim()),

@@ -6,7 +6,7 @@ use crate::kernel::{self, Drops, Kernel};
 use crate::names::Kind;
 use crate::net::Stack;
 use crate::store::Store;
-use crate::{capture, flows, model};
+use crate::{capture, flows, held, model};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use log::{error, info};
@@ -507,6 +507,7 @@ fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel, dr
         events: own,
     };
     let mut agent = Agent::start(parts)?;
+    held::start(&agent.kernel, Arc::clone(&agent.maps))?;
     let socket = places.runtime_dir.join("control.sock");
     let listener = runtime.block_on(async { api::listen(&socket) })?;
     runtime.spawn(api::serve(listener, events.clone()));

@@ -3,25 +3,24 @@
 
 use crate::flows;
 use crate::ip::{self, with_port};
-use crate::maps::{AddressRuleKey, Maps, PortRuleKey, PrefixKey};
+use crate::live::{Copied, Live};
+use crate::maps::Maps;
 use crate::names::{Kind, Names};
 use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
 use privatelink_common::frame::{DIFFERENCE, SliceFrame};
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Bucket, Course, Datagram, ENDPOINT, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey,
-    FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu,
-    Neighbour, Prefix, Pressure, RESOLVER, RESOLVER_ENDPOINT, RuleAddress, RuleMask, RulePort, RulePorts,
-    Stream, Subnet, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId, Width, Words,
+    Address, Bucket, Course, Datagram, ENDPOINT, Egress, Endpoint, Face, Flow, Flow6, FlowKey, FlowKey6,
+    Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu, Neighbour,
+    Pressure, RESOLVER, RESOLVER_ENDPOINT, RuleAddress, RulePort, Stream, Subnet, Tables, Target,
+    TargetEvent, VpcAddress, VpcEndpointId, Width, Words,
 };
 use privatelink_common::verdict::{Action, Direction};
 use privatelink_common::wire::Mac;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Deref;
-use zerocopy::big_endian::U32;
 
 /// What is to be explained.
 #[derive(Clone, Debug)]
@@ -38,7 +37,7 @@ pub struct Question {
 
 /// The live tables, which only answer.
 struct Narrator<'a> {
-    maps: &'a Maps,
+    live: Live<'a>,
     names: &'a Names,
     /// What the configuration calls the rules of each set.
     rules: &'a BTreeMap<u32, Vec<String>>,
@@ -46,43 +45,6 @@ struct Narrator<'a> {
     connections: &'a BTreeMap<String, String>,
     interface: Interface,
     told: RefCell<Vec<String>>,
-    room: RefCell<Room>,
-}
-
-/// A value of `rules_by_address`.
-struct Mask(RuleMask);
-
-impl Words for Mask {
-    fn word(&self, index: usize) -> u64 {
-        self.0.get(index).copied().unwrap_or_default()
-    }
-}
-
-/// A value of `rules_by_port`.
-struct Ports(RulePorts);
-
-impl Words for Ports {
-    fn word(&self, index: usize) -> u64 {
-        self.0.rules.iter().chain(&self.0.allows).nth(index).copied().unwrap_or_default()
-    }
-}
-
-/// An entry that is a copy, so that nothing reaches the map.
-struct Copied<F>(F);
-
-impl<F: Copy + Deref<Target = Course>> Entry<F> for Copied<F> {
-    fn flow(&self) -> F {
-        self.0
-    }
-    fn acknowledged(&self) -> u32 {
-        self.0.acknowledged
-    }
-    fn set_last_seen(&self, _: u32) {}
-    fn set_ended(&self, _: u8, _: u16, _: u32) {}
-    fn set_state(&self, _: u8, _: u16) {}
-    fn set_seen(&self, _: Mac, _: u16) {}
-    fn set_next_hop(&self, _: Mac, _: u16) {}
-    fn set_numbers(&self, _: u32, _: u32) {}
 }
 
 impl Narrator<'_> {
@@ -92,14 +54,14 @@ impl Narrator<'_> {
         answer
     }
 
-    fn flow<K: Key>(&self, kind: &str, key: &K, flow: Option<K::Flow>) -> Option<Copied<K::Flow>> {
+    fn flow<K: Key>(&self, kind: &str, key: &K, flow: Option<Copied<K::Flow>>) -> Option<Copied<K::Flow>> {
         let what = format!(
             "{kind} flow {} -> {} in {}",
             with_port(key.source().widen(), key.source_port()),
             with_port(key.destination().widen(), key.destination_port()),
             self.names.name(Kind::Vpc, key.vpc().into())
         );
-        self.tell(what, flow, |flow| {
+        self.tell(what, flow, |Copied(flow)| {
             let course: &Course = flow;
             let endpoint = self.names.name(Kind::Endpoint, course.endpoint.into());
             let target = self.names.name(Kind::Target, course.target.into());
@@ -108,22 +70,21 @@ impl Narrator<'_> {
                 path::state::State::from_number(course.state).name()
             )
         })
-        .map(Copied)
     }
 }
 
 /// The tables of one width, which only answer.
 macro_rules! flows {
-    ($key:ty, $flow:ty, $established:ident, $pending:ident, $streams:ident) => {
+    ($key:ty, $flow:ty) => {
         impl Flows<$key> for Narrator<'_> {
             type Entry = Copied<$flow>;
 
             fn established(&self, key: &$key) -> Option<Copied<$flow>> {
-                self.flow("established", key, self.maps.$established.get(key).ok().flatten())
+                self.flow("established", key, self.live.established(key))
             }
 
             fn pending(&self, key: &$key) -> Option<Copied<$flow>> {
-                self.flow("pending", key, self.maps.$pending.get(key).ok().flatten())
+                self.flow("pending", key, self.live.pending(key))
             }
 
             fn establish(&self, _: &$key, _: &$flow) -> Result<(), InsertError> {
@@ -149,7 +110,7 @@ macro_rules! flows {
             fn remove_pending(&self, _: &$key) {}
 
             fn stream(&self, key: &$key) -> Option<Stream> {
-                self.maps.$streams.get(key).ok().flatten()
+                self.live.stream(key)
             }
 
             fn set_stream(&self, _: &$key, _: &Stream) -> Result<(), InsertError> {
@@ -161,12 +122,12 @@ macro_rules! flows {
     };
 }
 
-flows!(FlowKey, Flow, established, pending, streams);
-flows!(FlowKey6, Flow6, established6, pending6, streams6);
+flows!(FlowKey, Flow);
+flows!(FlowKey6, Flow6);
 
 impl Tables for Narrator<'_> {
     fn room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> Option<R> {
-        Some(work(&mut self.room.borrow_mut()))
+        self.live.room(work)
     }
 
     fn fence(&self) {}
@@ -176,7 +137,7 @@ impl Tables for Narrator<'_> {
     }
 
     fn bucket(&self, endpoint: u32) -> Option<Bucket> {
-        let bucket = self.maps.buckets.get(&endpoint).ok().flatten();
+        let bucket = self.live.bucket(endpoint);
         if let Some(bucket) = bucket {
             let text =
                 format!("new flows that the endpoint may open this second: {} at its last", bucket.tokens);
@@ -189,12 +150,11 @@ impl Tables for Narrator<'_> {
 
     fn vpc_endpoint_id(&self, endpoint: u32) -> VpcEndpointId {
         self.told.borrow_mut().push("puts the Proxy Protocol's header before the first data".into());
-        self.maps.vpc_endpoint_ids.get(&endpoint).ok().flatten().unwrap_or_default()
+        self.live.vpc_endpoint_id(endpoint)
     }
 
     fn pressure(&self, endpoint: u32) -> Option<Pressure> {
-        let found = self.maps.pressures.get(&endpoint).ok().flatten();
-        self.tell("unconfirmed SYNs of the endpoint".into(), found, |it| {
+        self.tell("unconfirmed SYNs of the endpoint".into(), self.live.pressure(endpoint), |it| {
             let cookies = if flows::now() < it.until { "; they are answered with cookies" } else { "" };
             format!("{} in the last second that had some{cookies}", it.unconfirmed)
         })
@@ -226,7 +186,7 @@ impl Tables for Narrator<'_> {
     fn count(&self, _: u32, _: TargetEvent) {}
 
     fn endpoint(&self, endpoint: u32) -> Endpoint {
-        let found = self.maps.endpoints.get(&endpoint).ok().flatten().unwrap_or_default();
+        let found = self.live.endpoint(endpoint);
         let name = self.names.name(Kind::Endpoint, endpoint);
         let word = if found.open == 0 { "closed" } else { "open" };
         let standing = name.split('/').next().and_then(|name| self.connections.get(name));
@@ -242,7 +202,7 @@ impl Tables for Narrator<'_> {
             ip::shown(address.address),
             self.names.name(Kind::Vpc, address.vpc.into())
         );
-        self.tell(what, self.maps.addresses.get(address).ok().flatten(), |found| match found.kind {
+        self.tell(what, self.live.address(address), |found| match found.kind {
             ENDPOINT => format!("yes, endpoint {}", self.names.name(Kind::Endpoint, found.endpoint)),
             RESOLVER | RESOLVER_ENDPOINT => "yes, the VPC's resolver".into(),
             _ => format!("yes, load balancer {}", self.names.name(Kind::Balancer, found.balancer)),
@@ -250,8 +210,7 @@ impl Tables for Narrator<'_> {
     }
 
     fn in_vpc(&self, address: &VpcAddress) -> bool {
-        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address.0 };
-        let found = self.maps.prefixes.get(&PrefixKey { bits: 160, prefix }).ok().flatten();
+        let found = self.live.in_vpc(address).then_some(());
         let what = format!(
             "{} is within the CIDRs of {}",
             ip::shown(address.address),
@@ -261,11 +220,11 @@ impl Tables for Narrator<'_> {
     }
 
     fn rules_of_address(&self, address: &RuleAddress) -> Option<impl Words> {
-        self.maps.rules_by_address.get(&AddressRuleKey { bits: 160, of: *address }).ok().flatten().map(Mask)
+        self.live.rules_of_address(address)
     }
 
     fn rules_of_port(&self, port: &RulePort) -> Option<impl Words> {
-        self.maps.rules_by_port.get(&PortRuleKey { bits: 64, of: *port }).ok().flatten().map(Ports)
+        self.live.rules_of_port(port)
     }
 
     fn ruled(&self, set: u32, rule: impl FnOnce() -> Option<u32>) {
@@ -278,8 +237,7 @@ impl Tables for Narrator<'_> {
     }
 
     fn subnet(&self, address: &VpcAddress) -> Option<Subnet> {
-        let prefix = Prefix { vpc: U32::new(address.vpc.into()), address: address.address.0 };
-        let found = self.maps.subnets.get(&PrefixKey { bits: 160, prefix }).ok().flatten();
+        let found = self.live.subnet(address);
         if let Some(found) = found {
             let name = self.names.name(Kind::Subnet, found.id);
             self.told.borrow_mut().push(format!("{} is in the subnet {name}", ip::shown(address.address)));
@@ -288,20 +246,19 @@ impl Tables for Narrator<'_> {
     }
 
     fn source(&self, balancer: u32, to_ipv4: bool, pick: usize) -> Option<u32> {
-        self.maps.balancers.get(&balancer).ok().flatten()?.source(to_ipv4, pick)
+        self.live.source(balancer, to_ipv4, pick)
     }
 
     fn face(&self, balancer: u32) -> Option<Face> {
         let what = format!("load balancer {}", self.names.name(Kind::Balancer, balancer));
-        let face = self.maps.balancers.get(&balancer).ok().flatten().map(|it| it.face());
-        self.tell(what, face, |found| format!("targets see {}", ip::shown(found.address)))
+        self.tell(what, self.live.face(balancer), |found| format!("targets see {}", ip::shown(found.address)))
     }
 
     fn listener(&self, key: &ListenerKey) -> Option<Listener> {
         let protocol = if key.protocol == 6 { "tcp" } else { "udp" };
         let what =
             format!("listener {protocol}/{} of {}", key.port, self.names.name(Kind::Balancer, key.balancer));
-        self.tell(what, self.maps.listeners.get(key).ok().flatten(), |found| {
+        self.tell(what, self.live.listener(key), |found| {
             format!(
                 "yes, Maglev table {} of {} slots",
                 self.names.name(Kind::Table, found.table),
@@ -311,41 +268,35 @@ impl Tables for Narrator<'_> {
     }
 
     fn slot(&self, table: u32, slot: u32) -> Option<u32> {
-        let found =
-            self.maps.tables.get(table).ok().flatten().and_then(|table| table.get(slot).ok().flatten());
-        self.tell(format!("slot {slot}"), found, |target| {
+        self.tell(format!("slot {slot}"), self.live.slot(table, slot), |target| {
             format!("target {}", self.names.name(Kind::Target, *target))
         })
     }
 
     fn target(&self, target: u32) -> Option<Target> {
-        self.maps.targets.get(&target).ok().flatten()
+        self.live.target(target)
     }
 
     fn neighbour(&self, address: &VpcAddress) -> Option<Neighbour> {
         let what = format!("next hop of {}", ip::shown(address.address));
-        self.tell(what, self.maps.neighbours.get(address).ok().flatten(), |found| {
+        self.tell(what, self.live.neighbour(address), |found| {
             format!("{} by {}", mac(found.mac), self.names.name(Kind::Interface, found.interface.into()))
         })
     }
 
     fn caller(&self, address: &VpcAddress) -> Option<Neighbour> {
-        self.maps.callers.get(address).ok().flatten()
+        self.live.caller(address)
     }
 
     fn set_caller(&self, _: &VpcAddress, _: &Neighbour) {}
 
     fn mtu(&self, interface: u16) -> Mtu {
-        self.maps.mtus.get(&interface.into()).ok().flatten().unwrap_or_default()
+        self.live.mtu(interface)
     }
 
     fn egress(&self, interface: u16) -> Option<Egress> {
-        let slot = interface.into();
-        let trunk = || self.maps.trunks.get(&slot).ok().flatten().filter(|trunk| trunk.ifindex != 0);
-        let plain = self.maps.egress.get(&slot).ok().flatten().map(|_| Egress::PLAIN);
-        let found = plain.or_else(|| trunk().map(|_| Egress::TAGGED));
         let what = format!("interface {}", self.names.name(Kind::Interface, interface.into()));
-        self.tell(what, found, |_| "is there".into())
+        self.tell(what, self.live.egress(interface), |_| "is there".into())
     }
 }
 
@@ -366,15 +317,8 @@ pub fn explain(
         .id(Kind::Vpc, &question.vpc)
         .with_context(|| format!("there is no VPC \"{}\"", question.vpc))?;
     let interface = Interface { vpc: u16::try_from(vpc)?, slot: 0, stack: 0, fits: u16::MAX };
-    let narrator = Narrator {
-        maps,
-        names,
-        rules,
-        connections,
-        interface,
-        told: RefCell::default(),
-        room: RefCell::default(),
-    };
+    let live = Live::new(maps);
+    let narrator = Narrator { live, names, rules, connections, interface, told: RefCell::default() };
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
     let builder = match (question.from.ip(), question.to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
@@ -399,6 +343,7 @@ pub fn explain(
         Err(reason) => format!("dropped: {}: {}", reason.name(), reason.meaning().trim()),
         Ok(verdict) => match verdict.action() {
             Action::Pass => "passed to this host's stack, untouched: the address is not ours".into(),
+            Action::Hold => "held until the first fragment of its datagram comes".into(),
             Action::Steer { .. } => "handed to the VPC's own stack".into(),
             Action::Answer(code) => match privatelink_common::verdict::Answer::from_code(code) {
                 Some(answer) => format!("answered: {}: {}", answer.name(), answer.meaning().trim()),

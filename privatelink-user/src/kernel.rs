@@ -5,6 +5,7 @@ use crate::model::Limits;
 use crate::resize;
 use crate::sys::{self, XdpMode};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use aya::maps::{MapData, PerfEventArray};
 use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
@@ -50,6 +51,8 @@ pub struct Kernel {
 struct Programs {
     object: Ebpf,
     loaded: BTreeMap<Program, OwnedFd>,
+    /// What adds to counters.
+    account: OwnedFd,
 }
 
 /// The programs of a capture.
@@ -167,7 +170,7 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 28] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 30] {
     [
         // What is tags on a trunk comes behind what has an index of the kernel's.
         ("interfaces", "max_ifindex", limits.max_ifindex.saturating_add(limits.interfaces)),
@@ -197,6 +200,8 @@ fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 28] {
         ("pressures", "endpoints", limits.endpoints),
         ("vpc_endpoint_ids", "endpoints", limits.endpoints),
         ("outcomes", "vpcs", limits.vpcs.saturating_mul(OUTCOMES)),
+        ("held_rates", "vpcs", limits.vpcs),
+        ("held_taken", "vpcs", limits.vpcs),
         ("names", "addresses", limits.addresses.saturating_mul(4)),
     ]
 }
@@ -305,6 +310,13 @@ impl Kernel {
     /// The maps.
     pub fn maps(&self) -> Result<Maps> {
         Maps::open(&self.place)
+    }
+
+    /// The program that adds to counters what has become of fragments that were held, and where those come out.
+    pub fn held(&self) -> Result<(OwnedFd, PerfEventArray<MapData>)> {
+        let account = self.programs.account.try_clone().context("no more descriptors")?;
+        let map = MapData::from_pin(self.place.join("held")).context("cannot open the map held")?;
+        Ok((account, PerfEventArray::try_from(aya::maps::Map::PerfEventArray(map))?))
     }
 
     /// The programs that are loaded.
@@ -476,32 +488,41 @@ fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<Programs> {
     for name in Maps::NAMES {
         loader.map_pin_path(name, maps.join(name));
     }
-    let object = loader.load(OBJECT).context("cannot create the maps")?;
-    let mut programs = Programs { object, loaded: BTreeMap::new() };
+    let mut object = loader.load(OBJECT).context("cannot create the maps")?;
+    let account = load_classifier(&mut object, "account")?;
+    let mut programs = Programs { object, loaded: BTreeMap::new(), account };
     for program in [Program::Xdp, Program::Tcx] {
         programs.load(program)?;
     }
     Ok(programs)
 }
 
+const NO_PROGRAM: &str = "the object has no such program";
+
+fn refused(name: &str) -> String {
+    format!("the kernel refuses the program {name}")
+}
+
+/// Loads a sched_cls program.
+fn load_classifier(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
+    let found: &mut SchedClassifier = object.program_mut(name).context(NO_PROGRAM)?.try_into()?;
+    found.load().with_context(|| refused(name))?;
+    Ok(found.fd()?.as_fd().try_clone_to_owned()?)
+}
+
 impl Programs {
     fn load(&mut self, program: Program) -> Result<()> {
         let name = program.name();
-        let found = self.object.program_mut(name).context("the object has no such program")?;
-        let refused = || format!("the kernel refuses the program {name}");
         let fd = match program {
             Program::Xdp | Program::XdpTrunk => {
+                let found = self.object.program_mut(name).context(NO_PROGRAM)?;
                 let found: &mut Xdp = found.try_into()?;
-                found.load().with_context(refused)?;
-                found.fd()?
+                found.load().with_context(|| refused(name))?;
+                found.fd()?.as_fd().try_clone_to_owned()?
             }
-            Program::Tcx | Program::TcxTrunk => {
-                let found: &mut SchedClassifier = found.try_into()?;
-                found.load().with_context(refused)?;
-                found.fd()?
-            }
+            Program::Tcx | Program::TcxTrunk => load_classifier(&mut self.object, name)?,
         };
-        self.loaded.insert(program, fd.as_fd().try_clone_to_owned()?);
+        self.loaded.insert(program, fd);
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ use privatelink_common::tables::{
     Address, BALANCER, Counter, Course, EndpointCounters, Flow6, Target, UNHEALTHY, VpcAddress,
 };
 use privatelink_common::verdict::Direction;
-use privatelink_common::verdict::{Answer, DropReason, PASSED, STEERED};
+use privatelink_common::verdict::{Answer, DropReason, FRAGMENT_EARLY, PASSED, STEERED};
 use privatelink_common::wire::Ip;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +34,7 @@ fn outcome(code: u32) -> Option<&'static str> {
     match code {
         PASSED => Some("passed"),
         STEERED => Some("steered"),
+        FRAGMENT_EARLY => Some("fragment_early"),
         _ => Answer::from_code(code)
             .map(Answer::name)
             .or_else(|| DropReason::from_code(code).map(DropReason::name)),

@@ -7,7 +7,7 @@ use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
     Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
-    FragmentKey, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure,
+    FragmentKey, HeldRate, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure,
     RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters, Trunk, VlanKey,
     VpcAddress, VpcEndpointId,
 };
@@ -401,6 +401,9 @@ pub struct Maps {
     pub vpc_endpoint_ids: Map<u32, VpcEndpointId>,
     pub fragments: Map<FragmentKey, Datagram>,
     pub identification: Map<u32, u32>,
+    pub held: Map<u32, u32>,
+    pub held_rates: Map<u32, HeldRate>,
+    pub held_taken: Map<u32, u64>,
     pub outcomes: PerCpu<Counter>,
     pub names: Map<NameKey, Name>,
     pub layout: Map<u32, u32>,
@@ -408,7 +411,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 34] = [
+    pub const NAMES: [&str; 37] = [
         "interfaces",
         "egress",
         "mtus",
@@ -440,6 +443,9 @@ impl Maps {
         "vpc_endpoint_ids",
         "fragments",
         "identification",
+        "held",
+        "held_rates",
+        "held_taken",
         "outcomes",
         "names",
         "layout",
@@ -479,6 +485,9 @@ impl Maps {
             vpc_endpoint_ids: Map::open(dir, "vpc_endpoint_ids")?,
             fragments: Map::open(dir, "fragments")?,
             identification: Map::open(dir, "identification")?,
+            held: Map::open(dir, "held")?,
+            held_rates: Map::open(dir, "held_rates")?,
+            held_taken: Map::open(dir, "held_taken")?,
             outcomes: PerCpu::open(dir, "outcomes")?,
             names: Map::open(dir, "names")?,
             layout: Map::open(dir, "layout")?,

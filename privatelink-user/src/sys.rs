@@ -27,6 +27,8 @@ pub enum Command {
     Pin = 6,
     /// BPF_OBJ_GET
     Get = 7,
+    /// BPF_PROG_TEST_RUN
+    TestRun = 10,
     /// BPF_PROG_GET_FD_BY_ID
     ProgramById = 13,
     /// BPF_MAP_GET_FD_BY_ID
@@ -281,6 +283,13 @@ pub fn program_ids(program: BorrowedFd<'_>) -> Result<(u32, Vec<u32>)> {
     Ok((info.0[1], maps[..count].to_vec()))
 }
 
+/// Runs a sched_cls program once, on a frame of these bytes, of which there are as many as an Ethernet header has at least.
+pub fn run_program(program: BorrowedFd<'_>, frame: &[u8]) -> Result<()> {
+    let length = u32::try_from(frame.len()).map_err(Error::other)?;
+    let attributes = Attributes::default().set(0, fd_word(program)).set(2, length).pointer(4, frame.as_ptr());
+    bpf(Command::TestRun, &mut { attributes }).map(drop)
+}
+
 /// Opens a program by its kernel-wide identifier.
 pub fn program_by_id(id: u32) -> Result<OwnedFd> {
     bpf(Command::ProgramById, &mut Attributes::default().set(0, id)).map(owned)
@@ -431,6 +440,25 @@ pub fn bind_to_frames(socket: BorrowedFd<'_>, ifindex: u32) -> Result<()> {
     };
     // SAFETY: the address is there, and as long as stated.
     let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS) };
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends a frame by an interface from a packet socket that is bound to none, without waiting.
+pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> Result<()> {
+    let address = libc::sockaddr_ll {
+        sll_family: PACKET,
+        sll_protocol: 0,
+        sll_ifindex: ifindex.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the frame and the address are there, each as long as stated.
+    let result = unsafe {
+        let (bytes, to) = (frame.as_ptr().cast(), (&raw const address).cast());
+        libc::sendto(socket.as_raw_fd(), bytes, frame.len(), libc::MSG_DONTWAIT, to, ADDRESS)
+    };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 

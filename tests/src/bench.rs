@@ -1,7 +1,7 @@
 //! Single packets through the programs that the kernel runs, and what they change.
 
 use crate::packet::{Ip, Mac, Packet, addresses};
-use crate::world::{UNCHECKED, World, changes, config};
+use crate::world::{UNCHECKED, World, changes, config, eventually};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
@@ -149,6 +149,18 @@ impl Bench {
         let verdict = if reason.ends_with("passed") { PASS } else { DROP };
         let out = self.expect(name, interface, frame, verdict, &[(reason, 1)]);
         assert_eq!(out, frame, "{name}: bytes");
+    }
+}
+
+impl Bench {
+    /// A fragment of a datagram of which no first one comes: held, and dropped after a while.
+    pub fn held(&self, name: &str, interface: &str, frame: &[u8], vpc: &str) {
+        let before = self.world.state();
+        assert_eq!(self.run(interface, frame), (DROP, frame.to_vec()), "{name}");
+        let expected = [(format!("{vpc} fragment_early"), 1), (format!("{vpc} fragment_unknown"), 1)];
+        eventually(&format!("{name}: held and dropped"), || {
+            (changes(&before, &self.world.state()) == expected).then_some(())
+        });
     }
 }
 

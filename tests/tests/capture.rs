@@ -1,7 +1,7 @@
 //! `privatelink capture` on real traffic: what it writes, what it leaves out, and that nothing of it stays.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::packet::addresses;
+use privatelink_tests::packet::{Packet, addresses};
 use privatelink_tests::pcapng::{self, Record};
 use privatelink_tests::world::{UNCHECKED, World, binary, config, dualstack, eventually};
 use serde_json::Value;
@@ -110,6 +110,48 @@ fn served(config: &str) -> World {
     world.serve("t1");
     world.serve("t2");
     world
+}
+
+#[test]
+fn a_fragment_that_comes_before_its_first_is_shown_as_held_and_goes_on_while_a_capture_runs() {
+    let world = World::new(&config("", UNCHECKED));
+    let path = file(&world).display().to_string();
+    let capture = Capture::start(&world, &["--write", &path, "--endpoint", "shop", "--count", "2"]);
+    assert!(is_captured(&world), "the capture's program is in place");
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let target = |name| {
+        let ready = ready.clone();
+        world.thread(name, move || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:8080").unwrap();
+            socket.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+            ready.send(Vec::new()).unwrap();
+            let mut message = vec![0; 4096];
+            let length = socket.recv(&mut message).unwrap_or(0);
+            message.truncate(length);
+            let _ = ready.send(message);
+        })
+    };
+    let _targets = [target("t1"), target("t2")];
+    (0..2).for_each(|_| assert!(is_ready.recv().unwrap().is_empty()));
+    let sent = Packet { payload: vec![7; 2000], fragment: 0, ..Packet::udp() };
+    let bytes = sent.build()[34..].to_vec();
+    let part = |fragment, bytes: &[u8]| Packet { fragment, ..sent.clone() }.ipv4(bytes);
+    let frames = [part(172, &bytes[1376..]), part(0x2000, &bytes[..1376])];
+    let send = move || {
+        let interface = pnet_datalink::interfaces().into_iter().find(|it| it.name == "eth0").unwrap();
+        let channel = pnet_datalink::channel(&interface, pnet_datalink::Config::default());
+        let Ok(pnet_datalink::Channel::Ethernet(mut sender, _)) = channel else { panic!("no channel") };
+        frames.iter().for_each(|frame| sender.send_to(frame, None).unwrap().unwrap());
+    };
+    world.thread("ca", send).join().unwrap();
+    assert_eq!(is_ready.recv().unwrap(), sent.payload, "it arrives whole");
+    let (status, said) = capture.end();
+    assert!(status.success(), "{said}");
+    let records = written(&world);
+    let comments: Vec<_> = records.iter().map(|it| it.comment.as_str()).collect();
+    assert_eq!(comments.len(), 3, "one as it came, and one as it came and as it left: {comments:?}");
+    assert!(comments[0].contains("fragment_early: held"), "{comments:?}");
+    assert!(comments[1..].iter().all(|it| it.contains("forwarded")), "{comments:?}");
 }
 
 #[test]

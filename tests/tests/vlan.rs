@@ -287,6 +287,61 @@ fn ipv6_and_a_change_of_the_family_keep_the_tags_right() {
 }
 
 #[test]
+fn a_fragment_that_comes_before_its_first_follows_it_with_the_tags_of_the_other_side() {
+    /// Bytes of the datagram in the first.
+    const SIZE: u16 = 1376;
+    each(|lan| {
+        for (consumer, device, tags) in CONSUMERS {
+            for (last, port, target_device, target_tags) in TARGETS {
+                for six_in in [true, false] {
+                    let what = format!("{consumer} to {last}, IPv6: {six_in}");
+                    let from_port = if six_in { 42000 } else { 42001 };
+                    let payload = vec![7; 2000];
+                    let inner = Packet {
+                        to_port: port + 10,
+                        from_port,
+                        payload,
+                        id: port,
+                        fragment: 0,
+                        ..Packet::udp()
+                    };
+                    let query = Packet6::of(six(5), six(0x99), inner.clone());
+                    let (bytes6, bytes) = (query.build()[54..].to_vec(), inner.build()[34..].to_vec());
+                    let size = usize::from(SIZE);
+                    let sent = if six_in {
+                        [
+                            query.fragment(port.into(), 0, true, &bytes6[..size]),
+                            query.fragment(port.into(), SIZE, false, &bytes6[size..]),
+                        ]
+                    } else {
+                        let part = |fragment, bytes| Packet { fragment, ..inner.clone() }.ipv4(bytes);
+                        [part(0x2000, &bytes[..size]), part(SIZE / 8, &bytes[size..])]
+                    };
+                    lan.wire(device).send(&tagged(&sent[1], tags));
+                    lan.wire(device).send(&tagged(&sent[0], tags));
+                    let got: [_; 2] = [0, 1].map(|_| untagged(&lan.wire(target_device).next(&what)));
+                    let first = &got[0].1;
+                    let ((to_mac, from_mac), id) = (macs(first), &first[58..62]);
+                    let id = u32::from_be_bytes(id.try_into().unwrap());
+                    let from_port = u16::from_be_bytes([first[62], first[63]]);
+                    let inner = Packet { from_port, to_port: 8080, ttl: 63, to_mac, from_mac, ..inner };
+                    let at_target = Packet6::of(six(0x10), host(last, target_tags).address6, inner);
+                    let bytes = at_target.build()[54..].to_vec();
+                    let pieces = [(0, true, &bytes[..size]), (SIZE, false, &bytes[size..])];
+                    let expected = pieces.map(|(offset, more, part)| {
+                        (target_tags.to_vec(), at_target.fragment(id, offset, more, part))
+                    });
+                    assert_eq!(got, expected, "{what}");
+                }
+            }
+        }
+        lan.is_silent();
+        let outcomes = lan.world.json("status")[0]["outcomes"].to_string();
+        assert!(outcomes.contains("fragment_early") && !outcomes.contains("fragment_unknown"), "{outcomes}");
+    });
+}
+
+#[test]
 fn answers_leave_with_the_tags_that_their_questions_came_with() {
     each(|lan| {
         for (consumer, device, tags) in CONSUMERS {

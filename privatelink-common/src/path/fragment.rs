@@ -1,5 +1,6 @@
 //! UDP datagrams in fragments (RFC 791, 3.2; RFC 8200, 4.5). The first fragment goes the way of any packet, and leaves behind which ports it had; later
-//! ones, which have none, follow it. Those that come before it cannot be placed, and are dropped: nothing is held.
+//! ones, which have none, follow it. Those that come before it cannot be placed; they are held outside the path until it has come, and
+//! then judged as if they came only now.
 //!
 //! No later fragment begins before byte 48 of its datagram, so none can change the ports that the first was admitted with (RFC 1858,
 //! RFC 3128). All but the last must have the first one's size, which makes overlap a matter of a bit for each.
@@ -8,11 +9,12 @@ use super::parse::Packet;
 use crate::checksum::{Delta, delta, word};
 use crate::frame::Frame;
 use crate::limits::{FRAGMENT_TIMEOUT, SMALLEST_FRAGMENT};
-use crate::tables::{Datagram, FlowKey, FlowKey6, FragmentKey, Key, Tables, VpcAddress};
+use crate::tables::{Address, Datagram, FlowKey, FlowKey6, FragmentKey, Key, Tables, VpcAddress};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{
-    Ethernet, FRAGMENT_OFFSET, FRAGMENT_OFFSET6, FRAGMENT6, FragmentHeader, Ip, Ipv4Header, Ipv6Header,
-    MORE_FRAGMENTS, MORE_FRAGMENTS6, NETWORK, TCP, TRANSPORT, TRANSPORT6, UDP, Udp,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, FRAGMENT_OFFSET, FRAGMENT_OFFSET6, FRAGMENT6, FragmentHeader,
+    Ip, Ipv4Header, Ipv6Header, MORE_FRAGMENTS, MORE_FRAGMENTS6, NETWORK, TCP, TRANSPORT, TRANSPORT6, UDP,
+    Udp,
 };
 use core::mem::{offset_of, size_of};
 use zerocopy::big_endian::{U16, U32};
@@ -196,6 +198,12 @@ fn place<F: Frame, T: Tables, const AT: usize>(
     Ok(Ports { source_port, destination_port, checksum })
 }
 
+/// A datagram whose first fragment has come, and not too long ago.
+#[inline(always)]
+pub fn known<T: Tables>(tables: &T, key: &FragmentKey, now: u32) -> Option<Datagram> {
+    tables.datagram(key).filter(|it| now.wrapping_sub(it.at) <= FRAGMENT_TIMEOUT)
+}
+
 /// The ports of a later fragment, which is noted as seen.
 #[inline(always)]
 fn follow<T: Tables>(
@@ -206,8 +214,7 @@ fn follow<T: Tables>(
     more: bool,
     now: u32,
 ) -> Result<Ports, DropReason> {
-    let fresh = |it: &Datagram| now.wrapping_sub(it.at) <= FRAGMENT_TIMEOUT;
-    let mut datagram = tables.datagram(key).filter(fresh).ok_or(DropReason::FragmentUnknown)?;
+    let mut datagram = known(tables, key, now).ok_or(DropReason::FragmentUnknown)?;
     let place = u32::from(offset.checked_div(datagram.size).unwrap_or(u16::MAX));
     let sized = payload == datagram.size || payload < datagram.size && !more;
     let bit = 1u64 << (place & 63);
@@ -219,6 +226,35 @@ fn follow<T: Tables>(
     tables.set_datagram(key, &datagram).map_err(|_| DropReason::FragmentTableFull)?;
     let (source_port, destination_port) = (datagram.source_port, datagram.destination_port);
     Ok(Ports { source_port, destination_port, checksum: [0; 2] })
+}
+
+/// What becomes of a packet from `source` to one of our addresses that is refused for `fault`, unless it is a later fragment whose first
+/// may be still to come: from within the VPC, and to where fragments are forwarded at all.
+#[inline(always)]
+pub(super) fn refuse<T: Tables>(
+    tables: &T,
+    address: &Address,
+    source: &VpcAddress,
+    fault: DropReason,
+) -> Result<Verdict, DropReason> {
+    let is_early = fault == DropReason::FragmentUnknown && !address.is_resolver();
+    if is_early && tables.address(source).is_none() && tables.in_vpc(source) {
+        return Ok(Verdict::HOLD);
+    }
+    Err(fault)
+}
+
+/// The datagram that a frame from `vpc`, which was held, is a fragment of.
+pub fn datagram<F: Frame>(frame: &F, vpc: u16) -> Option<FragmentKey> {
+    match frame.read::<Ethernet>(0)?.ethertype.get() {
+        ETHERTYPE_IPV4 => Some(key(&frame.read(NETWORK)?, vpc)),
+        ETHERTYPE_IPV6 => {
+            let mut of = FragmentKey { vpc, ..FragmentKey::default() };
+            key6(frame, &frame.read(TRANSPORT6)?, &mut of)?;
+            Some(of)
+        }
+        _ => None,
+    }
 }
 
 /// Makes a fragment ready to leave: its datagram gets an identification of its own, since those of different senders become those of

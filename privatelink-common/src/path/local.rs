@@ -1,5 +1,6 @@
 //! Packets to our own addresses that belong to no flow: ARP and ICMP echo are answered in place, the rest is refused by name.
 
+use super::fragment;
 use super::parse::Packet;
 use super::rules::{self, Way};
 use crate::checksum::{delta, update, word};
@@ -66,10 +67,10 @@ pub(super) fn answer<F: Frame, T: Tables>(
     let Some(address) = tables.address(&VpcAddress::ipv4(packet.key.vpc, packet.key.destination)) else {
         return Ok(Verdict::PASS);
     };
-    if let Some(fault) = fault {
-        return Err(fault);
-    }
     let source = VpcAddress::ipv4(packet.key.vpc, packet.key.source);
+    if let Some(fault) = fault {
+        return fragment::refuse(tables, &address, &source, fault);
+    }
     if tables.address(&source).is_some() {
         return Err(DropReason::SpoofedSource);
     }

@@ -5,7 +5,7 @@ mod cookie;
 mod errors;
 mod first;
 mod flow;
-mod fragment;
+pub mod fragment;
 mod hop;
 mod local;
 mod nat;

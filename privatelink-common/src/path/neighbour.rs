@@ -1,6 +1,7 @@
 //! IPv6 packets that belong to no flow: neighbour discovery for our own addresses (RFC 4861) and echo are answered in place, the rest
 //! that is for us is refused by name.
 
+use super::fragment;
 use super::parse::addresses;
 use super::rules::{self, Way};
 use crate::checksum::{delta, finish, fold, ip, sum, update, word};
@@ -72,11 +73,11 @@ fn decide<F: Frame, T: Tables>(
     let Some(address) = tables.address(&VpcAddress::new(from.vpc, destination)) else {
         return Ok(Verdict::PASS);
     };
-    if let Some(fault) = fault {
-        return Err(fault);
-    }
     let source = frame.read::<Ip>(SOURCE).ok_or(DropReason::Malformed)?;
     let source = VpcAddress::new(from.vpc, source);
+    if let Some(fault) = fault {
+        return fragment::refuse(tables, &address, &source, fault);
+    }
     if tables.address(&source).is_some() {
         return Err(DropReason::SpoofedSource);
     }

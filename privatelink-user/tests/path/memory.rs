@@ -375,6 +375,7 @@ pub(crate) fn on_the_host(memory: &Memory, frame: &[u8], now: u32) -> (u32, Vec<
         Err(_) => 1,
         Ok(verdict) => match verdict.action() {
             Action::Pass => 2,
+            Action::Hold => 1,
             Action::Answer(code) if !ANSWERS.map(Answer::code).contains(&code) => RESET,
             Action::Forward { .. } | Action::Steer { .. } | Action::Answer(_) => 4,
         },

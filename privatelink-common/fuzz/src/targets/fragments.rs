@@ -5,11 +5,50 @@ use crate::input::Input;
 use crate::packet::Packet;
 use crate::view::{View, check_forwarded};
 use crate::world::{ADDRESSES, BALANCERS, DATAGRAMS, PORT, TARGETS, World};
+use privatelink_common::frame::SliceFrame;
+use privatelink_common::path::fragment::{datagram, known};
 use privatelink_common::verdict::Action;
 use std::collections::{BTreeMap, HashMap};
 
 /// The bytes of a datagram's payload that have arrived, by where they belong.
 type Arrived = BTreeMap<usize, u8>;
+
+/// Sends a frame of a tenant's; keeps it if it is to be held, and what has arrived of it.
+fn send(
+    world: &World,
+    frame: &[u8],
+    tenant: u16,
+    now: u32,
+    held: &mut Vec<(u16, Vec<u8>)>,
+    arrived: &mut HashMap<(u16, [u8; 2]), Arrived>,
+) {
+    let fragment = u16::from_be_bytes([frame[20], frame[21]]);
+    let (verdict, after) = world.send(tenant, frame, now);
+    let Ok(verdict) = verdict else { return };
+    let endpoint = match verdict.action() {
+        Action::Forward { endpoint, .. } => endpoint,
+        Action::Hold => {
+            assert!(fragment & 0x1fff != 0 && after == frame, "a later fragment, and untouched");
+            held.push((tenant, after));
+            return;
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(endpoint, u32::from(tenant));
+    check_forwarded(frame, &after, false);
+    let left = View::of(&after).expect("a packet");
+    assert!(BALANCERS.contains(&left.from) && TARGETS.contains(&left.to));
+    if fragment == 0 {
+        return;
+    }
+    // What the target puts together: the identification is all that tells datagrams from one address apart.
+    let place = usize::from(u16::from_be_bytes([after[20], after[21]]) & 0x1fff) * 8;
+    let of = arrived.entry((tenant, after[18..20].try_into().unwrap())).or_default();
+    for (at, byte) in (place..).zip(left.payload) {
+        let before = of.insert(at, *byte);
+        assert!(before.is_none() || fragment & 0x1fff == 0, "byte {at} of a datagram arrived twice");
+    }
+}
 
 pub fn run(input: &[u8]) {
     let mut input = Input(input);
@@ -23,6 +62,7 @@ pub fn run(input: &[u8]) {
     };
     let sent = [whole(1), whole(2)];
     let mut arrived: HashMap<(u16, [u8; 2]), Arrived> = HashMap::new();
+    let mut held: Vec<(u16, Vec<u8>)> = Vec::new();
     for _ in 0..40 {
         if input.is_empty() {
             break;
@@ -43,25 +83,22 @@ pub fn run(input: &[u8]) {
         let id = u16::from(choice >> 2 & 1);
         let frame =
             Packet { protocol: 17, to: ADDRESSES[0].ipv4(), id, fragment, ..Packet::udp() }.ipv4(bytes);
-        let (verdict, after) = world.send(tenant, &frame, now);
+        send(&world, &frame, tenant, now, &mut held, &mut arrived);
+        // Those that are held go again when their first has come, as the agent has it.
+        let has_come = |(tenant, frame): &(u16, Vec<u8>)| {
+            let key = datagram(&SliceFrame::new(&mut frame.clone()), *tenant).expect("a fragment");
+            known(&world, &key, now).is_some()
+        };
+        let (again, still) = held.drain(..).partition(has_come);
+        held = still;
+        for (tenant, frame) in Vec::from_iter(again) {
+            let before = held.len();
+            send(&world, &frame, tenant, now, &mut held, &mut arrived);
+            assert_eq!(held.len(), before, "nothing is held whose first has come");
+        }
+        held.truncate(16);
         if choice & 0x40 != 0 {
             now += u32::from(input.byte() & 31);
-        }
-        let Ok(verdict) = verdict else { continue };
-        let Action::Forward { endpoint, .. } = verdict.action() else { panic!("{verdict:?}") };
-        assert_eq!(endpoint, u32::from(tenant));
-        check_forwarded(&frame, &after, false);
-        let left = View::of(&after).expect("a packet");
-        assert!(BALANCERS.contains(&left.from) && TARGETS.contains(&left.to));
-        if fragment == 0 {
-            continue;
-        }
-        // What the target puts together: the identification is all that tells datagrams from one address apart.
-        let place = usize::from(u16::from_be_bytes([after[20], after[21]]) & 0x1fff) * 8;
-        let of = arrived.entry((tenant, after[18..20].try_into().unwrap())).or_default();
-        for (at, byte) in (place..).zip(left.payload) {
-            let before = of.insert(at, *byte);
-            assert!(before.is_none() || fragment & 0x1fff == 0, "byte {at} of a datagram arrived twice");
         }
     }
     let ids = |tenant| arrived.keys().filter(move |it| it.0 == tenant).map(|it| it.1);

@@ -12,6 +12,13 @@ pub fn run(input: &[u8]) {
     let (result, after) = World::default().send(slot, frame, 1000);
     let Ok(verdict) = result else { return };
     match verdict.action() {
+        Action::Hold => {
+            assert_eq!(after, frame);
+            let came = View::of(frame).expect("a whole header");
+            let is_later6 =
+                came.is_ipv6 && came.protocol == 44 && (came.payload[2], came.payload[3] >> 3) != (0, 0);
+            assert!(came.is_later || is_later6, "only fragments are held, and only later ones: {came:02x?}");
+        }
         Action::Pass => assert_eq!(after, frame, "passed by {slot} in {vpc}"),
         Action::Forward { .. } => {
             let came = View::of(frame).expect("a whole packet without options or extension headers");

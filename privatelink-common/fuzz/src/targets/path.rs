@@ -207,6 +207,7 @@ impl Game {
             }
         };
         match verdict.action() {
+            Action::Hold => assert_eq!(after, frame, "what is held is untouched"),
             Action::Pass => {
                 assert_eq!(after, frame, "what is passed is untouched");
                 let to_group = View::of(&frame).is_some_and(|it| it.is_ipv6 && it.to.0[0] == 0xff);

@@ -77,7 +77,7 @@ pub fn run(input: &[u8]) {
                     heard = Some(after);
                 }
             }
-            Action::Pass | Action::Steer { .. } => panic!("{verdict:?}"),
+            Action::Pass | Action::Steer { .. } | Action::Hold => panic!("{verdict:?}"),
         }
     }
 }
