@@ -106,6 +106,11 @@ impl<'a> View<'a> {
         None
     }
 
+    /// Whether it is a datagram, or the first fragment of one, that has no checksum.
+    pub fn is_without_checksum(&self) -> bool {
+        self.protocol == 17 && !self.is_later && self.payload.get(6..8) == Some(&[0, 0])
+    }
+
     /// Whether the checksums are right, computed over the whole; None where there is nothing to compute.
     pub fn is_sound(&self) -> Option<bool> {
         if self.is_fragment {
@@ -146,6 +151,11 @@ pub fn check_forwarded(frame: &[u8], after: &[u8], shifted: bool) {
     assert_eq!(came.protocol, left.protocol);
     if came.is_sound() == Some(true) {
         assert_eq!(left.is_sound(), Some(true), "{frame:02x?} became {after:02x?}");
+    }
+    if came.is_without_checksum() {
+        let gets_one = left.is_ipv6;
+        assert_eq!(left.is_without_checksum(), !gets_one, "{frame:02x?} became {after:02x?}");
+        assert!(!gets_one || left.is_sound() == Some(true), "{frame:02x?} became {after:02x?}");
     }
     assert_eq!((came.is_fragment, came.is_later), (left.is_fragment, left.is_later));
     if came.is_later {

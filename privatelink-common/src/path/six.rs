@@ -272,7 +272,7 @@ pub(super) fn send<F: Frame, T: Tables>(
     tables: &T,
     event: FlowEvent,
     now: u32,
-    room: &Wide,
+    room: &mut Wide,
     report: impl FnOnce(&mut F, u16) -> Verdict,
 ) -> Verdict {
     let mut correction = 0;
@@ -293,6 +293,9 @@ pub(super) fn send<F: Frame, T: Tables>(
             Passage::Ends(verdict) => return verdict,
             Passage::Report(mtu) => return report(frame, mtu),
         };
+    }
+    if translate::is_unsummed(&room.packet) && !translate::complete(frame, &mut room.packet) {
+        return Verdict::of(Err(DropReason::UdpChecksumMissing));
     }
     leave(frame, tables, event, correction, room)
 }
