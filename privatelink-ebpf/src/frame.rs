@@ -63,13 +63,23 @@ pub(crate) type Chunk = [u32; CHUNK_SIZE as usize / 4 + 1];
 
 /// A frame of which a helper copies bytes, wherever they are: in the linear part, or in others behind it.
 trait Scattered {
+    /// What helpers know it by.
+    type Context;
+
+    /// That of this frame.
+    fn scattered(&self) -> *mut Self::Context;
+
     /// Copies `len` bytes at `offset` to `chunk`, and says whether it could.
-    fn load(&self, offset: u32, chunk: &mut Chunk, len: u32) -> bool;
+    ///
+    /// # Safety
+    /// The context is a frame's of the program's run.
+    unsafe fn load(context: *mut Self::Context, offset: u32, chunk: &mut Chunk, len: u32) -> bool;
 }
 
-/// A sum of bytes of a frame.
-struct Summing<'a, F> {
-    frame: &'a F,
+/// A sum of bytes of a frame. Of its context, and not of the frame itself: the compiler would take that for changed by every helper from
+/// there on, and the verifier would walk more ways.
+struct Summing<F: Scattered> {
+    context: *mut F::Context,
     offset: u32,
     /// Which of them is the last one, counted from zero.
     last: u32,
@@ -82,7 +92,7 @@ struct Summing<'a, F> {
 fn sum<F: Scattered>(frame: &F, offset: usize, len: u16) -> Option<u16> {
     let Some(last) = u32::from(len).checked_sub(1) else { return Some(0) };
     #[allow(clippy::cast_possible_truncation, reason = "an offset into the headers")]
-    let mut summing = Summing { frame, offset: offset as u32, last, sum: 0 };
+    let mut summing = Summing::<F> { context: frame.scattered(), offset: offset as u32, last, sum: 0 };
     let (chunks, each) = (last / CHUNK_SIZE + 1, add::<F> as *const () as *mut c_void);
     // SAFETY: the helper calls `add` with what it is given, which outlives the call, and is nobody else's meanwhile.
     unsafe { bpf_loop(chunks, each, (&raw mut summing).cast(), 0) };
@@ -90,7 +100,7 @@ fn sum<F: Scattered>(frame: &F, offset: usize, len: u16) -> Option<u16> {
 }
 
 /// Adds the chunk with this number. Returns 1 where nothing is to follow.
-extern "C" fn add<F: Scattered>(number: u64, summing: *mut Summing<'_, F>) -> u64 {
+extern "C" fn add<F: Scattered>(number: u64, summing: *mut Summing<F>) -> u64 {
     // SAFETY: `sum` has asked for this call, with a pointer of its own.
     let summing = unsafe { &mut *summing };
     summing.sum = next(summing, number).unwrap_or(u64::MAX);
@@ -99,7 +109,7 @@ extern "C" fn add<F: Scattered>(number: u64, summing: *mut Summing<'_, F>) -> u6
 
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a sum of 32 bits, or an error")]
-fn next<F: Scattered>(summing: &Summing<'_, F>, number: u64) -> Option<u64> {
+fn next<F: Scattered>(summing: &Summing<F>, number: u64) -> Option<u64> {
     let chunk = CHUNK.get_ptr_mut(0)?;
     // SAFETY: the map returned a pointer to this CPU's own value, programs do not nest on a CPU, and nothing else refers to it.
     let chunk = unsafe { &mut *chunk };
@@ -107,9 +117,8 @@ fn next<F: Scattered>(summing: &Summing<'_, F>, number: u64) -> Option<u64> {
     // Put in such a way that the verifier sees, too, that it is neither zero nor more than a chunk.
     let len = summing.last.checked_sub(before)?.min(CHUNK_SIZE - 1) + 1;
     *chunk.get_mut(len as usize / 4)? = 0;
-    if !summing.frame.load(summing.offset + before, chunk, len) {
-        return None;
-    }
+    // SAFETY: `sum` has the context from the frame.
+    unsafe { F::load(summing.context, summing.offset + before, chunk, len) }.then_some(())?;
     let (padded, seed) = (len.next_multiple_of(4), summing.sum as u32);
     // SAFETY: the helper reads so many bytes of the chunk, which has a word more than `len` says.
     Some(unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, chunk.as_mut_ptr(), padded, seed) } as u64)
@@ -153,10 +162,17 @@ impl XdpFrame {
 }
 
 impl Scattered for XdpFrame {
+    type Context = xdp_md;
+
     #[inline(always)]
-    fn load(&self, offset: u32, chunk: &mut Chunk, len: u32) -> bool {
-        // SAFETY: the helper checks the context and the offset; `len` is not above what a chunk has, which the verifier sees to.
-        unsafe { bpf_xdp_load_bytes(self.context, offset, chunk.as_mut_ptr().cast(), len) == 0 }
+    fn scattered(&self) -> *mut xdp_md {
+        self.context
+    }
+
+    #[inline(always)]
+    unsafe fn load(context: *mut xdp_md, offset: u32, chunk: &mut Chunk, len: u32) -> bool {
+        // SAFETY: the helper checks the offset; `len` is not above what a chunk has, which the verifier sees to.
+        unsafe { bpf_xdp_load_bytes(context, offset, chunk.as_mut_ptr().cast(), len) == 0 }
     }
 }
 
@@ -446,10 +462,17 @@ impl SkbFrame {
 }
 
 impl Scattered for SkbFrame {
+    type Context = __sk_buff;
+
     #[inline(always)]
-    fn load(&self, offset: u32, chunk: &mut Chunk, len: u32) -> bool {
+    fn scattered(&self) -> *mut __sk_buff {
+        self.context
+    }
+
+    #[inline(always)]
+    unsafe fn load(context: *mut __sk_buff, offset: u32, chunk: &mut Chunk, len: u32) -> bool {
         // SAFETY: as of `XdpFrame`.
-        unsafe { bpf_skb_load_bytes(self.context.cast(), offset, chunk.as_mut_ptr().cast(), len) == 0 }
+        unsafe { bpf_skb_load_bytes(context.cast(), offset, chunk.as_mut_ptr().cast(), len) == 0 }
     }
 }
 

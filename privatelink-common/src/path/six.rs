@@ -294,14 +294,26 @@ pub(super) fn send<F: Frame, T: Tables>(
             Passage::Report(mtu) => return report(frame, mtu),
         };
     }
-    if translate::is_unsummed(&room.packet) && !translate::complete(frame, &mut room.packet) {
-        return Verdict::of(Err(DropReason::UdpChecksumMissing));
-    }
     leave(frame, tables, event, correction, room)
 }
 
 #[inline(never)]
 fn leave<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    event: FlowEvent,
+    correction: Delta,
+    room: &mut Wide,
+) -> Verdict {
+    if translate::is_unsummed(&room.packet) && !translate::complete(frame, &mut room.packet) {
+        return Verdict::of(Err(DropReason::UdpChecksumMissing));
+    }
+    leave_summed(frame, tables, event, correction, room)
+}
+
+/// The same of a packet that has a checksum; beside what computes one, and not above it, for the sake of the stack.
+#[inline(never)]
+fn leave_summed<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     event: FlowEvent,
