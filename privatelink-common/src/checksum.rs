@@ -77,9 +77,24 @@ pub const fn finish(sum: u32) -> [u8; 2] {
     (!fold(sum)).to_ne_bytes()
 }
 
+/// The same for UDP, where a computed zero is sent as all ones (RFC 768).
+#[inline(always)]
+pub const fn finish_udp(sum: u32) -> [u8; 2] {
+    match finish(sum) {
+        [0, 0] => [0xff, 0xff],
+        checksum => checksum,
+    }
+}
+
 /// Sum of all words of `bytes`, an odd one padded with zero.
 #[inline(always)]
 pub fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
+    sum_all(bytes)
+}
+
+/// The same of up to 65535 bytes.
+#[inline(always)]
+pub fn sum_all(bytes: &[u8]) -> u32 {
     let mut sum = 0;
     for pair in bytes.chunks(2) {
         sum += match pair {

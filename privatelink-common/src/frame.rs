@@ -1,6 +1,6 @@
 //! Bounded access to the bytes of one frame: one of the two seams between the path and its host.
 
-use crate::checksum::{Delta, finish, update, update_udp};
+use crate::checksum::{Delta, finish, fold, sum_all, update, update_udp};
 use crate::wire::{TRANSPORT, TRANSPORT6};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -68,6 +68,10 @@ pub trait Frame {
     fn set_checksum(&mut self, offset: usize, pseudo: u32, rest: u32) -> Option<()> {
         self.write(offset, &finish(pseudo + rest))
     }
+
+    /// Sum of the words of the `len` bytes at `offset`, an odd one padded with zero. Nothing where the frame is too short for them, or
+    /// where a device is to make several packets of them, which would each need a sum of its own.
+    fn sum(&self, offset: usize, len: u16) -> Option<u16>;
 
     /// Cuts the frame off behind its first `len` bytes.
     fn truncate(&mut self, len: usize) -> Option<()>;
@@ -152,6 +156,11 @@ impl Frame for SliceFrame<'_> {
         let end = offset.checked_add(value.as_bytes().len())?;
         frame.get_mut(offset..end)?.copy_from_slice(value.as_bytes());
         Some(())
+    }
+
+    fn sum(&self, offset: usize, len: u16) -> Option<u16> {
+        let end = offset.checked_add(len.into())?;
+        Some(fold(sum_all(self.as_bytes().get(offset..end)?)))
     }
 
     fn truncate(&mut self, len: usize) -> Option<()> {

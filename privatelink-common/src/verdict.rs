@@ -110,7 +110,8 @@ words! {
         NetworkAcl = 36 => "network_acl",
         /// IPv6 extension headers, to or from one of our addresses.
         ExtensionHeader = 40 => "extension_header",
-        /// An IPv4 datagram without a UDP checksum that would have to become IPv6, where it must have one.
+        /// An IPv4 datagram without a UDP checksum that would have to become IPv6, where it must have one, and of which none can be
+        /// computed: one in fragments, or one that a device has yet to cut.
         UdpChecksumMissing = 41 => "udp_checksum_missing",
         /// A packet larger than the endpoint or the next interface takes, where no ICMP error can or may say so.
         TooBig = 48 => "too_big",

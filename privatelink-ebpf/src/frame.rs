@@ -1,5 +1,6 @@
 //! [`Frame`] over what the kernel hands to each hook: an XDP buffer, or a socket buffer.
 
+use crate::maps::CHUNK;
 use crate::vlan::{TAG, TAGS, Tagging, Tags, is_tag};
 use aya_ebpf::{
     bindings::{
@@ -7,12 +8,14 @@ use aya_ebpf::{
         bpf_adj_room_mode::BPF_ADJ_ROOM_NET, xdp_md,
     },
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_proto,
-        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
-        bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+        bpf_csum_diff, bpf_l4_csum_replace, bpf_loop, bpf_skb_adjust_room, bpf_skb_change_head,
+        bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
     },
     programs::{TcContext, XdpContext},
 };
+use core::ffi::c_void;
 use core::mem::{offset_of, size_of};
 use privatelink_common::checksum::fold;
 use privatelink_common::frame::{Change, DIFFERENCE, Frame};
@@ -52,6 +55,75 @@ fn write<T: IntoBytes + Immutable>(bounds: (*mut u8, *mut u8), offset: usize, va
     Some(())
 }
 
+/// Bytes that are summed at a time: as many as the helper takes on every kernel.
+const CHUNK_SIZE: u32 = 512;
+
+/// So many bytes of a frame, and a word more: what the last one is padded with.
+pub(crate) type Chunk = [u32; CHUNK_SIZE as usize / 4 + 1];
+
+/// A frame of which a helper copies bytes, wherever they are: in the linear part, or in others behind it.
+trait Scattered {
+    /// What helpers know it by.
+    type Context;
+
+    /// That of this frame.
+    fn scattered(&self) -> *mut Self::Context;
+
+    /// Copies `len` bytes at `offset` to `chunk`, and says whether it could.
+    ///
+    /// # Safety
+    /// The context is a frame's of the program's run.
+    unsafe fn load(context: *mut Self::Context, offset: u32, chunk: &mut Chunk, len: u32) -> bool;
+}
+
+/// A sum of bytes of a frame. Of its context, and not of the frame itself: the compiler would take that for changed by every helper from
+/// there on, and the verifier would walk more ways.
+struct Summing<F: Scattered> {
+    context: *mut F::Context,
+    offset: u32,
+    /// Which of them is the last one, counted from zero.
+    last: u32,
+    /// Of the chunks so far; more than 32 bits where one could not be summed.
+    sum: u64,
+}
+
+/// Sums `len` bytes at `offset`. The verifier walks what the helper is to repeat as if it came once, however many chunks there are.
+#[inline(always)]
+fn sum<F: Scattered>(frame: &F, offset: usize, len: u16) -> Option<u16> {
+    let Some(last) = u32::from(len).checked_sub(1) else { return Some(0) };
+    #[allow(clippy::cast_possible_truncation, reason = "an offset into the headers")]
+    let mut summing = Summing::<F> { context: frame.scattered(), offset: offset as u32, last, sum: 0 };
+    let (chunks, each) = (last / CHUNK_SIZE + 1, add::<F> as *const () as *mut c_void);
+    // SAFETY: the helper calls `add` with what it is given, which outlives the call, and is nobody else's meanwhile.
+    unsafe { bpf_loop(chunks, each, (&raw mut summing).cast(), 0) };
+    u32::try_from(summing.sum).ok().map(fold)
+}
+
+/// Adds the chunk with this number. Returns 1 where nothing is to follow.
+extern "C" fn add<F: Scattered>(number: u64, summing: *mut Summing<F>) -> u64 {
+    // SAFETY: `sum` has asked for this call, with a pointer of its own.
+    let summing = unsafe { &mut *summing };
+    summing.sum = next(summing, number).unwrap_or(u64::MAX);
+    (summing.sum > u32::MAX.into()).into()
+}
+
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a sum of 32 bits, or an error")]
+fn next<F: Scattered>(summing: &Summing<F>, number: u64) -> Option<u64> {
+    let chunk = CHUNK.get_ptr_mut(0)?;
+    // SAFETY: the map returned a pointer to this CPU's own value, programs do not nest on a CPU, and nothing else refers to it.
+    let chunk = unsafe { &mut *chunk };
+    let before = number as u32 * CHUNK_SIZE;
+    // Put in such a way that the verifier sees, too, that it is neither zero nor more than a chunk.
+    let len = summing.last.checked_sub(before)?.min(CHUNK_SIZE - 1) + 1;
+    *chunk.get_mut(len as usize / 4)? = 0;
+    // SAFETY: `sum` has the context from the frame.
+    unsafe { F::load(summing.context, summing.offset + before, chunk, len) }.then_some(())?;
+    let (padded, seed) = (len.next_multiple_of(4), summing.sum as u32);
+    // SAFETY: the helper reads so many bytes of the chunk, which has a word more than `len` says.
+    Some(unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, chunk.as_mut_ptr(), padded, seed) } as u64)
+}
+
 /// The frame that an XDP program was called for.
 pub(crate) struct XdpFrame {
     context: *mut xdp_md,
@@ -86,6 +158,21 @@ impl XdpFrame {
             ((&raw const context.data).read_volatile(), (&raw const context.data_end).read_volatile())
         };
         (data as usize as *mut u8, end as usize as *mut u8)
+    }
+}
+
+impl Scattered for XdpFrame {
+    type Context = xdp_md;
+
+    #[inline(always)]
+    fn scattered(&self) -> *mut xdp_md {
+        self.context
+    }
+
+    #[inline(always)]
+    unsafe fn load(context: *mut xdp_md, offset: u32, chunk: &mut Chunk, len: u32) -> bool {
+        // SAFETY: the helper checks the offset; `len` is not above what a chunk has, which the verifier sees to.
+        unsafe { bpf_xdp_load_bytes(context, offset, chunk.as_mut_ptr().cast(), len) == 0 }
     }
 }
 
@@ -159,6 +246,11 @@ impl Frame for XdpFrame {
     #[inline(always)]
     fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Option<()> {
         write(self.bounds(), offset, value)
+    }
+
+    #[inline(always)]
+    fn sum(&self, offset: usize, len: u16) -> Option<u16> {
+        sum(self, offset, len)
     }
 
     #[inline(always)]
@@ -369,6 +461,21 @@ impl SkbFrame {
     }
 }
 
+impl Scattered for SkbFrame {
+    type Context = __sk_buff;
+
+    #[inline(always)]
+    fn scattered(&self) -> *mut __sk_buff {
+        self.context
+    }
+
+    #[inline(always)]
+    unsafe fn load(context: *mut __sk_buff, offset: u32, chunk: &mut Chunk, len: u32) -> bool {
+        // SAFETY: as of `XdpFrame`.
+        unsafe { bpf_skb_load_bytes(context.cast(), offset, chunk.as_mut_ptr().cast(), len) == 0 }
+    }
+}
+
 impl Tagging for SkbFrame {
     #[inline(always)]
     fn by(&self) -> u32 {
@@ -452,6 +559,12 @@ impl Frame for SkbFrame {
         let begun = fold(pseudo);
         self.write(offset, &begun.to_ne_bytes())?;
         self.add_to_checksum(offset, u64::from(fold(pseudo + rest)) + u64::from(begun), 0)
+    }
+
+    #[inline(always)]
+    fn sum(&self, offset: usize, len: u16) -> Option<u16> {
+        (self.word(offset_of!(__sk_buff, gso_size)) == 0).then_some(())?;
+        sum(self, offset, len)
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! The maps, declared in the order of `privatelink_common::tables`, which says who writes them, who reads them, and what happens
 //! when one is full. Sizes are the defaults of the configuration's `[limits]`; the agent sets them when it creates the maps.
 
+use crate::frame::Chunk;
 use crate::vlan::Came;
 use aya_ebpf::{
     btf_maps::{
@@ -105,6 +106,9 @@ pub(crate) static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 /// How the frame at hand came, where tags were taken off it.
 #[btf_map(name = "came")]
 pub(crate) static CAME: PerCpuArray<Came, 1> = PerCpuArray::new();
+/// What is being summed of the frame at hand.
+#[btf_map(name = "chunk")]
+pub(crate) static CHUNK: PerCpuArray<Chunk, 1> = PerCpuArray::new();
 /// A word for [`crate::tables::KernelTables`] to order its writes by.
 #[btf_map(name = "fence")]
 pub(crate) static FENCE: PerCpuArray<u64, 1> = PerCpuArray::new();

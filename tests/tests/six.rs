@@ -1,11 +1,13 @@
 //! IPv6, and the two families on the two sides of a flow: packets byte by byte, and real clients and servers.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::bench::{Bench, DROP, PASS, REDIRECT};
+use privatelink_tests::bench::{Bench, DROP, PASS, REDIRECT, Segments};
 use privatelink_tests::packet::{
     ACK, FIN, Ip, Ip6, Mac, PSH, Packet, Packet6, RST, SYN, addresses, addresses6, six,
 };
 use privatelink_tests::world::{CHECKED, UNCHECKED, World, changes, dualstack, eventually};
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
 const ENDS: [&str; 4] = ["ca", "cb", "t1", "t2"];
 const CLIENT: Ip6 = six(5);
@@ -239,8 +241,149 @@ fn an_ipv4_client_is_served_by_ipv6_targets() {
         let (to_mac, from_mac) = macs(&out);
         let inner = Packet { from_port: nat, to_port: 8080, to_mac, from_mac, ..hop(&query) };
         assert_eq!(out, Packet6::of(BALANCER, target, inner).build(), "the query at the target");
-        let without = Packet { no_checksum: true, ..query };
-        bench.refused("a datagram without a checksum", "cb", &without.build(), "bank udp_checksum_missing");
+    }
+}
+
+/// Lets packets of 9000 bytes go everywhere.
+fn widen(world: &World) {
+    for end in ENDS {
+        world.shell(end, "ip link set eth0 mtu 9000");
+        world.shell("dp", &format!("ip link set {end} mtu 9000"));
+    }
+    eventually("the path knows that they carry more", || {
+        let status = world.json("status");
+        let rows = status[0]["interfaces"].as_array()?;
+        let ours = rows.iter().filter(|row| !row["interface"].as_str().unwrap().starts_with("pls"));
+        ours.map(|row| row["mtu"].as_u64()).all(|mtu| mtu == Some(9000)).then_some(())
+    });
+}
+
+/// Endpoints whose packets may be as large as that, too.
+fn wide(extra: &str) -> String {
+    let addresses = r#"addresses = { a = ["10.0.9.9", "fd00::99"] }"#;
+    dualstack(extra, UNCHECKED).replace(addresses, &format!("{addresses}\nmtu = 9000"))
+}
+
+/// The same packet with a word in its payload that makes a checksum of zero, which is sent as all ones.
+fn zeroed(packet: &Packet, frame: impl Fn(&Packet) -> Vec<u8>, at: usize) -> Packet {
+    let blank = Packet { payload: vec![0; 2], ..packet.clone() };
+    let frame = frame(&Packet { no_checksum: false, ..blank.clone() });
+    Packet { payload: frame[at..at + 2].to_vec(), ..blank }
+}
+
+#[test]
+fn a_datagram_without_a_checksum_gets_one_where_it_becomes_ipv6() {
+    let world = || World::dualstack(&wide(""), &["t1", "t2"]);
+    for bench in [Bench::xdp(world()), Bench::tcx(world())] {
+        widen(&bench.world);
+        let query = Packet { to_port: 81, no_checksum: true, tos: 0xb8, ..Packet::udp() };
+        let out =
+            bench.expect("a query", "ca", &query.build(), REDIRECT, &slice(&opened("shop", "pending6")));
+        let (_, nat, target, _) = addresses6(&out);
+        let (to_mac, from_mac) = macs(&out);
+        let at_target = |sent: &Packet| {
+            let inner =
+                Packet { from_port: nat, to_port: 8080, to_mac, from_mac, no_checksum: false, ..hop(sent) };
+            Packet6 { class: 0xb8, ..Packet6::of(BALANCER, target, inner) }
+        };
+        assert_eq!(out, at_target(&query).build(), "the query at the target");
+        let moved = [("shop to_provider_packets", 1)];
+        // What is summed at a time ends within them, or with them; the frame of a test by TCX is one of a page at most.
+        let mut lengths = vec![0, 1, 2, 3, 4, 5, 503, 504, 505, 1015, 1016, 1017, 1452, 1472, 3000];
+        if bench.is_xdp() {
+            lengths.extend([3501, 4095, 8951, 8952]);
+        }
+        for length in lengths {
+            for byte in [None, Some(0), Some(0xff)] {
+                let bytes = (0..=250).cycle().map(|it| byte.unwrap_or(it));
+                let sent = Packet { payload: bytes.take(length).collect(), ..query.clone() };
+                let got = bench.run("ca", &sent.build());
+                assert!(got == (REDIRECT, at_target(&sent).build()), "{length} bytes of {byte:?}");
+            }
+        }
+        let at_both =
+            [zeroed(&query, Packet::build, 40), zeroed(&query, |packet| at_target(packet).build(), 60)];
+        for sent in &at_both {
+            let got = bench.expect("a sum of zero", "ca", &sent.build(), REDIRECT, &moved);
+            assert_eq!(got, at_target(sent).build());
+        }
+        assert_eq!(at_target(&at_both[1]).build()[60..62], [0xff; 2], "it was one");
+
+        // Bytes that the packet has, and the datagram has not, are in no sum.
+        let [long, expected] = [query.build()[34..].to_vec(), at_target(&query).build()[54..].to_vec()]
+            .map(|bytes| [&bytes[..], b"behind it"].concat());
+        let got = bench.expect("more behind it", "ca", &query.ipv4(&long), REDIRECT, &moved);
+        assert_eq!(got, at_target(&query).ipv6(17, &expected));
+
+        // Each segment that a device were to make of it would need a checksum of its own.
+        if !bench.is_xdp() {
+            let before = bench.world.state();
+            let many = Packet { payload: vec![5; 3000], ..query };
+            assert_eq!(bench.run_segments("ca", &many.build(), Segments(3, 1000)).0, DROP);
+            let moved = changes(&before, &bench.world.state());
+            assert_eq!(moved, [("shop udp_checksum_missing".to_owned(), 3)]);
+        }
+    }
+}
+
+/// A socket of a consumer's, whose datagrams are the test's.
+struct Client(UnixDatagram);
+
+impl Client {
+    /// By socat, which sets any option of a socket.
+    fn new(world: &mut World, address: &str) -> Self {
+        let [theirs, ours] = ["client", "test"].map(|end| world.dir.path().join(end));
+        let socket = UnixDatagram::bind(&ours).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let here = format!("UNIX-SENDTO:{},bind={}", ours.display(), theirs.display());
+        world.spawn("ca", "socat", &["-b", "70000", address, &here]);
+        eventually("the client is there", || socket.connect(&theirs).ok());
+        Self(socket)
+    }
+
+    fn ask(&self, sent: &[u8]) -> Vec<u8> {
+        self.0.send(sent).unwrap();
+        let mut got = vec![0; 70000];
+        let length = self.0.recv(&mut got).unwrap_or_else(|error| panic!("{} bytes: {error}", sent.len()));
+        got.truncate(length);
+        got
+    }
+}
+
+#[test]
+fn real_clients_that_leave_out_their_datagrams_checksums_are_heard_by_ipv6_targets() {
+    for hook in ["tcx", "xdp"] {
+        let mut world = World::dualstack(&wide(&format!("hook = \"{hook}\"")), &["t1", "t2"]);
+        widen(&world);
+        for target in ["t1", "t2"] {
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            world.thread(target, move || {
+                let (socket, mut bytes) = (std::net::UdpSocket::bind("[::]:8080").unwrap(), [0; 9000]);
+                ready.send(()).unwrap();
+                while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+                    bytes[..length].reverse();
+                    socket.send_to(&bytes[..length], from).unwrap();
+                }
+            });
+            is_ready.recv().unwrap();
+        }
+        let client = Client::new(&mut world, "UDP:10.0.9.9:81,so-no-check=1");
+        for length in [1, 5, 1000, 1472, 8951] {
+            let sent: Vec<u8> = (0..=250).cycle().take(length).collect();
+            let mut got = client.ask(&sent);
+            got.reverse();
+            assert!(got == sent, "{length} bytes by {hook}");
+        }
+        // Of a datagram in fragments, there is never the whole; so that these have room to grow, they are smaller than the links take.
+        world.shell("ca", "ip link set eth0 mtu 8900");
+        let before = world.state();
+        client.0.send(&[0; 20000]).unwrap();
+        let fragments =
+            [("shop fragment_unknown".to_owned(), 2), ("shop udp_checksum_missing".to_owned(), 1)];
+        eventually("all of its fragments are counted", || {
+            let moved = changes(&before, &world.state());
+            fragments.iter().all(|it| moved.contains(it)).then_some(())
+        });
     }
 }
 

@@ -286,6 +286,47 @@ fn ipv6_and_a_change_of_the_family_keep_the_tags_right() {
     });
 }
 
+/// What is larger than a page is in several buffers by either hook, as it comes from a tap device.
+#[test]
+fn a_datagram_without_a_checksum_gets_one_between_tags_in_however_many_buffers_it_is() {
+    each(|lan| {
+        for device in ["trunk", "other", "plain", "side"] {
+            lan.world.shell("dp", &format!("ip link set {device} mtu 9100"));
+        }
+        lan.world.shell("dp", "ip link set bridge mtu 9100 && ip link set beyond mtu 9100");
+        eventually("the path knows that they carry more", || {
+            let status = lan.world.json("status");
+            let rows = status[0]["interfaces"].as_array()?;
+            let ours = rows.iter().filter(|row| !row["interface"].as_str().unwrap().starts_with("pls"));
+            ours.map(|row| row["mtu"].as_u64()).all(|mtu| mtu >= Some(9000)).then_some(())
+        });
+        for (consumer, device, tags) in CONSUMERS {
+            for (last, port, target_device, target_tags) in TARGETS {
+                for length in [1, 1472, 5001, 8451] {
+                    let what = format!("{consumer} to {last}, {length} bytes");
+                    let payload = (0..=250).cycle().take(length).collect();
+                    let sent = Packet { to_port: port + 10, no_checksum: true, payload, ..Packet::udp() };
+                    lan.wire(device).send(&tagged(&sent.build(), tags));
+                    let (got, frame) = untagged(&lan.wire(target_device).next(&what));
+                    assert_eq!(got, target_tags, "{what}");
+                    let (_, nat, target, _) = addresses6(&frame);
+                    let (to_mac, from_mac) = macs(&frame);
+                    let inner = Packet {
+                        from_port: nat,
+                        to_port: 8080,
+                        ttl: 63,
+                        to_mac,
+                        from_mac,
+                        no_checksum: false,
+                        ..sent
+                    };
+                    assert!(frame == Packet6::of(six(0x10), target, inner).build(), "{what}");
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn a_fragment_that_comes_before_its_first_follows_it_with_the_tags_of_the_other_side() {
     /// Bytes of the datagram in the first.

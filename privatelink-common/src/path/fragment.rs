@@ -6,6 +6,7 @@
 //! RFC 3128). All but the last must have the first one's size, which makes overlap a matter of a bit for each.
 
 use super::parse::Packet;
+use super::translate;
 use crate::checksum::{Delta, delta, word};
 use crate::frame::Frame;
 use crate::limits::{FRAGMENT_TIMEOUT, SMALLEST_FRAGMENT};
@@ -273,8 +274,8 @@ pub(super) fn identify<F: Frame, T: Tables>(
     Ok(delta(word(ip.id.to_bytes()), word(id.to_bytes())))
 }
 
-/// The same of a fragment of a wide flow that comes over IPv4. Returns the code of a reason, or 0. Not inlined, nor is the next: the kernel
-/// bounds a function's stack.
+/// The same of a fragment that comes over IPv4 and is to leave over IPv6. Returns the code of a reason, or 0. Not inlined, nor is the next:
+/// the kernel bounds a function's stack.
 #[inline(never)]
 pub(super) fn identify4<F: Frame, T: Tables>(
     frame: &mut F,
@@ -283,6 +284,10 @@ pub(super) fn identify4<F: Frame, T: Tables>(
     now: u32,
 ) -> u32 {
     let mut identify = || -> Result<(), DropReason> {
+        // There would have to be one, and the datagram is not here as a whole (RFC 7915, 4.5): nothing of it goes on.
+        if !packet.later && translate::is_unsummed(packet) {
+            return Err(DropReason::UdpChecksumMissing);
+        }
         let ip = frame.read::<Ipv4Header>(NETWORK).ok_or(DropReason::Malformed)?;
         let key = key(&ip, packet.key.vpc);
         let id = identification(tables, packet, &key, ip.total_length.get().wrapping_sub(HEADER), now)?;

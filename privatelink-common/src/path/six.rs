@@ -326,6 +326,9 @@ pub(super) fn send<F: Frame, T: Tables>(
             }
         };
     }
+    if translate::is_unsummed(&room.wide.packet) && !translate::complete(frame, &mut room.wide.packet) {
+        return Err(DropReason::UdpChecksumMissing);
+    }
     let rewritten = rewrite(frame, correction, &room.wide);
     if rewritten != Verdict::PASS {
         return rewritten.result();

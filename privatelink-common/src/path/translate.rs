@@ -1,17 +1,18 @@
 //! Applies one direction's rewrite to a frame of a wide flow. Where the flow has another family on its other side, the network header is
 //! made anew by the rules of RFC 7915; checksums change by what addresses and ports change, since the two pseudo headers differ in
-//! nothing else (and an IPv4 address adds nothing by being mapped). The hop is counted, as [`super::hop`] has allowed.
+//! nothing else (and an IPv4 address adds nothing by being mapped). A datagram without a checksum gets one first, where it becomes IPv6.
+//! The hop is counted, as [`super::hop`] has allowed.
 
 use super::fragment::{self, BEHIND};
 use super::parse::Packet;
 use super::rewrite::port_change;
-use crate::checksum::{Delta, finish, fold, sum};
+use crate::checksum::{Delta, address, finish, finish_udp, fold, sum, word};
 use crate::frame::{Change, Frame};
 use crate::tables::{Flow6, FlowKey6, Key};
 use crate::verdict::DropReason;
 use crate::wire::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, FRAGMENT6, FragmentHeader, Ip, Ipv4Header, Ipv6Header, Mac,
-    NETWORK, TRANSPORT, TRANSPORT6, Tcp, Udp,
+    NETWORK, TRANSPORT, TRANSPORT6, Tcp, UDP, Udp,
 };
 use core::mem::offset_of;
 use zerocopy::{Immutable, IntoBytes, big_endian::U16, big_endian::U32};
@@ -40,6 +41,28 @@ struct Addresses(Ip, Ip);
 #[repr(C)]
 struct Ports(U16, U16);
 
+/// Whether a packet of a wide flow is a datagram without a checksum. It comes over IPv4 then, and must have one over IPv6.
+#[inline(always)]
+pub(super) fn is_unsummed(packet: &Packet<FlowKey6>) -> bool {
+    packet.checksum == [0; 2] && !packet.is_tcp() && packet.key.is_ipv4()
+}
+
+/// Gives such a datagram, which is whole, the checksum that its sender has left out (RFC 7915, 4.5): from there on it is like any other.
+/// Says whether one could be computed.
+///
+/// Not inlined, and into the room, of which the kernel's verifier knows nothing: it goes on as one way with those that had a checksum.
+#[inline(never)]
+pub(super) fn complete<F: Frame>(frame: &mut F, packet: &mut Packet<FlowKey6>) -> bool {
+    let mut complete = || -> Option<()> {
+        let ip = frame.read::<Ipv4Header>(NETWORK)?;
+        let length = frame.read::<Udp>(TRANSPORT)?.length;
+        let pseudo = address(ip.source) + address(ip.destination) + word([0, UDP]) + word(length.to_bytes());
+        packet.checksum = finish_udp(pseudo + u32::from(frame.sum(TRANSPORT, length.get())?));
+        frame.write_summed(TRANSPORT + offset_of!(Udp, checksum), &packet.checksum)
+    };
+    complete().is_some()
+}
+
 /// Rewrites `frame`, whose headers are those in `packet`, but for a change that `correction` makes of the transport checksum.
 #[inline(always)]
 pub(super) fn rewrite<F: Frame>(
@@ -49,9 +72,6 @@ pub(super) fn rewrite<F: Frame>(
     correction: Delta,
 ) -> Result<(), DropReason> {
     let (from_ipv4, to_ipv4) = (packet.key.is_ipv4(), flow.source.is_ipv4());
-    if from_ipv4 && !packet.is_tcp() && packet.checksum == [0; 2] {
-        return Err(DropReason::UdpChecksumMissing);
-    }
     let header = fold(port_change(&packet.key, flow) + u32::from(correction));
     let change = Change { pseudo: flow.address_delta, header };
     let ports = Ports(flow.source_port, flow.destination_port);
@@ -78,9 +98,6 @@ pub(super) fn rewrite_piece<F: Frame>(
     flow: &Flow6,
 ) -> Result<(), DropReason> {
     let (from_ipv4, to_ipv4) = (packet.key.is_ipv4(), flow.source.is_ipv4());
-    if from_ipv4 && !packet.later && packet.checksum == [0; 2] {
-        return Err(DropReason::UdpChecksumMissing);
-    }
     let headers = match (from_ipv4, to_ipv4) {
         (false, false) => piece(frame, packet, flow),
         (true, false) => piece_to_ipv6(frame, flow),
