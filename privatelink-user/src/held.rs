@@ -26,6 +26,7 @@ use privatelink_common::wire::{FragmentHeader, Ipv4Header, Ipv6Header, NETWORK, 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shelf::{Fragment, Shelf};
 use socket2::{Domain, Socket, Type};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -174,12 +175,12 @@ impl Holder {
         let (ifindex, tags) = exit(&self.maps, slot).ok_or(DropReason::NoInterface)?;
         let (macs, rest) = frame.split_at_checked(MACS).ok_or(DropReason::Malformed)?;
         let frame = [macs, &tags, rest].concat();
-        if !self.sockets.contains_key(&ifindex) {
+        let socket = match self.sockets.entry(ifindex) {
+            Entry::Occupied(entry) => entry.into_mut(),
             // Of no protocol, so that it hears nothing.
-            let socket = Socket::new(Domain::PACKET, Type::RAW, None).map_err(|_| DropReason::NoInterface)?;
-            self.sockets.insert(ifindex, socket);
-        }
-        let socket = self.sockets.get(&ifindex).ok_or(DropReason::NoInterface)?;
+            Entry::Vacant(entry) => entry
+                .insert(Socket::new(Domain::PACKET, Type::RAW, None).map_err(|_| DropReason::NoInterface)?),
+        };
         sys::send_frame(socket.as_fd(), ifindex, &frame).or_else(|error| {
             let reason = unsent(&error);
             if reason == Some(DropReason::NoInterface) {

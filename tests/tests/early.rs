@@ -247,7 +247,7 @@ fn a_flood_of_fragments_without_a_first_is_bounded_and_does_no_harm_to_another_t
     let of = |key: &str| count(&moved, key);
     let early = of("shop fragment_early");
     let (unknown, full) = (of("shop fragment_unknown"), of("shop fragment_table_full"));
-    println!(
+    eprintln!(
         "{sent} sent, {early} held, {unknown} unknown, {full} without room; {exchanged} exchanged; {took:?} for the first"
     );
     assert!(sent > 20_000 && exchanged > 5, "{sent} of a flood, {exchanged} exchanged");
