@@ -109,7 +109,7 @@ fn slow<F: Frame, T: Tables>(
     let Room { packet, flow, peer, wide } = room;
     let packet: &Packet<FlowKey> = packet;
     let mut standing = Standing::default();
-    peer.numbers = if packet.is_tcp() { sequence::read(frame) } else { sequence::Numbers::default() };
+    sequence::note(frame, &mut peer.numbers);
     wide.peer.numbers = peer.numbers;
     let mut next = first::known(tables, packet, now, flow, peer).next();
     if next == Next::Unknown && first::is_shared(tables, packet) {

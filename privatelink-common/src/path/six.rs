@@ -238,7 +238,7 @@ fn find<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> Step {
 
 #[inline(never)]
 fn established<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> bool {
-    flow::established_into(tables, &room.packet, now, &mut room.flow, || room.peer.numbers)
+    flow::established_into(tables, &room.packet, now, &mut room.flow, || Some(room.peer.numbers))
 }
 
 #[inline(never)]
