@@ -23,7 +23,7 @@ pub(super) fn established<K: Key, T: Tables + Flows<K>>(
     tables: &T,
     packet: &Packet<K>,
     now: u32,
-    numbers: impl Fn() -> Numbers,
+    numbers: impl Fn() -> Option<Numbers>,
 ) -> Option<K::Flow> {
     let entry = tables.established(&packet.key)?;
     let flow = entry.flow();
@@ -37,7 +37,7 @@ pub(super) fn established_into<K: Key, T: Tables + Flows<K>>(
     packet: &Packet<K>,
     now: u32,
     flow: &mut K::Flow,
-    numbers: impl Fn() -> Numbers,
+    numbers: impl Fn() -> Option<Numbers>,
 ) -> bool {
     let Some(entry) = tables.established(&packet.key) else { return false };
     *flow = entry.flow();
@@ -53,7 +53,7 @@ fn is_alive<K: Key, T: Tables + Flows<K>>(
     entry: &<T as Flows<K>>::Entry,
     flow: &K::Flow,
     now: u32,
-    numbers: impl Fn() -> Numbers,
+    numbers: impl Fn() -> Option<Numbers>,
 ) -> bool {
     let current = tables.endpoint(flow.endpoint.into()).generation == flow.generation;
     let known = flow.direction() != ToProvider
@@ -61,7 +61,12 @@ fn is_alive<K: Key, T: Tables + Flows<K>>(
     let settled = flow.last_seen == now && known && packet.flags & (SYN | FIN | RST) == 0;
     if !(current && settled) {
         let is_idle = now.wrapping_sub(flow.last_seen) > flow.patience();
-        if current && !is_idle && packet.flags & RST != 0 && !may_reset(tables, packet, flow, numbers()) {
+        if current
+            && !is_idle
+            && packet.flags & RST != 0
+            && let Some(numbers) = numbers()
+            && !may_reset(tables, packet, flow, numbers)
+        {
             // It changes nothing here. What it does to its receiver, that one knows best: the slow path sends it on.
             return false;
         }
@@ -74,8 +79,10 @@ fn is_alive<K: Key, T: Tables + Flows<K>>(
             Upkeep::Terminated | Upkeep::Asked => return false,
         }
     }
-    if sequence::counts(packet) {
-        sequence::follow(numbers(), entry, flow);
+    if sequence::counts(packet)
+        && let Some(numbers) = numbers()
+    {
+        sequence::follow(numbers, entry, flow);
     }
     true
 }

@@ -155,8 +155,8 @@ fn slow<F: Frame, T: Tables>(
     let mut standing = Standing { asked: room.asked, confirmed: false };
     let mut next = Next::Unknown;
     if !room.asked {
-        let numbers = if room.packet.is_tcp() { sequence::read(frame) } else { sequence::Numbers::default() };
-        (room.peer.numbers, room.wide.peer.numbers) = (numbers, numbers);
+        sequence::note(frame, &mut room.peer.numbers);
+        room.wide.peer.numbers = room.peer.numbers;
         next = first::known(tables, &room.packet, now, &mut room.flow, &mut room.peer).next();
         let shared = next == Next::Unknown && first::is_shared(tables, &room.packet);
         if shared && six::widen(&room.packet, &mut room.wide) {

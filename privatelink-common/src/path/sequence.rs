@@ -60,12 +60,18 @@ impl Numbers {
 #[repr(C)]
 struct Headers(Ipv4Header, Tcp);
 
-/// The numbers of a segment over IPv4 whose headers are whole and agree with each other; none where it is none.
+/// The numbers of a segment over IPv4 whose headers are whole and agree with each other.
 #[inline(always)]
-pub(super) fn read<F: Frame>(frame: &F) -> Numbers {
-    let Some(Headers(ip, tcp)) = frame.read::<Headers>(NETWORK) else { return Numbers::default() };
+pub(super) fn read<F: Frame>(frame: &F) -> Option<Numbers> {
+    let Headers(ip, tcp) = frame.read::<Headers>(NETWORK)?;
     let headers = size_of::<Ipv4Header>() + usize::from(tcp.data_offset >> 4) * 4;
-    Numbers::of(&tcp, frame.ip_length(ip.total_length.get()).wrapping_sub(headers))
+    Some(Numbers::of(&tcp, frame.ip_length(ip.total_length.get()).wrapping_sub(headers)))
+}
+
+/// Puts them into `numbers`; none where there is no such segment. Not inlined, so that the kernel's verifier goes on in one way.
+#[inline(never)]
+pub(super) fn note<F: Frame>(frame: &F, numbers: &mut Numbers) {
+    *numbers = read(frame).unwrap_or_default();
 }
 
 /// Whether the numbers of an established flow's packet are worth following: a datagram has none, and a SYN or a RST may be anybody's, and
@@ -75,17 +81,11 @@ pub(super) const fn counts<K: Key>(packet: &Packet<K>) -> bool {
     packet.flags & (ACK | SYN | RST) == ACK
 }
 
-/// Follows a segment of an established flow, of whose entry `flow` is a copy. Most move one of the numbers on.
+/// Follows a segment of an established flow, of whose entry `flow` is a copy. Most move one of the numbers on; to ask whether this one does
+/// would take as long as to write both.
 #[inline(always)]
 pub(super) fn follow<F, E: Entry<F>>(numbers: Numbers, entry: &E, flow: &Course) {
-    if numbers == Numbers::default() {
-        return;
-    }
-    let sent = later(flow.sent, numbers.sent());
-    let acknowledged = later(flow.acknowledged, numbers.acknowledged());
-    if sent != flow.sent || acknowledged != flow.acknowledged {
-        entry.set_numbers(sent, acknowledged);
-    }
+    entry.set_numbers(later(flow.sent, numbers.sent()), later(flow.acknowledged, numbers.acknowledged()));
 }
 
 /// Notes a packet of a flow that is opening in `flow`. A SYN says where its side begins, however often it did before.

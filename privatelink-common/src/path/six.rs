@@ -271,7 +271,7 @@ pub(super) fn find<F: Frame, T: Tables>(frame: &F, tables: &T, now: u32, room: &
 
 #[inline(never)]
 fn established<T: Tables>(tables: &T, now: u32, room: &mut Wide) -> bool {
-    flow::established_into(tables, &room.packet, now, &mut room.flow, || room.peer.numbers)
+    flow::established_into(tables, &room.packet, now, &mut room.flow, || Some(room.peer.numbers))
 }
 
 #[inline(never)]
