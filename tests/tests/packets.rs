@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
 use privatelink_tests::bench::{
-    BALANCER, Bench, CLIENT, DROP, ENDPOINT, REDIRECT, as_slice, each, opened, reply, side, translated,
+    BALANCER, Bench, CLIENT, DROP, ENDPOINT, REDIRECT, Segments, as_slice, each, opened, reply, side, translated,
 };
 use privatelink_tests::packet::{ACK, Packet, SYN, addresses};
-use privatelink_tests::world::{changes, eventually};
+use privatelink_tests::world::{UNCHECKED, World, changes, config, eventually};
 
 /// Sets the MTU of both ends of a link, and waits until the path knows it.
 fn set_mtu(bench: &Bench, link: &str, mtu: u32) {
@@ -647,4 +647,41 @@ fn a_wrong_checksum_stays_as_wrong_as_it_was() {
             }
         }
     });
+}
+
+#[test]
+fn a_first_datagram_goes_only_where_the_proxy_protocols_header_has_room_and_otherwise_opens_nothing() {
+    let proxied = format!("{UNCHECKED} }}\nproxy_protocol_v2 = {{ enabled = true");
+    let world = || World::new(&config("", &proxied));
+    for bench in [Bench::xdp(world()), Bench::tcx(world())] {
+        let sized = |port: u16, length: usize| Packet {
+            from_port: port,
+            payload: vec![7; length - 28],
+            fragment: 0x4000,
+            ..Packet::udp()
+        };
+        let large = sized(41000, 1401);
+        let told = bench.expect("too large", "ca", &large.build(), REDIRECT, &[("shop fragmentation_needed", 1)]);
+        assert_eq!(told, error_about(&large, 3, 4, 1400), "the largest that fits with the header");
+        let silent = Packet { fragment: 0, ..large.clone() };
+        bench.refused("too large, and may be fragmented", "ca", &silent.build(), "shop too_big");
+        let piece = Packet { from_port: 41000, ..datagram(9, 4000) };
+        bench.refused("in fragments", "ca", &fragments(&piece, 1480)[0], "shop no_header_room");
+        if !bench.is_xdp() {
+            let before = bench.world.state();
+            let many = sized(41000, 1028).build();
+            assert_eq!(bench.run_segments("ca", &many, Segments(2, 500)).0, DROP);
+            let after = bench.world.state();
+            assert_eq!(changes(&before, &after), [("shop no_header_room".to_owned(), 2)], "yet to be cut");
+        }
+        // The next one opens the flow, with the header, and others follow without it, whatever they are.
+        let fits = sized(41000, 1400);
+        let out = bench.expect("as large as can be", "ca", &fits.build(), REDIRECT, &as_slice(&opened("shop")));
+        assert_eq!((out.len(), &out[42..54]), (14 + 1500, &b"\r\n\r\n\0\r\nQUIT\n"[..]));
+        assert_eq!(out[142..], fits.payload[..]);
+        let forth = [("shop to_provider_packets", 1)];
+        let out = bench.expect("another", "ca", &sized(41000, 1500).build(), REDIRECT, &forth);
+        assert_eq!((out.len(), &out[42..]), (14 + 1500, &[7; 1472][..]));
+        bench.expect("in fragments", "ca", &fragments(&piece, 1480)[0], REDIRECT, &forth);
+    }
 }

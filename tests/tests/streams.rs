@@ -164,6 +164,12 @@ fn proxied(extra: &str, checks: &str) -> String {
     config(extra, &format!("{checks} }}\nproxy_protocol_v2 = {{ enabled = true"))
 }
 
+/// Both hooks, with and without SYN cookies. By TCX, segments are yet to be cut, and their checksums yet to be completed.
+fn each_hook() -> [String; 4] {
+    [("xdp", "auto"), ("xdp", "always"), ("tcx", "auto"), ("tcx", "always")]
+        .map(|(hook, cookies)| format!("hook = \"{hook}\"\nsyn_cookies = \"{cookies}\"\n"))
+}
+
 /// CRC32C, bit by bit (RFC 9260, appendix A).
 fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
@@ -197,11 +203,11 @@ fn expected(world: &World, port: u16, family: u8, listener: u16) -> Vec<u8> {
 
 #[test]
 fn targets_read_the_header_once_and_then_every_byte_also_where_it_was_lost_on_its_way() {
-    for cookies in ["", "syn_cookies = \"always\"\n"] {
-        let world = World::new(&proxied(cookies, UNCHECKED));
+    for extra in each_hook() {
+        let world = World::new(&proxied(&extra, UNCHECKED));
         serve(&world, 100);
         let (header, port) = world.thread("ca", || converse(100)).join().unwrap();
-        assert_eq!(header, expected(&world, port, 0x11, 80), "{cookies}");
+        assert_eq!(header, expected(&world, port, 0x11, 80), "{extra}");
         // The first two segments that carry it are dropped at the target, and one segment of 97 each way, always the same ones.
         let lossy = |dropped: &str| {
             format!(
@@ -217,9 +223,9 @@ fn targets_read_the_header_once_and_then_every_byte_also_where_it_was_lost_on_it
         }
         world.shell("ca", &lossy(""));
         let (header, port) = world.thread("ca", || converse(100)).join().unwrap();
-        assert_eq!(header, expected(&world, port, 0x11, 80), "{cookies}, lost and sent again");
+        assert_eq!(header, expected(&world, port, 0x11, 80), "{extra}, lost and sent again");
         let dropped = world.shell("t1", "nft list table ip f") + &world.shell("t2", "nft list table ip f");
-        assert!(dropped.contains("bytes used"), "none was dropped: {cookies} {dropped}");
+        assert!(dropped.contains("bytes used"), "none was dropped: {extra} {dropped}");
     }
 }
 
@@ -248,8 +254,8 @@ fn proxied6(extra: &str, checks: &str) -> String {
 
 #[test]
 fn targets_of_either_family_read_the_header_of_a_client_of_either_and_then_every_byte() {
-    for cookies in ["", "syn_cookies = \"always\"\n"] {
-        let world = World::dualstack(&proxied6(cookies, UNCHECKED), &ENDS);
+    for extra in each_hook() {
+        let world = World::dualstack(&proxied6(&extra, UNCHECKED), &ENDS);
         serve(&world, 100);
         for lossy in [false, true] {
             if lossy {
@@ -274,7 +280,7 @@ fn targets_of_either_family_read_the_header_of_a_client_of_either_and_then_every
                     true => expected6(&world, port, listener),
                     false => expected(&world, port, 0x11, listener),
                 };
-                assert_eq!(header, wanted, "{to} {cookies} {lossy}");
+                assert_eq!(header, wanted, "{to} {extra} {lossy}");
             }
         }
     }
