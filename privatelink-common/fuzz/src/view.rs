@@ -43,18 +43,20 @@ impl<'a> View<'a> {
                     is_later: bits & 0x1fff != 0,
                 })
             }
-            0x86dd if frame.get(14)? >> 4 == 6 => Some(Self {
-                frame,
-                is_ipv6: true,
-                from: Ip(frame.get(22..38)?.try_into().ok()?),
-                to: Ip(frame.get(38..54)?.try_into().ok()?),
-                protocol: *frame.get(20)?,
-                ttl: *frame.get(21)?,
-                payload: frame.get(54..54 + two(frame, 18)?)?,
-                is_fragment: false,
-                is_later: false,
-            })
-            .map(Self::behind_fragment_header),
+            0x86dd if frame.get(14)? >> 4 == 6 => {
+                let packet = Self {
+                    frame,
+                    is_ipv6: true,
+                    from: Ip(frame.get(22..38)?.try_into().ok()?),
+                    to: Ip(frame.get(38..54)?.try_into().ok()?),
+                    protocol: *frame.get(20)?,
+                    ttl: *frame.get(21)?,
+                    payload: frame.get(54..54 + two(frame, 18)?)?,
+                    is_fragment: false,
+                    is_later: false,
+                };
+                Some(packet.behind_fragment_header())
+            }
             _ => None,
         }
     }
