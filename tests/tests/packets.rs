@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
 use privatelink_tests::bench::{
-    BALANCER, Bench, CLIENT, DROP, ENDPOINT, REDIRECT, Segments, as_slice, each, opened, reply, side, translated,
+    BALANCER, Bench, CLIENT, DROP, ENDPOINT, REDIRECT, Segments, as_slice, each, opened, reply, side,
+    translated,
 };
 use privatelink_tests::packet::{ACK, Packet, SYN, addresses};
 use privatelink_tests::world::{UNCHECKED, World, changes, config, eventually};
@@ -661,7 +662,8 @@ fn a_first_datagram_goes_only_where_the_proxy_protocols_header_has_room_and_othe
             ..Packet::udp()
         };
         let large = sized(41000, 1401);
-        let told = bench.expect("too large", "ca", &large.build(), REDIRECT, &[("shop fragmentation_needed", 1)]);
+        let told =
+            bench.expect("too large", "ca", &large.build(), REDIRECT, &[("shop fragmentation_needed", 1)]);
         assert_eq!(told, error_about(&large, 3, 4, 1400), "the largest that fits with the header");
         let silent = Packet { fragment: 0, ..large.clone() };
         bench.refused("too large, and may be fragmented", "ca", &silent.build(), "shop too_big");
@@ -676,7 +678,8 @@ fn a_first_datagram_goes_only_where_the_proxy_protocols_header_has_room_and_othe
         }
         // The next one opens the flow, with the header, and others follow without it, whatever they are.
         let fits = sized(41000, 1400);
-        let out = bench.expect("as large as can be", "ca", &fits.build(), REDIRECT, &as_slice(&opened("shop")));
+        let out =
+            bench.expect("as large as can be", "ca", &fits.build(), REDIRECT, &as_slice(&opened("shop")));
         assert_eq!((out.len(), &out[42..54]), (14 + 1500, &b"\r\n\r\n\0\r\nQUIT\n"[..]));
         assert_eq!(out[142..], fits.payload[..]);
         let forth = [("shop to_provider_packets", 1)];

@@ -72,9 +72,9 @@ pub(super) fn pass_on<F: Frame, T: Tables>(
     tables: &T,
     packet: &Packet<FlowKey>,
     now: u32,
+    flow: &mut Flow,
 ) -> Verdict {
-    let result = tables.room(|room| translate(frame, tables, packet, now, &mut room.flow));
-    Verdict::of(result.unwrap_or(Err(DropReason::Malformed)))
+    Verdict::of(translate(frame, tables, packet, now, flow))
 }
 
 #[inline(always)]

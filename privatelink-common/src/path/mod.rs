@@ -65,7 +65,7 @@ pub fn run<F: Frame, T: Tables>(part: Part, frame: &mut F, tables: &T, room: &mu
         Part::Aside => {
             Verdict::of(local::answer(frame, tables, &room.packet, DropReason::from_code(room.fault)))
         }
-        Part::Error => match errors::pass_on(frame, tables, &room.packet, now).result() {
+        Part::Error => match errors::pass_on(frame, tables, &room.packet, now, &mut room.flow).result() {
             Err(DropReason::IcmpNoFlow) => quote::pass_on4(frame, tables, &room.from, now, &mut room.wide),
             decided => Verdict::of(decided),
         },
