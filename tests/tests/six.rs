@@ -757,3 +757,89 @@ fn wide_flows_survive_the_agent_and_a_change_of_their_tables_size_and_end_with_t
         (gone && !of("shop").is_empty() && !of("bank").is_empty()).then_some(())
     });
 }
+
+/// The ICMPv6 error about `sent`, of a type and with this in the word behind its checksum, that comes from the address it was sent to.
+fn error_about(sent: &Packet6, kind: u8, word: u32) -> Vec<u8> {
+    let quoted = 54 + if sent.inner.protocol == 6 { 20 } else { 8 };
+    let (from_mac, to_mac) = (sent.inner.to_mac, sent.inner.from_mac);
+    let inner = Packet { from_mac, to_mac, ttl: 64, ..Packet::tcp(0) };
+    let body = [&word.to_be_bytes()[..], &sent.build()[14..quoted]].concat();
+    Packet6::of(sent.to, sent.from, inner).icmp(kind, &body)
+}
+
+#[test]
+fn an_ipv6_packet_that_ends_here_or_is_too_large_is_reported_byte_by_byte() {
+    for bench in benches() {
+        // To targets of either family.
+        for port in [80, 81] {
+            let expiring = client(port, Packet { ttl: 1, ..Packet::tcp(SYN) });
+            let told = bench.expect("SYN", "ca", &expiring.build(), REDIRECT, &[("shop time_exceeded", 1)]);
+            assert_eq!(told, error_about(&expiring, 3, 0), "{port}");
+            let syn = client(port, Packet { from_port: 42000, ..Packet::tcp(SYN) });
+            assert_eq!(bench.run("ca", &syn.build()).0, REDIRECT);
+            // What becomes IPv4 is twenty bytes shorter there.
+            let fits = if port == 80 { 1520 } else { 1500 };
+            for (length, told) in [(fits, false), (fits + 1, true)] {
+                let payload = vec![7; length - 60];
+                let data = client(port, Packet { from_port: 42000, payload, ..Packet::tcp(ACK) });
+                let moved = if told { "shop fragmentation_needed" } else { "shop6 to_provider_packets" };
+                let out = bench.expect("data", "ca", &data.build(), REDIRECT, &[(moved, 1)]);
+                if told {
+                    assert_eq!(out, error_about(&data, 2, u32::try_from(fits).unwrap()), "{port}");
+                }
+            }
+        }
+        let datagram = client(81, Packet { from_port: 42001, payload: vec![7; 1453], ..Packet::udp() });
+        let moved = [("map pending6", 2), ("shop fragmentation_needed", 1)];
+        let out = bench.expect("a datagram", "ca", &datagram.build(), REDIRECT, &moved);
+        assert_eq!(out, error_about(&datagram, 2, 1500));
+    }
+}
+
+#[test]
+fn an_ipv4_packet_to_an_ipv6_target_must_leave_room_for_the_longer_header() {
+    for bench in benches() {
+        let sized = |length: usize, fragment: u16| Packet {
+            to_port: 81,
+            from_port: 42002,
+            fragment,
+            payload: vec![7; length - 28],
+            ..Packet::udp()
+        };
+        assert_eq!(bench.run("ca", &sized(1480, 0x4000).build()).0, REDIRECT);
+        let large = sized(1481, 0x4000);
+        let out = bench.expect("data", "ca", &large.build(), REDIRECT, &[("shop fragmentation_needed", 1)]);
+        let back = Packet {
+            from: ENDPOINT4,
+            to: CLIENT4,
+            from_mac: large.to_mac,
+            to_mac: large.from_mac,
+            tos: 0xc0,
+            id: 0,
+            fragment: 0,
+            ttl: 64,
+            ..Packet::udp()
+        };
+        let body = [&[0, 0, 5, 0xc8][..], &large.build()[14..42]].concat();
+        assert_eq!(out, back.icmp_code(3, 4, &body), "1480 bytes are what fits");
+        bench.refused("without DF", "ca", &sized(1481, 0).build(), "shop too_big");
+    }
+}
+
+#[test]
+fn the_mss_is_lowered_over_ipv6_and_between_the_families() {
+    for bench in benches() {
+        let options = |mss: u16| [&[2, 4][..], &mss.to_be_bytes()].concat();
+        let syn = |mss| Packet { tcp_options: options(mss), ..Packet::tcp(SYN) };
+        // The longer of the two headers counts.
+        for port in [80, 81] {
+            let out = bench.run("ca", &client(port, syn(65000)).build()).1;
+            let at = if port == 80 { 54 } else { 74 };
+            assert_eq!(out[at..at + 4], options(1440), "{port}");
+            let out = bench.run("cb", &client(port, syn(900)).build()).1;
+            assert_eq!(out[at..at + 4], options(900), "{port}");
+        }
+        let out = bench.run("ca", &Packet { to_port: 81, ..syn(65000) }.build()).1;
+        assert_eq!(out[74..78], options(1440));
+    }
+}
