@@ -688,3 +688,71 @@ fn a_first_datagram_goes_only_where_the_proxy_protocols_header_has_room_and_othe
         bench.expect("in fragments", "ca", &fragments(&piece, 1480)[0], REDIRECT, &forth);
     }
 }
+
+#[test]
+fn what_is_to_no_address_of_ours_is_passed_untouched_whatever_it_is() {
+    each("", |bench| {
+        let elsewhere = Packet { to: [10, 0, 9, 8], ..Packet::tcp(SYN) };
+        let quoted = &Packet::tcp(ACK).build()[14..54];
+        let datagram = Packet { payload: vec![7; 100], ..elsewhere.clone() };
+        for (name, frame) in [
+            ("an echo request", elsewhere.icmp(8, &[0; 8])),
+            ("an ICMP error", elsewhere.icmp(3, &[&[0; 4], quoted].concat())),
+            ("source quench", elsewhere.icmp(4, &[&[0; 4], quoted].concat())),
+            ("a redirect", elsewhere.icmp(5, &[&[0; 4], quoted].concat())),
+            ("IP options", Packet { options: vec![1; 4], ..elsewhere.clone() }.build()),
+            (
+                "source routing",
+                Packet { options: vec![131, 7, 4, 10, 0, 9, 9, 0], ..elsewhere.clone() }.build(),
+            ),
+            ("a source of ours", Packet { from: ENDPOINT, ..elsewhere.clone() }.build()),
+            ("a martian", Packet { from: [127, 0, 0, 1], ..elsewhere.clone() }.build()),
+            ("at its last hop", Packet { ttl: 1, ..elsewhere.clone() }.build()),
+            ("no hop left", Packet { ttl: 0, ..elsewhere.clone() }.build()),
+            ("too large", Packet { payload: vec![7; 1461], ..elsewhere.clone() }.build()),
+            ("no port", Packet { from_port: 0, to_port: 0, ..elsewhere.clone() }.build()),
+            ("a fragment", Packet { protocol: 6, fragment: 0x2000, ..elsewhere.clone() }.ipv4(&[0; 64])),
+            ("SCTP", Packet { protocol: 132, ..elsewhere.clone() }.ipv4(&[0; 64])),
+            ("a lying UDP length", {
+                let mut frame = Packet { protocol: 17, ..datagram }.build();
+                frame[38..40].copy_from_slice(&9000_u16.to_be_bytes());
+                frame
+            }),
+        ] {
+            bench.refused(name, "ca", &frame, "shop passed");
+        }
+    });
+}
+
+#[test]
+fn headers_that_contradict_the_packet_are_malformed() {
+    each("", |bench| {
+        let changed = |of: &Packet, at: usize, to: &[u8]| {
+            let mut frame = of.build();
+            frame[at..at + to.len()].copy_from_slice(to);
+            frame
+        };
+        let (tcp, udp) = (Packet::tcp(SYN), Packet { payload: vec![7; 20], ..Packet::udp() });
+        for (name, frame) in [
+            ("a header of four words", changed(&tcp, 14, &[0x44])),
+            ("a total length beyond the frame", changed(&tcp, 16, &41_u16.to_be_bytes())),
+            ("a total length within the headers", changed(&tcp, 16, &39_u16.to_be_bytes())),
+            ("a TCP header of four words", changed(&tcp, 46, &[0x40])),
+            ("a TCP header beyond the packet", changed(&tcp, 46, &[0x60])),
+            ("a UDP length beyond the packet", changed(&udp, 38, &29_u16.to_be_bytes())),
+            ("a UDP length within its header", changed(&udp, 38, &7_u16.to_be_bytes())),
+        ] {
+            bench.refused(name, "ca", &frame, "shop malformed");
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_without_ping_answers_no_echo_request() {
+    let silent = config("", UNCHECKED).replace("[endpoints.shop]\n", "[endpoints.shop]\nping = false\n");
+    for bench in [Bench::xdp(World::new(&silent)), Bench::tcx(World::new(&silent))] {
+        let echo = Packet::tcp(0).icmp(8, b"\0\x01\0\x01ping");
+        bench.refused("to the endpoint", "ca", &echo, "shop icmp_unsupported");
+        assert_eq!(bench.run("cb", &echo).0, REDIRECT, "the other tenant's answers");
+    }
+}

@@ -843,3 +843,53 @@ fn the_mss_is_lowered_over_ipv6_and_between_the_families() {
         assert_eq!(out[74..78], options(1440));
     }
 }
+
+#[test]
+fn what_ipv6_says_to_groups_and_to_others_is_passed_untouched() {
+    for bench in benches() {
+        let to = |to: Ip6, ttl: u8| Packet6::of(CLIENT, to, Packet { ttl, ..Packet::tcp(SYN) });
+        let group = |last: u8| {
+            let mut address = six(last);
+            address[..2].copy_from_slice(&[0xff, 2]);
+            address
+        };
+        let other = six(8);
+        let datagram = |to_port, to| Packet6::of(CLIENT, to, Packet { to_port, ..Packet::udp() }).build();
+        for (name, frame) in [
+            ("a router solicitation", to(group(2), 255).icmp(133, &[0; 4])),
+            ("a router advertisement", to(group(1), 255).icmp(134, &[0; 12])),
+            ("a listener report", to(group(0x16), 1).icmp(143, &[0; 4])),
+            ("DHCPv6", datagram(547, group(2))),
+            ("mDNS", datagram(5353, group(0xfb))),
+            ("an echo request", to(other, 64).icmp(128, &[0; 8])),
+            ("an error", to(other, 64).icmp(1, &[&[0; 4][..], &to(CLIENT, 64).build()[14..74]].concat())),
+            ("another message", to(other, 64).icmp(144, &[0; 8])),
+            ("at its last hop", to(other, 1).build()),
+            ("a martian", Packet6 { from: six(0).map(|_| 0), ..to(other, 64) }.build()),
+            (
+                "no port",
+                Packet6::of(CLIENT, other, Packet { from_port: 0, to_port: 0, ..Packet::udp() }).build(),
+            ),
+        ] {
+            bench.refused(name, "ca", &frame, "shop passed");
+        }
+    }
+}
+
+#[test]
+fn of_ports_that_are_zero_over_ipv6_the_destination_is_no_listeners_and_the_source_is_anybodys() {
+    for bench in benches() {
+        for inner in [Packet::tcp(SYN), Packet::udp()] {
+            let frame = client(0, inner).build();
+            bench.refused("destination", "ca", &frame, "shop no_listener");
+        }
+        let frame = client(81, Packet { from_port: 0, ..Packet::udp() }).build();
+        let out = bench.expect("source", "ca", &frame, REDIRECT, &slice(&opened("shop6", "pending6")));
+        assert_eq!(addresses6(&out).0, BALANCER);
+        let mut lying = client(81, Packet { payload: vec![7; 20], ..Packet::udp() }).build();
+        for length in [7_u16, 29] {
+            lying[58..60].copy_from_slice(&length.to_be_bytes());
+            bench.refused("a UDP length that lies", "ca", &lying, "shop malformed");
+        }
+    }
+}
