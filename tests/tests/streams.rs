@@ -342,13 +342,16 @@ fn nginx_and_haproxy_learn_the_client_from_the_header_and_health_checks_bring_on
     let log = "'$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port $uri'";
     std::fs::write(dir.join("index.html"), "nginx").unwrap();
     std::fs::write(dir.join("up"), "").unwrap();
+    std::fs::write(dir.join("large"), bytes(9, MUCH)).unwrap();
     std::fs::write(
         &nginx,
         format!(
             "daemon off; master_process off; pid {place}/pid; error_log stderr error; events {{}} http {{ \
              log_format who {log}; access_log {place}/who.log who; client_body_temp_path {place}/1; proxy_temp_path {place}/2; \
              fastcgi_temp_path {place}/3; uwsgi_temp_path {place}/4; scgi_temp_path {place}/5; \
-             server {{ listen 8080 proxy_protocol; listen [::]:8080 proxy_protocol; root {place}; }} }}"
+             server {{ listen 8080 proxy_protocol; listen [::]:8080 proxy_protocol; root {place}; location /take {{ \
+             client_max_body_size 0; client_body_in_file_only on; proxy_pass http://127.0.0.1:8081; }} }} \
+             server {{ listen 127.0.0.1:8081; location / {{ client_max_body_size 0; return 200 taken; }} }} }}"
         ),
     )
     .unwrap();
@@ -359,6 +362,7 @@ fn nginx_and_haproxy_learn_the_client_from_the_header_and_health_checks_bring_on
          http-request return status 200 content-type text/plain lf-string \"haproxy %[src]:%[src_port] %[dst]:%[dst_port]\"\n",
     )
     .unwrap();
+    world.shell("t1", "ip link set lo up");
     world.spawn("t1", "nginx", &["-c", &nginx.display().to_string()]);
     world.spawn("t2", "haproxy", &["-db", "-f", &haproxy.display().to_string()]);
     eventually("all targets are healthy, which takes a header", || {
@@ -387,7 +391,32 @@ fn nginx_and_haproxy_learn_the_client_from_the_header_and_health_checks_bring_on
             }
         }
         assert!(by_nginx && by_haproxy, "both were reached by {to}");
+        nginx_gives_and_takes(&world, to);
     }
+}
+
+/// Megabytes, each way, of which nginx and the client have every byte.
+fn nginx_gives_and_takes(world: &World, to: &str) {
+    let (dir, sent) = (world.dir.path(), bytes(9, MUCH));
+    let got = dir.join("got");
+    let place = dir.display();
+    let fetched = (0..20).any(|_| {
+        world.shell("ca", &format!("curl -gsSf --max-time 20 -o {place}/got http://{to}/large"));
+        std::fs::read(&got).unwrap() == sent
+    });
+    assert!(fetched, "the file by {to}");
+    let taken = (0..20).any(|_| {
+        let line = format!(
+            "curl -gsS --max-time 20 -H Expect: --data-binary @{place}/large http://{to}/take || true"
+        );
+        world.shell("ca", &line) == "taken"
+    });
+    assert!(taken, "nginx was sent the file by {to}");
+    let bodies = std::fs::read_dir(dir.join("1")).unwrap().map(|entry| entry.unwrap().path());
+    let bodies: Vec<_> = bodies.collect();
+    assert!(bodies.iter().all(|body| std::fs::read(body).unwrap() == sent), "{to}: {bodies:?}");
+    assert!(!bodies.is_empty());
+    bodies.iter().for_each(|body| std::fs::remove_file(body).unwrap());
 }
 
 #[test]
