@@ -267,6 +267,9 @@ fn mac_of(world: &World, namespace: &str, link: &str) -> Mac {
     bytes.try_into().unwrap()
 }
 
+/// The path's hooks.
+const HOOKS: [&str; 2] = ["xdp", "tcx"];
+
 /// Both of them, and what they are told of one another.
 struct Pair {
     world: World,
@@ -278,13 +281,14 @@ struct Pair {
 }
 
 impl Pair {
-    fn new() -> Self {
-        let one = config("", UNCHECKED).replace(r#", { address = "10.0.1.22", zone = "a" }"#, "");
+    fn new(hook: &str) -> Self {
+        let one = config(&format!("hook = \"{hook}\""), UNCHECKED)
+            .replace(r#", { address = "10.0.1.22", zone = "a" }"#, "");
         Self::of(World::new(&one))
     }
 
-    fn dualstack() -> Self {
-        let one = dualstack("", UNCHECKED)
+    fn dualstack(hook: &str) -> Self {
+        let one = dualstack(&format!("hook = \"{hook}\""), UNCHECKED)
             .replace(r#", { address = "10.0.1.22", zone = "a" }"#, "")
             .replace(r#", { address = "fd00::22", zone = "a" }"#, "");
         Self::of(World::dualstack(&one, &["ca", "t1"]))
@@ -425,7 +429,11 @@ fn exchange(port: u16, payload: &[u8], no_checksum: bool) -> Vec<Step> {
 
 #[test]
 fn the_path_and_nftables_make_the_same_packets_of_the_same_packets() {
-    let mut pair = Pair::new();
+    HOOKS.into_iter().for_each(packets);
+}
+
+fn packets(hook: &str) {
+    let mut pair = Pair::new(hook);
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     for number in 0..24 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -499,7 +507,11 @@ fn over_ipv6(steps: Vec<Step>) -> Vec<Step> {
 
 #[test]
 fn the_path_and_nftables_make_the_same_packets_of_the_same_packets_over_ipv6() {
-    let mut pair = Pair::dualstack();
+    HOOKS.into_iter().for_each(packets6);
+}
+
+fn packets6(hook: &str) {
+    let mut pair = Pair::dualstack(hook);
     for number in 0..9_u16 {
         let (port, payload) = (40000 + number, vec![0x5a; 100 * usize::from(number)]);
         let steps = match number % 3 {
@@ -515,7 +527,11 @@ fn the_path_and_nftables_make_the_same_packets_of_the_same_packets_over_ipv6() {
 
 #[test]
 fn the_path_and_nftables_tell_a_client_the_same_of_what_a_target_complains_about() {
-    let mut pair = Pair::new();
+    HOOKS.into_iter().for_each(complaints);
+}
+
+fn complaints(hook: &str) {
+    let mut pair = Pair::new(hook);
     let errors =
         [(3, 3, [0; 4]), (3, 4, [0, 0, 5, 0]), (11, 1, [0; 4]), (12, 0, [20, 0, 0, 0]), (3, 13, [0; 4])];
     for (number, steps) in (0..).zip([
@@ -541,7 +557,11 @@ fn the_path_and_nftables_tell_a_client_the_same_of_what_a_target_complains_about
 
 #[test]
 fn the_path_and_nftables_make_the_same_packets_of_those_that_were_captured() {
-    let mut pair = Pair::new();
+    HOOKS.into_iter().for_each(captured);
+}
+
+fn captured(hook: &str) {
+    let mut pair = Pair::new(hook);
     let capture = concat!(env!("CARGO_MANIFEST_DIR"), "/captures/http.pcapng");
     let records = pcapng::read(&std::fs::read(capture).unwrap());
     // Both sides of a packet follow one another; those of one consumer's connections.
