@@ -286,15 +286,14 @@ fn targets_of_either_family_read_the_header_of_a_client_of_either_and_then_every
     }
 }
 
-#[test]
-fn the_first_datagram_of_a_flow_brings_the_header_over_ipv6_too() {
-    let world = World::dualstack(&proxied6("", UNCHECKED), &ENDS);
+/// Answers each datagram at both targets, and says what was in it.
+fn answer(world: &World, address: &'static str) -> std::sync::mpsc::Receiver<Vec<u8>> {
     let (heard, hear) = std::sync::mpsc::channel();
     for target in ["t1", "t2"] {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let heard = heard.clone();
         world.thread(target, move || {
-            let socket = std::net::UdpSocket::bind("[::]:8080").unwrap();
+            let socket = std::net::UdpSocket::bind(address).unwrap();
             ready.send(()).unwrap();
             let mut message = [0; 2000];
             while let Ok((length, from)) = socket.recv_from(&mut message) {
@@ -304,6 +303,13 @@ fn the_first_datagram_of_a_flow_brings_the_header_over_ipv6_too() {
         });
         is_ready.recv().unwrap();
     }
+    hear
+}
+
+#[test]
+fn the_first_datagram_of_a_flow_brings_the_header_over_ipv6_too() {
+    let world = World::dualstack(&proxied6("", UNCHECKED), &ENDS);
+    let hear = answer(&world, "[::]:8080");
     for (from, to) in [("[::]:5555", "[fd00::99]:81"), ("0.0.0.0:5555", "10.0.9.9:81")] {
         let work = move || {
             let socket = std::net::UdpSocket::bind(from).unwrap();
@@ -422,21 +428,7 @@ fn nginx_gives_and_takes(world: &World, to: &str) {
 #[test]
 fn the_first_datagram_of_a_flow_brings_the_header_and_the_others_do_not() {
     let world = World::new(&proxied("", UNCHECKED));
-    let (heard, hear) = std::sync::mpsc::channel();
-    for target in ["t1", "t2"] {
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let heard = heard.clone();
-        world.thread(target, move || {
-            let socket = std::net::UdpSocket::bind("0.0.0.0:8080").unwrap();
-            ready.send(()).unwrap();
-            let mut message = [0; 2000];
-            while let Ok((length, from)) = socket.recv_from(&mut message) {
-                heard.send(message[..length].to_vec()).unwrap();
-                socket.send_to(b"answer", from).unwrap();
-            }
-        });
-        is_ready.recv().unwrap();
-    }
+    let hear = answer(&world, "0.0.0.0:8080");
     world
         .thread("ca", || {
             let socket = std::net::UdpSocket::bind("0.0.0.0:5555").unwrap();
