@@ -364,6 +364,9 @@ fn unwrapped<F: Frame, T: Tables>(frame: &mut F, tables: &T, vpc: u16) -> Option
         return None;
     }
     let (ethernet, ip) = (frame.read::<Ethernet>(0)?, frame.read::<Ipv6Header>(NETWORK)?);
+    if ip.version_class_label.get() >> 28 != 6 {
+        return None;
+    }
     let payload_length = U16::new(ip.payload_length.get().checked_sub(HEADER6)?);
     frame.move_payload(-i32::from(HEADER6))?;
     frame.write(0, &ethernet)?;

@@ -81,6 +81,11 @@ pub fn run(input: &[u8]) {
             if came.protocol != 58 {
                 return;
             }
+            if came.payload[0] == 128 {
+                // Tampered with so that it became an echo request, which is as answerable.
+                assert_eq!(View::of(&after).unwrap().payload[0], 129);
+                return;
+            }
             assert_eq!((came.payload[0], came.payload[1], came.ttl), (135, 0, 255));
             assert_eq!(came.is_sound(), Some(true), "only a right question is answered");
             let asked = Ip(came.payload[8..24].try_into().unwrap());
