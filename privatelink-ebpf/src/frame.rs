@@ -16,7 +16,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use core::ffi::c_void;
-use core::mem::{offset_of, size_of};
+use core::mem::{MaybeUninit, offset_of, size_of};
 use privatelink_common::checksum::fold;
 use privatelink_common::frame::{Change, DIFFERENCE, Frame};
 use privatelink_common::tables::Tag;
@@ -39,19 +39,92 @@ fn at<T>((data, end): (*mut u8, *mut u8), offset: usize) -> Option<*mut T> {
     Some(start.cast())
 }
 
-/// A copy of the `T` at `offset`.
+/// The word of a packet at a pointer, wherever that is; the compiler, which does not know that the kernel's machines take words from
+/// anywhere, would take its bytes one by one. (LLVM can be told so, but then does the same on the stack, where the verifier refuses it.)
+macro_rules! load {
+    ($word:literal, $from:expr) => {{
+        let word: u64;
+        core::arch::asm!(concat!("{word} = *(", $word, " *)({from} + 0)"), word = out(reg) word, from = in(reg) $from,
+            options(pure, readonly, nostack, preserves_flags));
+        word
+    }};
+}
+
+/// Puts a word there.
+macro_rules! store {
+    ($word:literal, $to:expr, $value:expr) => {
+        core::arch::asm!(concat!("*(", $word, " *)({to} + 0) = {word}"), word = in(reg) u64::from($value), to = in(reg) $to,
+            options(nostack, preserves_flags))
+    };
+}
+
+/// A field of a context that holds a pointer into the packet. It seems to be 32 bits, and the kernel replaces it by a load of the whole
+/// pointer: the compiler, which would take the upper bits for zeros, must see neither.
+macro_rules! pointer {
+    ($context:expr, $field:expr) => {{
+        let pointer: *mut u8;
+        // SAFETY: the field is within the kernel's context, which outlives the program's run.
+        unsafe {
+            core::arch::asm!("{pointer} = *(u32 *)({context} + {field})", pointer = out(reg) pointer,
+                context = in(reg) $context, field = const $field, options(readonly, nostack, preserves_flags));
+        }
+        pointer
+    }};
+}
+
+/// A copy of the `T` at `offset`. By words of 32 bits, of which headers are made: longer ones would lie across fields, which then have to be
+/// put together again. Only an address of IPv6 is longer.
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "a word has as many bits as were loaded")]
 fn read<T: FromBytes + Copy>(bounds: (*mut u8, *mut u8), offset: usize) -> Option<T> {
-    // SAFETY: `at` proved that the bytes are within the frame; any bytes are a `T`.
-    at::<T>(bounds, offset).map(|at| unsafe { at.read_unaligned() })
+    let from: *const u8 = at::<T>(bounds, offset)?.cast();
+    let mut value = MaybeUninit::<T>::uninit();
+    let (to, size): (*mut u8, _) = (value.as_mut_ptr().cast(), size_of::<T>());
+    // SAFETY: `at` proved that the bytes are within the frame; the words are within them and a `T`, and are all of it, of which any bytes
+    // are one.
+    unsafe {
+        if size == 16 {
+            to.cast::<u64>().write_unaligned(load!("u64", from));
+            to.add(8).cast::<u64>().write_unaligned(load!("u64", from.add(8)));
+            return Some(value.assume_init());
+        }
+        for at in 0..size / 4 {
+            to.add(at * 4).cast::<u32>().write_unaligned(load!("u32", from.add(at * 4)) as u32);
+        }
+        if size & 2 != 0 {
+            let at = size & !3;
+            to.add(at).cast::<u16>().write_unaligned(load!("u16", from.add(at)) as u16);
+        }
+        if size & 1 != 0 {
+            to.add(size - 1).write(from.add(size - 1).read());
+        }
+        Some(value.assume_init())
+    }
 }
 
 /// Puts `value` at `offset`.
 #[inline(always)]
 fn write<T: IntoBytes + Immutable>(bounds: (*mut u8, *mut u8), offset: usize, value: &T) -> Option<()> {
-    let at = at::<T>(bounds, offset)?;
-    // SAFETY: `at` proved that the bytes are within the frame; `T` has no padding, so `value` is bytes as a whole.
-    unsafe { core::ptr::copy_nonoverlapping(core::ptr::from_ref(value), at, 1) };
+    let to: *mut u8 = at::<T>(bounds, offset)?.cast();
+    let (from, size): (*const u8, _) = (core::ptr::from_ref(value).cast(), size_of::<T>());
+    // SAFETY: as above; `T` has no padding, so `value` is bytes as a whole.
+    unsafe {
+        if size == 16 {
+            store!("u64", to, from.cast::<u64>().read_unaligned());
+            store!("u64", to.add(8), from.add(8).cast::<u64>().read_unaligned());
+            return Some(());
+        }
+        for at in 0..size / 4 {
+            store!("u32", to.add(at * 4), from.add(at * 4).cast::<u32>().read_unaligned());
+        }
+        if size & 2 != 0 {
+            let at = size & !3;
+            store!("u16", to.add(at), from.add(at).cast::<u16>().read_unaligned());
+        }
+        if size & 1 != 0 {
+            to.add(size - 1).write(from.add(size - 1).read());
+        }
+    }
     Some(())
 }
 
@@ -151,13 +224,10 @@ impl XdpFrame {
     /// Where the packet's linear part begins and ends.
     #[inline(always)]
     fn bounds(&self) -> (*mut u8, *mut u8) {
-        // SAFETY: the kernel's context outlives the program's run. The reads are volatile because the kernel replaces them by loads
-        // of pointers: the compiler must neither widen them nor pass their results between functions as the integers they seem.
-        let (data, end) = unsafe {
-            let context = &*self.context;
-            ((&raw const context.data).read_volatile(), (&raw const context.data_end).read_volatile())
-        };
-        (data as usize as *mut u8, end as usize as *mut u8)
+        (
+            pointer!(self.context, offset_of!(xdp_md, data)),
+            pointer!(self.context, offset_of!(xdp_md, data_end)),
+        )
     }
 }
 
@@ -361,7 +431,7 @@ impl SkbFrame {
         TcContext::new(self.context)
     }
 
-    /// A word of the context. Volatile, as in [`XdpFrame::bounds`].
+    /// A word of the context. Volatile, since the kernel replaces it by a load of its own: the compiler must not widen it.
     #[inline(always)]
     pub(crate) fn word(&self, offset: usize) -> u32 {
         // SAFETY: the offsets below are those of aligned words of the context, which outlives the program's run.
@@ -436,9 +506,10 @@ impl SkbFrame {
     /// Where the packet's linear part begins and ends.
     #[inline(always)]
     fn bounds(&self) -> (*mut u8, *mut u8) {
-        let (data, end) =
-            (self.word(offset_of!(__sk_buff, data)), self.word(offset_of!(__sk_buff, data_end)));
-        (data as usize as *mut u8, end as usize as *mut u8)
+        (
+            pointer!(self.context, offset_of!(__sk_buff, data)),
+            pointer!(self.context, offset_of!(__sk_buff, data_end)),
+        )
     }
 
     #[inline(always)]

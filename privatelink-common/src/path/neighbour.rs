@@ -102,9 +102,9 @@ fn decide<F: Frame, T: Tables>(
 /// The code of why rules do not let an echo request in, or its answer out; or 0.
 #[inline(never)]
 fn forbidden<F: Frame, T: Tables>(frame: &F, tables: &T, from: &Interface) -> u32 {
-    let (Some(source), Some(destination)) = (frame.read::<Ip>(SOURCE), frame.read::<Ip>(DESTINATION)) else {
-        return DropReason::Malformed.code();
-    };
+    let malformed = DropReason::Malformed.code();
+    let Some(source) = frame.read::<Ip>(SOURCE) else { return malformed };
+    let Some(destination) = frame.read::<Ip>(DESTINATION) else { return malformed };
     let address = tables.address(&VpcAddress::new(from.vpc, destination)).unwrap_or_default();
     let endpoint = tables.endpoint(address.endpoint);
     let way = Way { vpc: from.vpc, source, destination, protocol: ICMPV6, port: U16::ZERO };
@@ -221,8 +221,9 @@ fn validate<F: Frame>(frame: &F) -> u32 {
 /// Whether a solicitation is about an address of one host, and, where it asks whether anybody has that, went to the group of it.
 #[inline(never)]
 fn is_addressed<F: Frame>(frame: &F) -> bool {
-    let (code, first) = (frame.read::<u8>(TRANSPORT6 + offset_of!(Icmp, code)), frame.read::<u8>(TARGET));
-    if code != Some(0) || first == Some(0xff) {
+    let Some(target) = frame.read::<Ip>(TARGET) else { return false };
+    let Some(code) = frame.read::<u8>(TRANSPORT6 + offset_of!(Icmp, code)) else { return false };
+    if code != 0 || target.0[0] == 0xff {
         return false;
     }
     !is_probe(frame) || frame.read::<Ip>(DESTINATION).is_some_and(|destination| is_for(frame, destination))

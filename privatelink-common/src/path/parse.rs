@@ -35,13 +35,19 @@ pub(super) enum Transport {
     Other(Option<DropReason>),
 }
 
-/// Both headers, which are behind each other.
+/// Both headers, which are behind each other, but for the first one's destination: without that, what follows is in words of 32 bits.
 #[derive(Clone, Copy, FromBytes)]
 #[repr(C)]
 struct Headers {
-    ethernet: Ethernet,
+    source: Mac,
+    ethertype: U16,
     ip: Ipv4Header,
 }
+
+/// The first eight bytes of an IPv4 header: version and length, TOS, the packet's length, identification, fragment offset.
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C)]
+struct IpHead(u8, u8, U16, U16, U16);
 
 /// A TCP segment or UDP datagram.
 #[derive(Clone, Copy, Debug, Default)]
@@ -127,18 +133,18 @@ pub(super) fn is_ipv6<F: Frame>(frame: &F) -> bool {
 /// is to copy six from one place of memory to another.
 #[inline(always)]
 pub(super) fn network<F: Frame>(frame: &F, from: &Interface) -> Network {
-    let Some(ethernet) = frame.read::<Ethernet>(0) else { return Network::Foreign };
-    match ethernet.ethertype.get() {
+    let Some(ethertype) = frame.read::<U16>(offset_of!(Ethernet, ethertype)) else { return Network::Foreign };
+    match ethertype.get() {
         ETHERTYPE_IPV4 => {}
         ETHERTYPE_ARP => return Network::Arp,
         ETHERTYPE_IPV6 => return Network::Ipv6,
         _ => return Network::Foreign,
     }
-    let Some(Headers { ethernet, ip }) = frame.read::<Headers>(0) else { return Network::Foreign };
+    let headers = frame.read::<Headers>(offset_of!(Ethernet, source));
+    let Some(Headers { source, ip, .. }) = headers else { return Network::Foreign };
     if ip.version_ihl >> 4 != 4 {
         return Network::Foreign;
     }
-    let [a, b, c, d, e, f] = ethernet.source;
     Network::Ipv4(Packet {
         key: FlowKey {
             source: ip.source,
@@ -149,7 +155,7 @@ pub(super) fn network<F: Frame>(frame: &F, from: &Interface) -> Network {
             protocol: ip.protocol,
             reserved: 0,
         },
-        source_mac: [a, b, c, d, e, f],
+        source_mac: source,
         interface: from.slot,
         flags: 0,
         ttl: ip.ttl,
@@ -188,22 +194,23 @@ fn ports<F: Frame, T: Tables>(
     now: u32,
     packet: &mut Packet<FlowKey>,
 ) -> Result<bool, DropReason> {
-    let ip = frame.read::<Ipv4Header>(NETWORK).ok_or(DropReason::Malformed)?;
-    if ip.version_ihl != 0x45 {
-        return Err(if ip.version_ihl > 0x45 { DropReason::IpOptions } else { DropReason::Malformed });
+    let IpHead(version_ihl, _, total_length, _, fragment) =
+        frame.read::<IpHead>(NETWORK).ok_or(DropReason::Malformed)?;
+    if version_ihl != 0x45 {
+        return Err(if version_ihl > 0x45 { DropReason::IpOptions } else { DropReason::Malformed });
     }
-    let fragment = ip.fragment.get() & FRAGMENT;
-    if fragment != 0 && ip.protocol != UDP {
+    let (protocol, fragment) = (packet.key.protocol, fragment.get() & FRAGMENT);
+    if fragment != 0 && protocol != UDP {
         return Err(DropReason::Fragment);
     }
-    let total = frame.ip_length(ip.total_length.get());
+    let total = frame.ip_length(total_length.get());
     if total < TRANSPORT - NETWORK || !frame.holds(NETWORK + total) {
         return Err(DropReason::Malformed);
     }
-    packet.special = ip.ttl <= 1 || ip.total_length.get() > from.fits || fragment != 0;
+    packet.special = packet.ttl <= 1 || total_length.get() > from.fits || fragment != 0;
     packet.later = fragment & FRAGMENT_OFFSET != 0;
     let payload = total - (TRANSPORT - NETWORK);
-    match ip.protocol {
+    match protocol {
         TCP => {
             let tcp = frame.read::<Tcp>(TRANSPORT).ok_or(DropReason::Malformed)?;
             let header = usize::from(tcp.data_offset >> 4) * 4;

@@ -162,12 +162,12 @@ fn neighbour<F: Frame>(frame: &mut F) -> Result<Verdict, DropReason> {
 /// The same for IPv6. What the kernel tells to groups (its multicast memberships) is of no interest to anyone.
 #[inline(never)]
 pub(super) fn message<F: Frame>(frame: &mut F) -> Verdict {
-    let protocol = frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, next_header));
-    let source = frame.read::<Ip>(NETWORK + offset_of!(Ipv6Header, source));
-    let group = frame.read::<u8>(NETWORK + offset_of!(Ipv6Header, destination)) == Some(0xff);
-    let kind = frame.read::<u8>(TRANSPORT6);
-    if protocol == Some(ICMPV6) && kind == Some(SOLICITATION) && source != Some(Ip(UNSPECIFIED)) {
+    let unsupported = Verdict::of(Err(DropReason::ProtocolUnsupported));
+    let Some(ip) = frame.read::<Ipv6Header>(NETWORK) else { return unsupported };
+    let Some(source) = frame.read::<Ip>(NETWORK + offset_of!(Ipv6Header, source)) else { return unsupported };
+    let Some(kind) = frame.read::<u8>(TRANSPORT6) else { return unsupported };
+    if ip.next_header == ICMPV6 && kind == SOLICITATION && source != Ip(UNSPECIFIED) {
         return advertise(frame, ROUTER_MAC);
     }
-    if group { Verdict::PASS } else { Verdict::of(Err(DropReason::ProtocolUnsupported)) }
+    if ip.destination[0] == 0xff { Verdict::PASS } else { unsupported }
 }
