@@ -96,6 +96,24 @@ pub trait Frame {
     /// Makes room for `len` bytes in front of the first one. What is in them is not defined.
     fn prepend(&mut self, len: usize) -> Option<()>;
 
+    /// Makes room for `len` bytes at `at`, behind a transport header at `AT`, of which the headers stay where they are. What is in it is not
+    /// defined.
+    #[inline(always)]
+    fn insert<const AT: usize>(&mut self, at: usize, len: usize) -> Option<()> {
+        self.prepend(len)?;
+        // In words: the headers are two bytes, of an address, and a number of these. At most fifteen are the transport's.
+        let start = self.read::<[u8; 2]>(len)?;
+        self.write(0, &start)?;
+        for index in 0..(AT - 2 + 60) / 4 {
+            let to = 2 + index * 4;
+            if to < at {
+                let word = self.read::<[u8; 4]>(to + len)?;
+                self.write(to, &word)?;
+            }
+        }
+        Some(())
+    }
+
     /// Makes it as long as this, whatever is in it then.
     fn resize(&mut self, len: usize) -> Option<()> {
         match len.checked_sub(self.len()) {

@@ -197,6 +197,51 @@ fn next<F: Scattered>(summing: &Summing<F>, number: u64) -> Option<u64> {
     Some(unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, chunk.as_mut_ptr(), padded, seed) } as u64)
 }
 
+/// Bytes of a socket buffer that are moved towards its end.
+struct Moving {
+    context: *mut __sk_buff,
+    offset: u32,
+    /// How many of them are still to be moved.
+    left: u32,
+    by: u32,
+}
+
+/// Moves `len` bytes at `offset` so many bytes towards the end, where there is room, the last ones first. Walked by the verifier as
+/// [`sum`] is.
+#[inline(always)]
+fn shift(context: *mut __sk_buff, offset: u32, len: u32, by: u32) -> Option<()> {
+    let mut moving = Moving { context, offset, left: len, by };
+    let (chunks, each) = (len.div_ceil(CHUNK_SIZE), shift_last as *const () as *mut c_void);
+    // SAFETY: the helper calls `shift_last` with what it is given, which outlives the call, and is nobody else's meanwhile.
+    unsafe { bpf_loop(chunks, each, (&raw mut moving).cast(), 0) };
+    (moving.left == 0).then_some(())
+}
+
+/// Moves the last chunk. Returns 1 where nothing is to follow.
+extern "C" fn shift_last(_: u64, moving: *mut Moving) -> u64 {
+    // SAFETY: `shift` has asked for this call, with a pointer of its own.
+    let moving = unsafe { &mut *moving };
+    u64::from(shifted(moving).is_none())
+}
+
+#[inline(always)]
+fn shifted(moving: &mut Moving) -> Option<()> {
+    let chunk = CHUNK.get_ptr_mut(0)?.cast();
+    // Put in such a way that the verifier sees, too, that it is neither zero nor more than a chunk.
+    let len = moving.left.checked_sub(1)?.min(CHUNK_SIZE - 1) + 1;
+    let left = moving.left - len;
+    let from = moving.offset + left;
+    // SAFETY: the helpers check the offsets; the map returned a pointer to this CPU's own value, which is longer than `len`, programs do not
+    // nest on a CPU, and nothing else refers to it.
+    let result = unsafe {
+        bpf_skb_load_bytes(moving.context.cast(), from, chunk, len)
+            | bpf_skb_store_bytes(moving.context, from + moving.by, chunk, len, 0)
+    };
+    (result == 0).then_some(())?;
+    moving.left = left;
+    Some(())
+}
+
 /// The frame that an XDP program was called for.
 pub(crate) struct XdpFrame {
     context: *mut xdp_md,
@@ -645,6 +690,22 @@ impl Frame for SkbFrame {
             0 => length.into(),
             size => (self.headers() as u32).saturating_sub(NETWORK as u32) + size,
         }
+    }
+
+    /// At the end, and what follows is moved there: where a checksum begins that is still to be completed, no helper moves.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a frame's length")]
+    fn insert<const AT: usize>(&mut self, at: usize, len: usize) -> Option<()> {
+        let end = self.len();
+        let follows = end.checked_sub(at)?;
+        self.extend(end + len)?;
+        shift(self.context, at as u32, follows as u32, len as u32)
+    }
+
+    /// At the end, as above.
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> Option<()> {
+        self.change_tail(len)
     }
 
     #[inline(always)]

@@ -229,6 +229,73 @@ fn targets_read_the_header_once_and_then_every_byte_also_where_it_was_lost_on_it
     }
 }
 
+/// A client that speaks before it hears: its first segment has data. Returns the header that the server has read, and the client's port.
+fn hasty() -> (Vec<u8>, u16) {
+    let mut stream = connect(ENDPOINT);
+    let sent = bytes(3, 1000);
+    stream.write_all(&sent).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut before = [0; GREETING.len() + 100 + 8];
+    stream.read_exact(&mut before).unwrap();
+    assert_eq!(before[GREETING.len() + 100..], hash(&sent).to_le_bytes(), "what the server has read");
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).unwrap();
+    assert!(back == bytes(7, MUCH), "{} bytes came back, of {MUCH}", back.len());
+    (before[GREETING.len()..][..100].to_vec(), stream.local_addr().unwrap().port())
+}
+
+/// A world by TCX whose targets are behind devices that complete checksums, as physical ones do: from where they are told to begin.
+fn completing(cookies: &str) -> World {
+    let world = World::new(&proxied(&format!("hook = \"tcx\"\nsyn_cookies = \"{cookies}\"\n"), UNCHECKED));
+    for target in ["t1", "t2"] {
+        world.shell("dp", &format!("ethtool -K {target} tx off"));
+    }
+    world
+}
+
+#[test]
+fn a_device_that_completes_checksums_finds_where_they_begin_behind_the_header() {
+    for cookies in ["auto", "always"] {
+        let world = completing(cookies);
+        serve(&world, 100);
+        let (header, port) = world.thread("ca", || converse(100)).join().unwrap();
+        assert_eq!(header, expected(&world, port, 0x11, 80), "{cookies}");
+    }
+    let world = completing("off");
+    serve(&world, 100);
+    // The ACK of the handshake is lost, so that the first data takes the header along.
+    world.shell(
+        "ca",
+        "nft 'add table ip f; add chain ip f out { type filter hook output priority 0; }; \
+         add rule ip f out tcp dport 80 tcp flags & (syn | ack | psh) == ack quota until 60 bytes drop'",
+    );
+    let count = "nft 'add table ip f; add chain ip f in { type filter hook input priority 0; }; \
+                 add rule ip f in tcp dport 8080 ip length 1152 counter'";
+    for target in ["t1", "t2"] {
+        world.shell(target, count);
+    }
+    let (header, port) = world.thread("ca", hasty).join().unwrap();
+    assert_eq!(header, expected(&world, port, 0x11, 80));
+    let counted = ["t1", "t2"].map(|target| world.shell(target, "nft list table ip f"));
+    assert!(counted.concat().contains("packets 1 bytes 1152"), "a header and data in one segment: {counted:?}");
+
+    let hear = answer(&world, "0.0.0.0:8080");
+    for length in [0, 1, 511, 512, 513, 1024, 1300] {
+        let message = bytes(5, length);
+        let asked = message.clone();
+        let ask = move || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect("10.0.9.9:53").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.send(&asked).unwrap();
+            socket.recv(&mut [0; 64]).unwrap();
+            socket.local_addr().unwrap().port()
+        };
+        let port = world.thread("ca", ask).join().unwrap();
+        assert_eq!(hear.recv().unwrap(), [expected(&world, port, 0x12, 53), message].concat());
+    }
+}
+
 /// The header of an IPv6 client of the endpoint `shop`.
 fn expected6(world: &World, port: u16, listener: u16) -> Vec<u8> {
     let six = |last: u8| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];

@@ -182,18 +182,7 @@ fn moved<F: Frame, const AT: usize>(frame: &mut F, is_tcp: bool) -> Option<()> {
     } else {
         frame.write_summed(const { length_at(AT) }, &after)?;
     }
-    frame.prepend(LENGTH.into())?;
-    // In words: the headers are two bytes, of an address, and a number of these. At most fifteen are the transport's.
-    let start = frame.read::<[u8; 2]>(LENGTH.into())?;
-    frame.write(0, &start)?;
-    for index in 0..(AT - 2 + 60) / 4 {
-        let at = 2 + index * 4;
-        if at < end {
-            let word = frame.read::<[u8; 4]>(at + usize::from(LENGTH))?;
-            frame.write(at, &word)?;
-        }
-    }
-    Some(())
+    frame.insert::<AT>(end, LENGTH.into())
 }
 
 /// Whether this is the first datagram of a flow, which takes the header along.
