@@ -4,7 +4,7 @@
 use privatelink_tests::capture::{self, Capture, file, written};
 use privatelink_tests::packet::{Packet, addresses};
 use privatelink_tests::pcapng::Record;
-use privatelink_tests::world::{UNCHECKED, World, binary, config, dualstack, eventually};
+use privatelink_tests::world::{UNCHECKED, World, binary, changes, config, dualstack, eventually};
 use std::io::{BufRead, BufReader, Read};
 use std::process::Command;
 
@@ -186,6 +186,35 @@ fn packets_are_chosen_by_either_side_and_cut_and_counted() {
     let (captured, more) = said.split_once(';').unwrap();
     assert!((1..=20).contains(&number(captured)), "{said}");
     assert_eq!(number(captured) + number(more), 300, "{said}");
+}
+
+#[test]
+fn a_sample_is_about_one_packet_in_so_many_each_as_it_came_and_as_it_left() {
+    let world = World::new(&config("hook = \"tcx\"\n", UNCHECKED));
+    let path = file(&world).display().to_string();
+    let ping = "ping -f -q -c 4000 -W 5 10.0.9.9";
+    for (sample, least, most) in [("1/1", 4000, 4000), ("4", 700, 1300), ("1/100000000", 0, 10)] {
+        let arguments = ["--write", &path, "--rate", "1000000", "--protocol", "icmp", "--sample", sample];
+        let capture = Capture::start(&world, &arguments);
+        let before = world.state();
+        let told = world.shell("ca", ping);
+        assert!(told.contains("4000 packets transmitted, 4000 received"), "{told}");
+        let moved = changes(&before, &world.state());
+        assert!(moved.contains(&("shop echo_reply".into(), 4000)), "all of them are counted: {moved:?}");
+        capture.signal("-INT");
+        let (status, said) = capture.end();
+        assert!(status.success() && said.contains("; 0 more came above the rate"), "{said}");
+        let records = written(&world);
+        // Of 4000, one in four by chance are 1000, and by 11 deviations fewer or more never.
+        assert!((2 * least..=2 * most).contains(&records.len()), "{sample}: {} records", records.len());
+        assert!(said.starts_with(&format!("captured {} packets", records.len() / 2)), "{said}");
+        for pair in records.chunks(2) {
+            let [question, reply] = pair else { panic!("one side alone: {pair:?}") };
+            assert!(!question.outbound && reply.outbound, "{pair:?}");
+            assert_eq!((question.bytes[34], reply.bytes[34]), (8, 0));
+            assert_eq!(question.bytes[38..42], reply.bytes[38..42], "the same one");
+        }
+    }
 }
 
 #[test]
