@@ -1,5 +1,6 @@
 //! What a capture asks of the kernel ([`Watch`]), and what it is told of each packet ([`Event`]).
 
+use crate::tables::Tag;
 use crate::wire::Ip;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, big_endian::U16};
 
@@ -58,9 +59,9 @@ pub struct Event {
     pub entered: u64,
     /// When the path was done with it.
     pub left: u64,
-    /// Bytes as it came, from the Ethernet header on.
+    /// Bytes as it came, from the Ethernet header on, without `tags`.
     pub length: u32,
-    /// Bytes as it left.
+    /// Bytes as it left, without `left_tags`.
     pub left_length: u32,
     /// The outcome's code, as in `outcomes`, or [`FORWARDED`].
     pub outcome: u32,
@@ -80,13 +81,13 @@ pub struct Event {
     pub peer_slot: u16,
     /// Bytes of payload in each segment that a device is yet to cut the frame into; 0: it is one packet.
     pub segment: u16,
-    /// EtherType of the VLAN tag that the kernel keeps beside the frame; 0: there is none.
-    pub tag_type: u16,
-    /// The tag.
-    pub tag: u16,
     /// Zero.
-    pub reserved: u16,
-    /// How it began as it came.
+    pub reserved: [u16; 3],
+    /// VLAN tags that it came with and the path does not see, the outer one first; zeros: there is none.
+    pub tags: [Tag; 2],
+    /// Those that are put on it as it leaves.
+    pub left_tags: [Tag; 2],
+    /// How it began as it came, without those tags.
     pub header: [u8; HEADER],
 }
 

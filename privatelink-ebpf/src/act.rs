@@ -163,20 +163,23 @@ pub(crate) fn act<H: Host>(
 /// Counts a frame, and puts the tags on that it leaves with. Says whether it could. Not inlined, so that frames without any do not pay.
 #[inline(never)]
 fn send_tagged<H: Host>(frame: &mut H, verdict: Verdict, ifindex: u32) -> bool {
-    let (interface, size, forwarded) = match verdict.action() {
-        Action::Forward { interface, endpoint, direction, event, ipv6 } => {
-            (interface, size(frame, ipv6), Some((endpoint, direction, event)))
-        }
-        Action::Steer { interface } => (interface, frame.on_the_wire(frame.len() as u64), None),
+    let (interface, size) = match verdict.action() {
+        Action::Forward { interface, ipv6, .. } => (interface, size(frame, ipv6)),
+        Action::Steer { interface } => (interface, frame.on_the_wire(frame.len() as u64)),
         Action::Pass | Action::Answer(_) | Action::Hold => return false,
     };
-    let tagged = vlan::leave(frame, interface);
-    match forwarded {
-        _ if !tagged => add(size, ifindex, DropReason::TooBig.code()),
-        Some((endpoint, direction, event)) => count_forwarded(size, endpoint, direction, event),
-        None => add(size, ifindex, STEERED),
+    if !vlan::leave(frame, interface) {
+        add(size, ifindex, DropReason::TooBig.code());
+        return false;
     }
-    tagged
+    // Asked again, rather than kept: where there is no endpoint, the compiler may spill what was never set, which the verifier refuses.
+    match verdict.action() {
+        Action::Forward { endpoint, direction, event, .. } => {
+            count_forwarded(size, endpoint, direction, event);
+        }
+        _ => add(size, ifindex, STEERED),
+    }
+    true
 }
 
 #[inline(always)]

@@ -4,7 +4,9 @@
 
 use crate::act::Host;
 use crate::frame::{SkbFrame, XdpFrame};
+use crate::maps::{CAME, TRUNKS};
 use crate::tables::{KernelTables, XdpExit, interface};
+use crate::vlan::Tags;
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, BPF_F_CURRENT_CPU},
@@ -17,7 +19,7 @@ use aya_ebpf::{
 use core::hint::black_box;
 use core::mem::{offset_of, size_of};
 use privatelink_common::capture::{ENDPOINTS, Event, FORWARDED, HEADER, Missed, Watch};
-use privatelink_common::tables::{ENDPOINT, Entry, FlowKey6, Flows, Key, Tables, VpcAddress};
+use privatelink_common::tables::{ENDPOINT, Entry, FlowKey6, Flows, Key, Tables, Tag, VpcAddress};
 use privatelink_common::verdict::{Action, FRAGMENT_EARLY, PASSED, STEERED, Verdict};
 use privatelink_common::wire::{
     ADVERTISEMENT, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMPV6, Ip, Ipv4, Ipv6, SOLICITATION, TCP,
@@ -74,17 +76,6 @@ fn clock() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// What socket buffers have beside a frame; zeros where there is none.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Beside {
-    /// Bytes of payload in each segment that a device is yet to cut it into.
-    segment: u16,
-    /// EtherType of its VLAN tag.
-    tag_type: u16,
-    /// The tag.
-    tag: u16,
-}
-
 /// What a capture needs of a frame.
 pub(crate) trait Watched: Host {
     /// Copies the frame's first bytes to `to`; says whether it did.
@@ -94,8 +85,11 @@ pub(crate) trait Watched: Host {
     /// There is room for `length` bytes.
     unsafe fn copy(&self, to: *mut u8, length: u32) -> bool;
 
-    /// What there is beside it.
-    fn beside(&self) -> Beside;
+    /// Bytes of payload in each segment that a device is yet to cut it into; 0: it is one packet.
+    fn segment(&self) -> u16;
+
+    /// Its tags that are not among its bytes.
+    fn hidden(&self) -> Tags;
 }
 
 impl Watched for XdpFrame {
@@ -106,8 +100,13 @@ impl Watched for XdpFrame {
     }
 
     #[inline(always)]
-    fn beside(&self) -> Beside {
-        Beside::default()
+    fn segment(&self) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn hidden(&self) -> Tags {
+        Tags::default()
     }
 }
 
@@ -119,20 +118,43 @@ impl Watched for SkbFrame {
     }
 
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "16 bits, as words of the context")]
-    fn beside(&self) -> Beside {
-        let segment = self.word(offset_of!(__sk_buff, gso_size)) as u16;
-        if !self.is_tagged() {
-            return Beside { segment, ..Beside::default() };
-        }
-        let tag_type = u16::from_be(self.word(offset_of!(__sk_buff, vlan_proto)) as u16);
-        Beside { segment, tag_type, tag: self.word(offset_of!(__sk_buff, vlan_tci)) as u16 }
+    #[allow(clippy::cast_possible_truncation, reason = "16 bits, as a word of the context")]
+    fn segment(&self) -> u16 {
+        self.word(offset_of!(__sk_buff, gso_size)) as u16
+    }
+
+    #[inline(always)]
+    fn hidden(&self) -> Tags {
+        let outer = if self.is_tagged() { self.beside() } else { Tag::default() };
+        Tags { outer, inner: Tag::default() }
     }
 }
 
-/// Keeps how a packet came. Not inlined, like the others below: the kernel bounds a function's stack.
-#[inline(never)]
+/// Keeps how a packet came.
+#[inline(always)]
 pub(crate) fn keep<W: Watched>(frame: &W, ifindex: u32) {
+    if let Some(kept) = kept() {
+        let Tags { outer, inner } = frame.hidden();
+        kept.event.tags = [outer, inner];
+    }
+    note(frame, ifindex);
+}
+
+/// Keeps how a packet came of whose frame [`enter`](crate::vlan::enter) has taken the tags off.
+#[inline(always)]
+pub(crate) fn keep_entered<W: Watched>(frame: &W, ifindex: u32) {
+    if let Some(kept) = kept() {
+        // SAFETY: the map returned a pointer to this CPU's own value, which outlives the run.
+        let Tags { outer, inner } =
+            CAME.get_ptr_mut(0).map(|came| unsafe { (*came).tags }).unwrap_or_default();
+        kept.event.tags = [outer, inner];
+    }
+    note(frame, ifindex);
+}
+
+/// Keeps the rest. Not inlined, like the others below: the kernel bounds a function's stack.
+#[inline(never)]
+fn note<W: Watched>(frame: &W, ifindex: u32) {
     let Some(kept) = kept() else { return };
     kept.there = 0;
     let sample = asked!(sample);
@@ -144,8 +166,8 @@ pub(crate) fn keep<W: Watched>(frame: &W, ifindex: u32) {
     let event = &mut kept.event;
     (event.vpc, event.slot) = (from.vpc, from.slot);
     (event.length, event.header_length) = read(frame, &mut event.header);
-    let beside = frame.beside();
-    (event.segment, event.tag_type, event.tag) = (beside.segment, beside.tag_type, beside.tag);
+    event.segment = frame.segment();
+    event.left_tags = [Tag::default(); 2];
     (event.endpoint, event.target, event.peer_vpc, event.peer_slot) = (0, 0, 0, 0);
     // A RST takes the flow that it belongs to away.
     belong(kept);
@@ -213,6 +235,13 @@ fn read<W: Watched>(frame: &W, header: &mut [u8; HEADER]) -> (u32, u32) {
     (length, if done { copied } else { 0 })
 }
 
+/// The tags that are put on a frame as it leaves by the interface with this slot.
+#[inline(always)]
+fn tags(verdict: Verdict, slot: u16) -> [Tag; 2] {
+    let trunk = TRUNKS.get(slot.into()).filter(|_| verdict.is_tagged());
+    trunk.map_or([Tag::default(); 2], |trunk| [trunk.outer, trunk.inner])
+}
+
 /// Notes what became of the packet; says whether it is dropped.
 #[inline(always)]
 fn conclude(event: &mut Event, verdict: Verdict) -> bool {
@@ -226,12 +255,15 @@ fn conclude(event: &mut Event, verdict: Verdict) -> bool {
     match verdict.action() {
         Action::Forward { interface, endpoint, .. } => {
             (event.outcome, event.peer_slot, event.endpoint) = (FORWARDED, interface, endpoint);
+            event.left_tags = tags(verdict, interface);
         }
         Action::Steer { interface } => {
             (event.outcome, event.peer_slot, event.peer_vpc) = (STEERED, interface, event.vpc);
+            event.left_tags = tags(verdict, interface);
         }
         Action::Answer(code) => {
             (event.outcome, event.peer_slot, event.peer_vpc) = (code, event.slot, event.vpc);
+            event.left_tags = event.tags;
         }
         Action::Pass => event.outcome = PASSED,
         Action::Hold => event.outcome = FRAGMENT_EARLY,

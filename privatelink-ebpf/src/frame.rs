@@ -495,6 +495,15 @@ impl SkbFrame {
         self.word(offset_of!(__sk_buff, vlan_present)) != 0
     }
 
+    /// The tag that the kernel keeps beside the frame, where there is one.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "16 bits each")]
+    pub(crate) fn beside(&self) -> Tag {
+        let [a, b] = (self.word(offset_of!(__sk_buff, vlan_proto)) as u16).to_ne_bytes();
+        let [c, d] = (self.word(offset_of!(__sk_buff, vlan_tci)) as u16).to_be_bytes();
+        [a, b, c, d]
+    }
+
     /// Puts a tag around the frame, and around those that it has.
     #[inline(always)]
     fn push(&mut self, [a, b, c, d]: Tag) -> Option<()> {
@@ -605,9 +614,7 @@ impl Tagging for SkbFrame {
             return Some(Tags::default());
         }
         self.pull(TAGS + 2 * TAG);
-        let [a, b] = (self.word(offset_of!(__sk_buff, vlan_proto)) as u16).to_ne_bytes();
-        let [c, d] = (self.word(offset_of!(__sk_buff, vlan_tci)) as u16).to_be_bytes();
-        self.read(TAGS).map(|inner| Tags::of([a, b, c, d], inner))?.alone(self.read(TAGS + TAG)?)
+        self.read(TAGS).map(|inner| Tags::of(self.beside(), inner))?.alone(self.read(TAGS + TAG)?)
     }
 
     /// The inner tag comes to be beside the frame when the outer one goes.

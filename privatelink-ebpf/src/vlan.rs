@@ -98,7 +98,8 @@ pub(crate) trait Tagging: Frame {
 #[derive(Clone, Copy)]
 pub(crate) struct Came {
     ifindex: u32,
-    tags: Tags,
+    /// What was taken off.
+    pub(crate) tags: Tags,
 }
 
 /// Takes the tags off a frame, if they stand for an interface; a tag that says nothing but a priority (VLAN 0) changes nothing about what it

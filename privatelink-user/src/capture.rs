@@ -207,21 +207,20 @@ impl Sink {
 
     fn write(&mut self, packet: &Packet, names: &Names, clock: u64) -> std::io::Result<()> {
         let event = &packet.event;
-        let ((mut came, came_length), left) = (as_it_came(packet), as_it_left(packet));
+        let ((came, came_length), left) = (as_it_came(packet), as_it_left(packet));
         match self {
             Self::Lines(to) => {
                 let mut line = format!("{} ", time_of_day(clock.wrapping_add(event.entered)));
                 let _ = write!(line, "{} {}", names.name(Kind::Interface, event.slot.into()), summary(&came));
-                if let Some((slot, bytes)) = left.filter(|(_, bytes)| *bytes != came) {
-                    let interface = names.name(Kind::Interface, slot.into());
-                    let _ = write!(line, " => {interface} {}", summary(bytes));
+                if let Some((bytes, _)) = left.filter(|(bytes, _)| *bytes != came) {
+                    let interface = names.name(Kind::Interface, event.peer_slot.into());
+                    let _ = write!(line, " => {interface} {}", summary(&bytes));
                 }
                 let _ = writeln!(line, ": {}", verdict(event, names));
                 to.write_all(line.as_bytes())
             }
             Self::Pcapng { writer, interfaces, snaplen, .. } => {
                 let comment = verdict(event, names);
-                came.truncate(*snaplen);
                 let mut record = |slot: u16, vpc: u16, time: u64, bytes: &[u8], length: u32, way: Way| {
                     let interface = match interfaces.get(&slot) {
                         Some(interface) => *interface,
@@ -234,6 +233,7 @@ impl Sink {
                         }
                     };
                     let (time, unfinished) = (clock.wrapping_add(time), is_unfinished(bytes, length));
+                    let bytes = &bytes[..bytes.len().min(*snaplen)];
                     let segmented = event.segment != 0;
                     let comment = comment.as_str();
                     writer.packet(&Record {
@@ -248,8 +248,8 @@ impl Sink {
                     })
                 };
                 record(event.slot, event.vpc, event.entered, &came, came_length, Way::Inbound)?;
-                let Some((slot, bytes)) = left else { return Ok(()) };
-                record(slot, event.peer_vpc, event.left, bytes, event.left_length, Way::Outbound)
+                let Some((bytes, length)) = left else { return Ok(()) };
+                record(event.peer_slot, event.peer_vpc, event.left, &bytes, length, Way::Outbound)
             }
         }
     }
@@ -345,9 +345,9 @@ pub fn run(pin_dir: &Path, options: &Options) -> Result<()> {
 }
 
 /// Waits for the end of the capture that started this process, and puts the pinned programs into the place of its, which are named by
-/// their kernel-wide identifiers: XDP's and TCX's.
-pub fn stand_by(pin_dir: &Path, programs: [u32; 2]) -> Result<()> {
-    tap::stand_by(pin_dir, programs)
+/// their kernel-wide identifiers in the order of [`Program::ALL`](crate::kernel::Program::ALL); 0 stands for none.
+pub fn stand_by(pin_dir: &Path, programs: &[u32]) -> Result<()> {
+    tap::stand_by(pin_dir, programs.try_into().context("one identifier for each program")?)
 }
 
 /// The lock of whoever may change which program the links have; None where a capture has it.

@@ -169,10 +169,8 @@ enum Command {
     /// What `capture` starts: puts the programs back when its input ends.
     #[command(hide = true)]
     EndCapture {
-        /// The capture's program for XDP, by its kernel-wide identifier.
-        xdp: u32,
-        /// The one for TCX.
-        tcx: u32,
+        /// The capture's programs, by their kernel-wide identifiers.
+        programs: Vec<u32>,
     },
     /// Remove every program, link, map and stack of this pin directory.
     Detach,
@@ -244,8 +242,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             print(ask(Request::Explain(asked))?, &["step", "says"], &format)
         }
         Command::Capture(asked) => watch(&places.pin_dir, &asked),
-        Command::EndCapture { xdp, tcx } => {
-            capture::stand_by(&places.pin_dir, [xdp, tcx]).map_err(Failure::kernel)
+        Command::EndCapture { programs } => {
+            capture::stand_by(&places.pin_dir, &programs).map_err(Failure::kernel)
         }
         Command::Detach => detach(&places.pin_dir),
     }

@@ -41,6 +41,8 @@ pub struct Kernel {
     /// The maps of other sizes that these were filled from, and when.
     before: Option<(Maps, u32)>,
     programs: Programs,
+    /// The programs of the links that are pinned, by their pins.
+    links: BTreeMap<PathBuf, Program>,
     /// Whether the maps were there before.
     pub adopted: bool,
     _lock: File,
@@ -55,23 +57,6 @@ struct Programs {
     account: OwnedFd,
 }
 
-/// The programs of a capture.
-#[derive(Debug)]
-pub struct Watching {
-    xdp: OwnedFd,
-    tcx: OwnedFd,
-}
-
-impl Watching {
-    /// A hook's.
-    pub fn of(&self, hook: Hook) -> BorrowedFd<'_> {
-        match hook {
-            Hook::Xdp(_) => self.xdp.as_fd(),
-            Hook::Tcx => self.tcx.as_fd(),
-        }
-    }
-}
-
 /// Where a program meets the packets of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
@@ -82,17 +67,6 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// Both, where XDP's mode does not matter.
-    pub const BOTH: [Self; 2] = [Self::Xdp(XdpMode::Native), Self::Tcx];
-
-    /// The name of the program that stands in the place of its own while a capture runs.
-    const fn captured(self) -> &'static str {
-        match self {
-            Self::Xdp(_) => "captured",
-            Self::Tcx => "captured_tcx",
-        }
-    }
-
     /// Its program for an interface that is a trunk, or is not.
     pub const fn program(self, trunk: bool) -> Program {
         match (self, trunk) {
@@ -128,6 +102,29 @@ impl Program {
             Self::Tcx => "ingress_tcx",
             Self::XdpTrunk => "ingress_trunk",
             Self::TcxTrunk => "ingress_tcx_trunk",
+        }
+    }
+
+    /// The name of the program that stands in its place while a capture runs.
+    const fn captured(self) -> &'static str {
+        match self {
+            Self::Xdp => "captured",
+            Self::Tcx => "captured_tcx",
+            Self::XdpTrunk => "captured_trunk",
+            Self::TcxTrunk => "captured_tcx_trunk",
+        }
+    }
+
+    /// Whether it is loaded only when there is a trunk.
+    const fn is_for_trunks(self) -> bool {
+        matches!(self, Self::XdpTrunk | Self::TcxTrunk)
+    }
+
+    /// Where it meets packets; XDP's mode does not matter to a program.
+    const fn hook(self) -> Hook {
+        match self {
+            Self::Xdp | Self::XdpTrunk => Hook::Xdp(XdpMode::Native),
+            Self::Tcx | Self::TcxTrunk => Hook::Tcx,
         }
     }
 }
@@ -253,10 +250,11 @@ impl Kernel {
             before = Some((old, began));
         }
         let adopted = found != Found::Nothing;
-        let kernel = Self { dir: dir.to_owned(), place, programs, adopted, before, _lock: lock };
+        let (dir, links) = (dir.to_owned(), BTreeMap::new());
+        let kernel = Self { dir, place, programs, links, adopted, before, _lock: lock };
         kernel.programs.loaded.keys().try_for_each(|program| kernel.pin_program(*program))?;
         for program in Program::ALL.into_iter().filter(|it| !kernel.programs.loaded.contains_key(it)) {
-            let _ = fs::remove_file(dir.join("programs").join(program.name()));
+            let _ = fs::remove_file(kernel.dir.join("programs").join(program.name()));
         }
         Ok(kernel)
     }
@@ -342,12 +340,14 @@ impl Kernel {
     /// there is one, is taken away when this one is in place, so that every packet meets one of them. A link of the other XDP mode
     /// is replaced, and packets in between meet no program.
     pub fn attach(&mut self, interface: &str, ifindex: u32, hook: Hook, trunk: bool) -> Result<(), Refused> {
-        self.load(hook.program(trunk))?;
-        let (pin, program) = (self.link_pin(interface, hook), self.program(hook.program(trunk))?);
+        let kind = hook.program(trunk);
+        self.load(kind)?;
+        let (pin, program) = (self.link_pin(interface, hook), self.program(kind)?);
         if !adopt(&pin, interface, ifindex, hook, program)? {
             let link = link(interface, ifindex, hook, program)?;
             sys::pin(link.as_fd(), &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
         }
+        self.links.insert(pin, kind);
         let other = if hook == Hook::Tcx { Hook::Xdp(XdpMode::Native) } else { Hook::Tcx };
         self.remove_link(interface, other)?;
         Ok(())
@@ -358,34 +358,24 @@ impl Kernel {
     pub fn reclaim(&self) -> Result<usize> {
         let Some(_lock) = crate::capture::lock(&self.dir)? else { return Ok(0) };
         let mut reclaimed = 0;
-        for hook in Hook::BOTH {
-            let own = self.program(hook.program(false))?;
-            let ids = [Some(own), self.program(hook.program(true)).ok()].into_iter().flatten();
-            let ids = ids.map(|it| Ok(sys::program_ids(it).context("cannot ask for the program")?.0));
-            let ids = ids.collect::<Result<Vec<_>>>()?;
-            for link in open_links(&self.dir, hook)? {
-                let Ok(found) = sys::link_program(link.as_fd()) else { continue };
-                let Some(other) = sys::program_by_id(found).ok().filter(|_| !ids.contains(&found)) else {
-                    continue;
-                };
-                if sys::exchange_program(link.as_fd(), other.as_fd(), own)
-                    .context("cannot replace the program")?
-                {
-                    reclaimed += 1;
-                }
-            }
+        for (pin, program) in &self.links {
+            // One that is gone by now needs nothing.
+            let Ok(link) = sys::open_pin(pin) else { continue };
+            reclaimed += usize::from(give_back(link.as_fd(), self.program(*program)?)?);
         }
         Ok(reclaimed)
     }
 
     /// Takes the programs off an interface.
-    pub fn detach(&self, interface: &str) -> Result<()> {
+    pub fn detach(&mut self, interface: &str) -> Result<()> {
         self.remove_link(interface, Hook::Xdp(XdpMode::Native))?;
         self.remove_link(interface, Hook::Tcx)
     }
 
-    fn remove_link(&self, interface: &str, hook: Hook) -> Result<()> {
-        match fs::remove_file(self.link_pin(interface, hook)) {
+    fn remove_link(&mut self, interface: &str, hook: Hook) -> Result<()> {
+        let pin = self.link_pin(interface, hook);
+        self.links.remove(&pin);
+        match fs::remove_file(pin) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(error).context("cannot remove a link's pin")
             }
@@ -437,6 +427,14 @@ fn adopt(pin: &Path, interface: &str, ifindex: u32, hook: Hook, program: Borrowe
     }
     fs::remove_file(pin).with_context(|| format!("cannot remove {}", pin.display()))?;
     Ok(false)
+}
+
+/// Gives a link its program, if it has another one. Says whether it had.
+fn give_back(link: BorrowedFd<'_>, own: BorrowedFd<'_>) -> Result<bool> {
+    let (id, _) = sys::program_ids(own).context("cannot ask for the program")?;
+    let Ok(found) = sys::link_program(link) else { return Ok(false) };
+    let Some(other) = sys::program_by_id(found).ok().filter(|_| found != id) else { return Ok(false) };
+    sys::exchange_program(link, other.as_fd(), own).context("cannot replace the program")
 }
 
 /// What is pinned already.
@@ -510,26 +508,34 @@ fn load_classifier(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
     Ok(found.fd()?.as_fd().try_clone_to_owned()?)
 }
 
+/// Loads an XDP program.
+fn load_xdp(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
+    let found: &mut Xdp = object.program_mut(name).context(NO_PROGRAM)?.try_into()?;
+    found.load().with_context(|| refused(name))?;
+    Ok(found.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// Loads a program of a hook's.
+fn load_program(object: &mut Ebpf, hook: Hook, name: &str) -> Result<OwnedFd> {
+    match hook {
+        Hook::Xdp(_) => load_xdp(object, name),
+        Hook::Tcx => load_classifier(object, name),
+    }
+}
+
 impl Programs {
     fn load(&mut self, program: Program) -> Result<()> {
-        let name = program.name();
-        let fd = match program {
-            Program::Xdp | Program::XdpTrunk => {
-                let found = self.object.program_mut(name).context(NO_PROGRAM)?;
-                let found: &mut Xdp = found.try_into()?;
-                found.load().with_context(|| refused(name))?;
-                found.fd()?.as_fd().try_clone_to_owned()?
-            }
-            Program::Tcx | Program::TcxTrunk => load_classifier(&mut self.object, name)?,
-        };
-        self.loaded.insert(program, fd);
+        let loaded = load_program(&mut self.object, program.hook(), program.name())?;
+        self.loaded.insert(program, loaded);
         Ok(())
     }
 }
 
-/// Loads the programs that hand over what `watch` asks for, over the maps that are pinned below `dir`; returns them, and the object with
-/// the maps that are its own.
-pub fn load_watching(dir: &Path, watch: &Watch) -> Result<(Watching, Ebpf)> {
+/// The programs of a capture that are to stand in the place of others, and the object with the maps that are their own.
+pub type Watching = (Vec<(Program, OwnedFd)>, Ebpf);
+
+/// Loads what hands over what `watch` asks for in the place of these programs, over the maps that are pinned below `dir`.
+pub fn load_watching(dir: &Path, watch: &Watch, programs: impl Iterator<Item = Program>) -> Result<Watching> {
     let (level, maps) = (Drops::Counted as u8, dir.join("maps"));
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &level, true).override_global("WATCH", watch.as_bytes(), true);
@@ -537,30 +543,35 @@ pub fn load_watching(dir: &Path, watch: &Watch) -> Result<(Watching, Ebpf)> {
         loader.map_pin_path(name, maps.join(name));
     }
     let mut object = loader.load(CAPTURED).context("cannot create the capture's maps")?;
-    let none = "the object has no program";
-    let xdp: &mut Xdp =
-        object.program_mut(Hook::Xdp(XdpMode::Native).captured()).context(none)?.try_into()?;
-    xdp.load().context("the kernel refuses the XDP program")?;
-    let xdp = xdp.fd()?.as_fd().try_clone_to_owned()?;
-    let tcx: &mut SchedClassifier = object.program_mut(Hook::Tcx.captured()).context(none)?.try_into()?;
-    tcx.load().context("the kernel refuses the TCX program")?;
-    let tcx = tcx.fd()?.as_fd().try_clone_to_owned()?;
-    Ok((Watching { xdp, tcx }, object))
+    let mut load = |program: Program| load_program(&mut object, program.hook(), program.captured());
+    let loaded = programs.map(|program| Ok((program, load(program)?))).collect::<Result<_>>()?;
+    Ok((loaded, object))
 }
 
-/// The links of a hook that are pinned below `dir`.
-pub fn open_links(dir: &Path, hook: Hook) -> Result<Vec<OwnedFd>> {
+/// The links that are pinned below `dir` and can have a program.
+pub fn open_links(dir: &Path, program: Program) -> Result<Vec<OwnedFd>> {
     let entries = fs::read_dir(dir.join("links")).context("cannot list the links")?;
-    let is_of_hook = |path: &PathBuf| path.to_string_lossy().ends_with(TCX_LINK) == (hook == Hook::Tcx);
+    let by_tcx = program.hook() == Hook::Tcx;
+    let is_of_hook = |path: &PathBuf| path.to_string_lossy().ends_with(TCX_LINK) == by_tcx;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_of_hook);
     // One that is gone by now needs nothing.
     Ok(paths.filter_map(|path| sys::open_pin(&path).ok()).collect())
 }
 
-/// The program of a hook that is pinned below `dir`.
-pub fn open_program(dir: &Path, hook: Hook) -> Result<OwnedFd> {
-    let pin = dir.join("programs").join(hook.program(false).name());
-    sys::open_pin(&pin).with_context(|| format!("there is no program at {}", pin.display()))
+/// The programs that are pinned below `dir`: those for trunks are there when there is one.
+pub fn open_programs(dir: &Path) -> Result<BTreeMap<Program, OwnedFd>> {
+    let mut programs = BTreeMap::new();
+    for program in Program::ALL {
+        let pin = dir.join("programs").join(program.name());
+        match sys::open_pin(&pin) {
+            Ok(opened) => _ = programs.insert(program, opened),
+            Err(error) if program.is_for_trunks() && error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("there is no program at {}", pin.display()));
+            }
+        }
+    }
+    Ok(programs)
 }
 
 /// Ends a change of sizes that was interrupted: forwards where the old maps had been put aside, back where they had not.

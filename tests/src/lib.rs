@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
 pub mod bench;
+pub mod capture;
 pub mod packet;
 pub mod pcapng;
 pub mod switch;

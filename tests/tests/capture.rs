@@ -1,95 +1,19 @@
 //! `privatelink capture` on real traffic: what it writes, what it leaves out, and that nothing of it stays.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
+use privatelink_tests::capture::{self, Capture, file, written};
 use privatelink_tests::packet::{Packet, addresses};
-use privatelink_tests::pcapng::{self, Record};
-use privatelink_tests::world::{UNCHECKED, World, binary, config, dualstack, eventually};
-use serde_json::Value;
-use std::fs;
+use privatelink_tests::pcapng::Record;
+use privatelink_tests::world::{UNCHECKED, World, binary, changes, config, dualstack, eventually};
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-
-/// A capture that runs; it ends with the test.
-struct Capture {
-    child: Child,
-    said: BufReader<ChildStderr>,
-}
-
-impl Capture {
-    /// Starts one, and waits until it captures.
-    fn start(world: &World, arguments: &[&str]) -> Self {
-        let mut command = world.inside("dp", binary());
-        command.arg("capture").arg("--pin-dir").arg(world.pins()).args(arguments);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        said.read_line(&mut line).unwrap();
-        assert_eq!(line, "capturing\n");
-        Self { child, said }
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-
-    /// Waits for its end; returns its exit status and what it said.
-    fn end(mut self) -> (ExitStatus, String) {
-        let mut said = String::new();
-        self.said.read_to_string(&mut said).unwrap();
-        (self.child.wait().unwrap(), said)
-    }
-
-    /// The process that it started.
-    fn guard(&self) -> u32 {
-        let pid = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        children.split_whitespace().next().unwrap().parse().unwrap()
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn file(world: &World) -> PathBuf {
-    world.dir.path().join("capture.pcapng")
-}
-
-fn written(world: &World) -> Vec<Record> {
-    pcapng::read(&fs::read(file(world)).unwrap())
-}
-
-fn bpftool(arguments: &[&str], path: PathBuf) -> Value {
-    let output = Command::new("bpftool").arg("-j").args(arguments).arg("pinned").arg(path).output().unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
-}
-
-/// For each link, whether it has the program of its hook that is pinned.
-fn are_as_before(world: &World) -> Vec<bool> {
-    let program =
-        |name: &str| bpftool(&["prog", "show"], world.pins().join("programs").join(name))["id"].clone();
-    let (xdp, tcx) = (program("ingress"), program("ingress_tcx"));
-    let links: Vec<_> =
-        fs::read_dir(world.pins().join("links")).unwrap().map(|it| it.unwrap().path()).collect();
-    assert!(links.len() >= 4, "{links:?}");
-    let has = |link: PathBuf| {
-        let wanted = if link.to_string_lossy().ends_with(":tcx") { &tcx } else { &xdp };
-        bpftool(&["link", "show"], link)["prog_id"] == *wanted
-    };
-    links.into_iter().map(has).collect()
-}
+use std::process::Command;
 
 fn is_as_before(world: &World) -> bool {
-    are_as_before(world).iter().all(|it| *it)
+    capture::is_as_before(world, &[])
 }
 
 fn is_captured(world: &World) -> bool {
-    !are_as_before(world).iter().any(|it| *it)
+    capture::is_captured(world, &[])
 }
 
 /// The usual configuration, where the interfaces whose other ends are `by_tcx` have that hook.
@@ -262,6 +186,35 @@ fn packets_are_chosen_by_either_side_and_cut_and_counted() {
     let (captured, more) = said.split_once(';').unwrap();
     assert!((1..=20).contains(&number(captured)), "{said}");
     assert_eq!(number(captured) + number(more), 300, "{said}");
+}
+
+#[test]
+fn a_sample_is_about_one_packet_in_so_many_each_as_it_came_and_as_it_left() {
+    let world = World::new(&config("hook = \"tcx\"\n", UNCHECKED));
+    let path = file(&world).display().to_string();
+    let ping = "ping -f -q -c 4000 -W 5 10.0.9.9";
+    for (sample, least, most) in [("1/1", 4000, 4000), ("4", 700, 1300), ("1/100000000", 0, 10)] {
+        let arguments = ["--write", &path, "--rate", "1000000", "--protocol", "icmp", "--sample", sample];
+        let capture = Capture::start(&world, &arguments);
+        let before = world.state();
+        let told = world.shell("ca", ping);
+        assert!(told.contains("4000 packets transmitted, 4000 received"), "{told}");
+        let moved = changes(&before, &world.state());
+        assert!(moved.contains(&("shop echo_reply".into(), 4000)), "all of them are counted: {moved:?}");
+        capture.signal("-INT");
+        let (status, said) = capture.end();
+        assert!(status.success() && said.contains("; 0 more came above the rate"), "{said}");
+        let records = written(&world);
+        // Of 4000, one in four by chance are 1000, and by 11 deviations fewer or more never.
+        assert!((2 * least..=2 * most).contains(&records.len()), "{sample}: {} records", records.len());
+        assert!(said.starts_with(&format!("captured {} packets", records.len() / 2)), "{said}");
+        for pair in records.chunks(2) {
+            let [question, reply] = pair else { panic!("one side alone: {pair:?}") };
+            assert!(!question.outbound && reply.outbound, "{pair:?}");
+            assert_eq!((question.bytes[34], reply.bytes[34]), (8, 0));
+            assert_eq!(question.bytes[38..42], reply.bytes[38..42], "the same one");
+        }
+    }
 }
 
 #[test]

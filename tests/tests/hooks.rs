@@ -1,10 +1,13 @@
 //! XDP, TCX, and both at once, over ordinary veths.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
+use nix::sys::socket::sockopt::{RcvBuf, UdpGsoSegment};
+use privatelink_tests::capture::{self, Capture};
 use privatelink_tests::world::{CHECKED, UNCHECKED, World, binary, config, dualstack, eventually};
 use serde_json::Value;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 /// The usual configuration, of an agent that leaves other ends alone.
@@ -88,6 +91,13 @@ fn endpoint(world: &World, name: &str, count: &str) -> u64 {
     rows.as_array().unwrap().iter().find(|row| row["endpoint"] == name).unwrap()[count].as_u64().unwrap()
 }
 
+/// What an endpoint's address with this port has counted of what went to the provider.
+fn of_address(world: &World, address: &str, what: &str) -> u64 {
+    let (address, rows) = (address.parse::<SocketAddr>().unwrap().ip().to_string(), world.json("endpoints"));
+    let of = |row: &&Value| row["endpoint"] == "shop" && row["address"] == address;
+    rows.as_array().unwrap().iter().find(of).unwrap()[format!("to_provider_{what}")].as_u64().unwrap()
+}
+
 #[test]
 fn ordinary_veths_carry_files_both_ways_by_tcx_with_no_setting_at_all_and_count_what_is_on_the_wire() {
     const LENGTH: u64 = 32 << 20;
@@ -160,6 +170,78 @@ fn ordinary_veths_carry_files_both_ways_by_tcx_over_ipv6_and_between_the_familie
         });
         worker.join().unwrap();
     }
+}
+
+/// Puts down what datagrams come to both targets, in their order at each.
+fn note_datagrams(world: &World) -> Receiver<Vec<u8>> {
+    let (heard, hear) = channel();
+    for target in ["t1", "t2"] {
+        let ((ready, is_ready), heard) = (channel(), heard.clone());
+        world.thread(target, move || {
+            let (socket, mut bytes) = (UdpSocket::bind("[::]:8080").unwrap(), [0; 2048]);
+            nix::sys::socket::setsockopt(&socket, RcvBuf, &(1 << 20)).unwrap();
+            ready.send(()).unwrap();
+            while let Ok(length) = socket.recv(&mut bytes) {
+                if heard.send(bytes[..length].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        is_ready.recv().unwrap();
+    }
+    hear
+}
+
+#[test]
+fn datagrams_that_a_socket_leaves_to_its_device_to_cut_arrive_each_as_it_is_and_count_as_so_many() {
+    let world = World::new(&plain(""));
+    leave_to_device(&world, &note_datagrams(&world), "10.0.9.9:53", 42);
+    let world = World::dualstack(
+        &dualstack("", UNCHECKED).replace("manage_peer_offloads = true", ""),
+        &["ca", "cb", "t1", "t2"],
+    );
+    let hear = note_datagrams(&world);
+    leave_to_device(&world, &hear, "[fd00::99]:81", 62);
+    leave_to_device(&world, &hear, "10.0.9.9:81", 62);
+}
+
+/// Sends much at once from a socket that is to cut it into datagrams, of which each has headers of so many bytes when it leaves.
+fn leave_to_device(world: &World, hear: &Receiver<Vec<u8>>, address: &'static str, header: u64) {
+    const SIZE: usize = 1200;
+    const COUNT: usize = 40;
+    assert_eq!(hooks(world), ["tcx -"; 4]);
+    let path = capture::file(world).display().to_string();
+    let capture = Capture::start(world, &["--write", &path, "--protocol", "udp"]);
+    let before = ["packets", "bytes"].map(|what| of_address(world, address, what));
+    let sent = noise(COUNT * SIZE + 500, 11);
+    let all = sent.clone();
+    let send = move || {
+        let own = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = UdpSocket::bind(own).unwrap();
+        nix::sys::socket::setsockopt(&socket, UdpGsoSegment, &i32::try_from(SIZE).unwrap()).unwrap();
+        socket.connect(address).unwrap();
+        // The first one of a flow that a target is to be chosen for, and one that belongs to a flow.
+        (0..2).for_each(|_| assert_eq!(socket.send(&all).unwrap(), all.len()));
+    };
+    world.thread("ca", send).join().unwrap();
+    for number in 0..2 {
+        for part in sent.chunks(SIZE) {
+            let got = hear.recv_timeout(Duration::from_secs(10));
+            let got = got.unwrap_or_else(|_| panic!("{address}: {}", world.json("drops")));
+            assert!(got == part, "{address} {number}: {} bytes of {}", got.len(), part.len());
+        }
+    }
+    let (packets, bytes) = (2 * (COUNT as u64 + 1), 2 * sent.len() as u64);
+    let [before_packets, before_bytes] = before;
+    assert_eq!(of_address(world, address, "packets") - before_packets, packets, "{address}");
+    assert_eq!(of_address(world, address, "bytes") - before_bytes, bytes + packets * header, "{address}");
+    capture.signal("-INT");
+    assert!(capture.end().0.success());
+    let records = capture::written(world);
+    let whole = records.iter().filter(|it| it.segmented && it.length > sent.len());
+    assert_eq!(whole.count(), 4, "each send was one frame there, as it came and as it left");
+    let features = world.shell("ca", "ethtool -k eth0");
+    assert!(features.contains("tx-udp-segmentation: on"), "{features}");
 }
 
 #[test]

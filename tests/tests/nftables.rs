@@ -557,41 +557,51 @@ fn complaints(hook: &str) {
 
 #[test]
 fn the_path_and_nftables_make_the_same_packets_of_those_that_were_captured() {
-    HOOKS.into_iter().for_each(captured);
+    for hook in HOOKS {
+        let [compared, _] = captured(&mut Pair::new(hook), "http", "endpoint shop-to-payments/a");
+        assert!(compared >= 10, "{compared} packets are no test of much");
+        let compared = captured(&mut Pair::dualstack(hook), "dualstack", "endpoint shop/a");
+        assert!(compared.iter().all(|it| *it >= 10), "of both families: {compared:?}");
+    }
 }
 
-fn captured(hook: &str) {
-    let mut pair = Pair::new(hook);
-    let capture = concat!(env!("CARGO_MANIFEST_DIR"), "/captures/http.pcapng");
-    let records = pcapng::read(&std::fs::read(capture).unwrap());
-    // Both sides of a packet follow one another; those of one consumer's connections.
-    let mut ports = BTreeMap::new();
-    let mut compared = 0;
+/// Compares what becomes of an endpoint's segments in a capture, as far as they do not change their family. Returns how many there were
+/// over IPv4, and over IPv6.
+fn captured(pair: &mut Pair, capture: &str, endpoint: &str) -> [usize; 2] {
+    let file = format!("{}/captures/{capture}.pcapng", env!("CARGO_MANIFEST_DIR"));
+    let records = pcapng::read(&std::fs::read(file).unwrap());
+    let mut compared = [0; 2];
+    // Both sides of a packet follow one another.
     for sides in records.windows(2) {
         let [came, left] = sides else { continue };
-        let is_tcp = |frame: &[u8]| frame.len() >= 54 && frame[12..14] == [8, 0] && frame[23] == 6;
-        if came.outbound
-            || !left.outbound
-            || !is_tcp(&came.bytes)
-            || !came.comment.contains("shop-to-payments")
-        {
+        let sides = (ports(&came.bytes), ports(&left.bytes));
+        let (Some(([from, _], six)), Some(([_, to], same))) = sides else { continue };
+        if came.outbound || !left.outbound || six != same || !came.comment.contains(endpoint) {
             continue;
         }
-        let from_client = addresses(&came.bytes).2 == ENDPOINT;
-        let (_, client_port, _, nat) = if from_client {
-            let (_, nat, _, _) = addresses(&left.bytes);
-            (0, addresses(&came.bytes).1, 0, nat)
-        } else {
-            let (_, _, _, nat) = addresses(&came.bytes);
-            (0, ports[&nat], 0, nat)
-        };
-        ports.insert(nat, client_port);
-        let mut step = Step { from_client, frame: came.bytes.clone() };
-        // A number of its own for each packet, by which it is known again.
-        compared += 1;
-        step.frame[18..20].copy_from_slice(&u16::try_from(compared).unwrap().to_be_bytes());
-        step.frame = readdressed(&step.frame, addresses(&step.frame));
-        pair.compare(&format!("packet {compared}"), client_port, &step);
+        let from_client = came.comment.contains("vpc shop");
+        let client_port = if from_client { from } else { to };
+        compared[usize::from(six)] += 1;
+        let number: usize = compared.iter().sum();
+        let step = Step { from_client, frame: numbered(&came.bytes, u16::try_from(number).unwrap()) };
+        pair.compare(&format!("packet {number} of {capture}"), client_port, &step);
     }
-    assert!(compared >= 10, "{compared} packets are no test of much");
+    compared
+}
+
+/// A segment's ports, and whether it goes over IPv6.
+fn ports(frame: &[u8]) -> Option<([u16; 2], bool)> {
+    let six = is_ipv6(frame);
+    let (protocol, at) = if six { (20, 54) } else { (23, 34) };
+    let is_tcp = frame.len() >= at + 20 && (six || frame[12..14] == [8, 0]) && frame[protocol] == 6;
+    let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    is_tcp.then(|| ([port(at), port(at + 2)], six))
+}
+
+/// The packet with a number of its own, by which it is known again.
+fn numbered(frame: &[u8], number: u16) -> Vec<u8> {
+    let (six, mut frame) = (is_ipv6(frame), frame.to_vec());
+    let at = if six { 16 } else { 18 };
+    frame[at..at + 2].copy_from_slice(&number.to_be_bytes());
+    if six { readdressed6(&frame, addresses6(&frame)) } else { readdressed(&frame, addresses(&frame)) }
 }

@@ -1,18 +1,22 @@
 //! What real tools see of an endpoint as a hop: traceroutes, path MTUs, errors, fragments.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::world::{UNCHECKED, World, config, eventually};
+use privatelink_tests::world::{UNCHECKED, World, config, dualstack, eventually};
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 
-/// The usual configuration with one target, and a listener for datagrams at each of the ports that tracepath goes through.
+/// A listener for datagrams at each of the ports that tracepath goes through.
+fn ports(group: &str) -> String {
+    (44444..44460)
+        .map(|port| format!("{{ protocol = \"udp\", port = {port}, target_group = \"{group}\" }}, "))
+        .collect()
+}
+
+/// The usual configuration with one target, and listeners for tracepath.
 fn one_target() -> String {
-    let ports: String = (44444..44460)
-        .map(|port| format!("{{ protocol = \"udp\", port = {port}, target_group = \"web\" }}, "))
-        .collect();
     config("", UNCHECKED)
         .replace(r#", { address = "10.0.1.22", zone = "a" }"#, "")
-        .replace("listeners = [", &format!("listeners = [{ports}"))
+        .replace("listeners = [", &format!("listeners = [{}", ports("web")))
 }
 
 #[test]
@@ -24,6 +28,27 @@ fn a_traceroute_shows_the_endpoint_and_then_the_target_behind_its_address() {
     let traced = world.shell("ca", "tracepath -n -m 4 -p 44444 10.0.9.9");
     assert!(traced.contains("reached") && traced.contains("pmtu 1500"), "{traced}");
     assert!(!traced.contains("10.0.1."), "nothing of the provider's network is shown: {traced}");
+}
+
+#[test]
+fn a_traceroute_over_ipv6_shows_the_same_whichever_family_the_target_has() {
+    for hook in ["xdp", "tcx"] {
+        let config = dualstack(&format!("hook = \"{hook}\""), UNCHECKED)
+            .replace(r#", { address = "10.0.1.22", zone = "a" }"#, "")
+            .replace(r#", { address = "fd00::22", zone = "a" }"#, "")
+            .replace("listeners = [", &format!("listeners = [{}", ports("web6")));
+        let world = World::dualstack(&config, &["ca", "t1"]);
+        // Port 80 leads to an IPv4 target, port 81 to an IPv6 one; nothing listens there.
+        for port in [80, 81] {
+            let traced = world.shell("ca", &format!("traceroute -6 -n -T -p {port} -q 1 -w 2 -m 4 fd00::99"));
+            let hops: Vec<&str> =
+                traced.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
+            assert_eq!(hops, ["fd00::99", "fd00::99"], "{hook} {port}: {traced}");
+        }
+        let traced = world.shell("ca", "tracepath -6 -n -m 4 -p 44444 fd00::99");
+        assert!(traced.contains("reached") && traced.contains("pmtu 1500"), "{hook}: {traced}");
+        assert!(!traced.contains("fd00::10") && !traced.contains("fd00::21"), "nor is that: {traced}");
+    }
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! VPCs that are VLANs of a trunk: byte by byte as it is on the wire, by either hook, and real clients and servers.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
+use privatelink_tests::capture::{Capture, file, is_as_before, is_captured, written};
 use privatelink_tests::packet::{
     ACK, Ip, Ip6, Mac, Packet, Packet6, SYN, addresses, addresses6, arp, ethernet, six,
 };
+use privatelink_tests::pcapng::Record;
 use privatelink_tests::switch::{Port, Switch};
 use privatelink_tests::wire::{C, Host, S, Tag, Wire, tagged, untagged};
 use privatelink_tests::world::{CHECKED, UNCHECKED, World, changes, eventually};
 use serde_json::Value;
+use std::io::{BufRead, Read};
 
 const CLIENT: Ip = [10, 0, 1, 5];
 const ENDPOINT: Ip = [10, 0, 9, 9];
@@ -20,6 +23,9 @@ const CONSUMERS: [(&str, &str, &[Tag]); 3] =
 /// The targets: last byte of the address, listener's port, device, tags.
 const TARGETS: [(u8, u16, &str, &[Tag]); 3] =
     [(21, 80, "trunk", &[(C, 300)]), (22, 81, "side", &[]), (23, 82, "other", &[(S, 400), (C, 300)])];
+
+/// The devices that are trunks.
+const TRUNKS: [&str; 2] = ["trunk", "other"];
 
 fn config(hook: &str) -> String {
     let mut text = format!("hook = \"{hook}\"\n");
@@ -487,15 +493,11 @@ fn what_is_nobodys_or_nothing_of_ours_passes_with_the_tags_that_it_came_with() {
 #[test]
 fn the_trunk_itself_may_be_a_vpcs_and_a_priority_without_a_vlan_is_no_tag() {
     each(|lan| {
-        let with = |hook: &str| {
-            let named = r#"interfaces = ["plain", "trunk"]"#;
-            config(hook).replace(r#"interfaces = ["plain"]"#, named)
-        };
         let hook = lan.world.json("status")[0]["interfaces"][0]["hook"].as_str().unwrap().to_owned();
         let tagged_shop = Packet { from_port: 42000, ..Packet::tcp(SYN) };
         lan.trunk.send(&tagged(&tagged_shop.build(), &[(C, 120)]));
         lan.trunk.next("before");
-        let (code, said) = lan.world.apply(&with(&hook));
+        let (code, said) = lan.world.apply(&with_trunk(&hook));
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains("trunk in plain"), "{said}");
         for (number, tags) in
@@ -536,6 +538,128 @@ fn the_trunk_itself_may_be_a_vpcs_and_a_priority_without_a_vlan_is_no_tag() {
         assert_eq!(changes(&before, &lan.world.state()), [("- passed".to_owned(), 1)]);
         lan.trunk.send(&tagged(&again.build(), &[(C, 120)]));
         assert_eq!(untagged(&lan.trunk.next("the VLANs go on")).0, [(C, 300)]);
+    });
+}
+
+/// How an interface is shown that is these tags on a device.
+fn interface(device: &str, tags: &[Tag]) -> String {
+    let vlans: Vec<_> = tags.iter().map(|(_, control)| (control & 0xfff).to_string()).collect();
+    if vlans.is_empty() { device.to_owned() } else { format!("{device}@{}", vlans.join(".")) }
+}
+
+/// The same, where what is untagged on the trunk, or nobody's, belongs to a VPC.
+fn with_trunk(hook: &str) -> String {
+    config(hook).replace(r#"interfaces = ["plain"]"#, r#"interfaces = ["plain", "trunk"]"#)
+}
+
+#[test]
+fn a_capture_has_every_frame_of_a_trunk_byte_by_byte_with_the_tags_that_it_came_and_left_with() {
+    for hook in ["tcx", "xdp"] {
+        let lan = Lan::new(&with_trunk(hook));
+        let path = file(&lan.world).display().to_string();
+        let capture = Capture::start(&lan.world, &["--write", &path]);
+        assert!(is_captured(&lan.world, &TRUNKS), "{hook}: the capture's programs are in place");
+        let mut wanted = Vec::new();
+        for (consumer, device, tags) in CONSUMERS {
+            let tags = prior(tags);
+            let came = |frame: &[u8]| (interface(device, &tags), false, tagged(frame, &tags));
+            for (last, port, target_device, target_tags) in TARGETS {
+                for (number, six_in) in [true, false].into_iter().enumerate() {
+                    let from_port = 41000 + u16::try_from(number).unwrap();
+                    let syn = Packet { to_port: port, from_port, payload: vec![7; 300], ..Packet::tcp(SYN) };
+                    let sent = if six_in { Packet6::of(six(5), six(0x99), syn).build() } else { syn.build() };
+                    lan.wire(device).send(&tagged(&sent, &tags));
+                    let left = lan.wire(target_device).next(&format!("{consumer} to {last}"));
+                    wanted.push((came(&sent), "forwarded"));
+                    wanted.push(((interface(target_device, target_tags), true, left), "forwarded"));
+                }
+            }
+            let question = arp(1, [2, 1, 1, 1, 1, 1], CLIENT, [0; 6], ENDPOINT, [0xff; 6]);
+            lan.wire(device).send(&tagged(&question, &tags));
+            let answer = lan.wire(device).next("an answer");
+            wanted.push((came(&question), "answered"));
+            wanted.push(((interface(device, &tags), true, answer), "answered"));
+            let refused = Packet { to_port: 7, ..Packet::tcp(SYN) }.build();
+            lan.wire(device).send(&tagged(&refused, &tags));
+            wanted.push((came(&refused), "dropped: no_listener"));
+            let strange = Packet { to: [10, 0, 1, 77], to_mac: [2, 7, 7, 7, 7, 7], ..Packet::udp() }.build();
+            lan.wire(device).send(&tagged(&strange, &tags));
+            wanted.push((came(&strange), "passed"));
+        }
+        for tags in [vec![], vec![(C, 0xe000)], vec![(C, 121)], vec![(C, 200), (S, 120)], vec![(S, 1); 3]] {
+            let frame = tagged(&Packet { to: [10, 0, 1, 77], ..Packet::tcp(SYN) }.build(), &tags);
+            lan.trunk.send(&frame);
+            lan.beyond.find("nobody's", |passed| passed == frame);
+            wanted.push((("trunk".into(), false, frame), "passed"));
+        }
+        capture.signal("-INT");
+        let (status, said) = capture.end();
+        assert!(status.success() && said.ends_with(" 0 found no room\n"), "{status} {said}");
+        assert!(is_as_before(&lan.world, &TRUNKS), "{hook}: each trunk has its own program back");
+        let records = written(&lan.world);
+        for ((interface, outbound, bytes), outcome) in wanted {
+            let is = |it: &&Record| it.interface == interface && it.outbound == outbound && it.bytes == bytes;
+            let record = records.iter().find(is);
+            let record = record.unwrap_or_else(|| {
+                panic!("{hook}: {outcome} {interface} {outbound} {bytes:02x?} is not among {records:#02x?}")
+            });
+            assert!(record.comment.starts_with(outcome) && record.length == bytes.len(), "{record:?}");
+        }
+        let read = lan.world.shell("dp", &format!("tcpdump -nr {path} 2>/dev/null"));
+        assert_eq!(read.lines().count(), records.len(), "{read}");
+    }
+}
+
+#[test]
+fn a_capture_chooses_packets_of_a_trunk_by_what_is_behind_their_tags_and_names_them() {
+    each(|lan| {
+        let choice = ["--vpc", "bank", "--from", "10.0.1.5:41000", "--to", "10.0.9.9:82", "--snaplen", "70"];
+        let mut capture = Capture::start(&lan.world, &[&choice[..], &["--count", "2"]].concat());
+        let path = file(&lan.world).display().to_string();
+        for ((consumer, device, tags), from_port) in
+            CONSUMERS.into_iter().flat_map(|it| [(it, 41000), (it, 41001)])
+        {
+            let syn = Packet { from_port, to_port: 82, payload: vec![7; 100], ..Packet::tcp(SYN) }.build();
+            lan.wire(device).send(&tagged(&syn, tags));
+            let frame = untagged(&lan.other.next(consumer)).1;
+            let (_, nat, to, _) = addresses(&frame);
+            let (to_mac, from_mac) = macs(&frame);
+            let answer = Packet {
+                from: to,
+                to: BALANCER,
+                from_port: 8080,
+                to_port: nat,
+                from_mac: to_mac,
+                to_mac: from_mac,
+                ..Packet::tcp(SYN | ACK)
+            };
+            lan.other.send(&tagged(&answer.build(), &[(S, 400), (C, 300)]));
+            lan.wire(device).next(consumer);
+        }
+        let mut lines = String::new();
+        capture.child.stdout.take().unwrap().read_to_string(&mut lines).unwrap();
+        assert!(capture.end().0.success());
+        let lines: Vec<_> = lines.lines().collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        let there = "trunk@200.120 vlan 200.120 tcp 10.0.1.5:41000 > 10.0.9.9:82 [S] => other@400.300 vlan 400.300 tcp 10.0.1.10:";
+        assert!(lines[0].contains(there), "{lines:?}");
+        let back = " => trunk@200.120 vlan 200.120 tcp 10.0.9.9:82 > 10.0.1.5:41000 [S.]: forwarded";
+        assert!(
+            lines[1].contains(" other@400.300 vlan 400.300 tcp ") && lines[1].contains(back),
+            "{lines:?}"
+        );
+
+        let capture = Capture::start(&lan.world, &["-w", &path, "--snaplen", "70", "--count", "1"]);
+        let syn = Packet { from_port: 41002, payload: vec![7; 100], ..Packet::tcp(SYN) }.build();
+        lan.trunk.send(&tagged(&syn, &[(C, 120)]));
+        let left = lan.trunk.next("cut");
+        assert!(capture.end().0.success());
+        let records = written(&lan.world);
+        let cut: Vec<_> = records.iter().map(|it| (it.length, it.bytes.clone())).collect();
+        assert_eq!(
+            cut,
+            [(left.len(), tagged(&syn, &[(C, 120)])[..70].to_vec()), (left.len(), left[..70].to_vec())]
+        );
     });
 }
 
@@ -857,4 +981,61 @@ fn drops_are_named_by_the_vlan_that_they_came_by() {
     switched.world.shell("cb", "curl -sS --max-time 1 http://10.0.9.9:7777/ 2>&1 || true");
     let said = "dropped no_listener: trunk@200.120 tcp 10.0.1.5:";
     eventually("the log names it", || switched.world.said().contains(said).then_some(()));
+}
+
+#[test]
+fn transfers_over_a_trunk_go_on_while_a_capture_of_it_runs_dies_and_is_cleared_away() {
+    for (manage, hook) in [(false, "tcx -"), (true, "xdp native")] {
+        let config = switched("", UNCHECKED);
+        let config = if manage { config } else { config.replace("manage_peer_offloads = true", "") };
+        let mut switched = Switched::new(&config);
+        switched.world.serve("t1");
+        switched.world.serve("t2");
+        assert_eq!(hook_of(&switched.world, "trunk"), hook);
+        let world = &switched.world;
+        let mut capture = Capture::start(world, &[]);
+        assert!(is_captured(world, &["trunk"]));
+        switched.carry();
+        capture.child.kill().unwrap();
+        eventually("the programs are back", || is_as_before(world, &["trunk"]).then_some(()));
+
+        let capture = Capture::start(world, &[]);
+        let guard = capture.guard().to_string();
+        assert!(std::process::Command::new("kill").args(["-KILL", &guard]).status().unwrap().success());
+        capture.signal("-KILL");
+        assert!(!world.fetch("ca", "").is_empty(), "packets go on with the capture's programs");
+        eventually("the agent puts the programs back", || is_as_before(world, &["trunk"]).then_some(()));
+        assert!(world.said().contains("a capture has died on 3 interfaces"), "{}", world.said());
+        switched.carry();
+    }
+}
+
+#[test]
+fn a_capture_has_a_trunk_that_comes_while_it_runs() {
+    let config = switched("", UNCHECKED);
+    let vlan = r#"[{ trunk = "trunk", vlan = 120 }]"#;
+    let without = privatelink_tests::world::config("", UNCHECKED)
+        .replace(r#"["ca"]"#, "[]")
+        .replace(r#"["cb"]"#, "[]")
+        .replace(r#"["t1", "t2"]"#, r#"["t2"]"#)
+        .replace(r#"{ address = "10.0.1.21", zone = "a" }, "#, "");
+    let with = without.replacen("interfaces = []", &format!("interfaces = {vlan}"), 1);
+    assert!(config.contains(vlan) && with.contains(vlan));
+    let mut switched = Switched::new(&without);
+    switched.world.serve("t2");
+    let world = &switched.world;
+    let path = file(world).display().to_string();
+    let mut capture = Capture::start(world, &["--write", &path, "--protocol", "tcp"]);
+    let (code, said) = world.apply(&with);
+    assert_eq!(code, Some(0), "{said}");
+    let mut line = String::new();
+    capture.said.read_line(&mut line).unwrap();
+    assert!(line.contains("an agent has put another program in place"), "{line}");
+    assert!(is_captured(world, &["trunk"]));
+    assert_eq!(world.fetch("ca", ""), "t2");
+    capture.signal("-INT");
+    assert!(capture.end().0.success());
+    assert!(is_as_before(world, &["trunk"]));
+    let came = written(world).into_iter().find(|it| it.interface == "trunk@120" && !it.outbound);
+    assert_eq!(came.unwrap().bytes[12..18], [0x81, 0, 0, 120, 8, 0]);
 }

@@ -5,14 +5,27 @@ use crate::ip;
 use privatelink_common::capture::FORWARDED;
 use privatelink_common::frame::DIFFERENCE;
 use privatelink_common::path::proxy;
+use privatelink_common::tables::Tag;
 use privatelink_common::verdict::Answer;
 use privatelink_common::wire::{
-    ADVERTISEMENT, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, ICMPV6, Ip, NETWORK, SOLICITATION,
-    TCP, TRANSPORT, TRANSPORT6, UDP,
+    ADVERTISEMENT, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN,
+    ICMP, ICMPV6, Ip, NETWORK, SOLICITATION, TCP, TRANSPORT, TRANSPORT6, UDP,
 };
 
-/// Where a VLAN tag is in a frame.
-const TAG: usize = 12;
+/// Where VLAN tags are in a frame, and what follows them.
+const TAGS: usize = 12;
+
+/// Bytes of a tag.
+const TAG: usize = size_of::<Tag>();
+
+/// Puts tags on a frame that had `length` bytes without; returns how many it has with them.
+fn tag(bytes: &mut Vec<u8>, length: u32, tags: [Tag; 2]) -> u32 {
+    let tags: Vec<u8> = tags.into_iter().filter(|tag| *tag != Tag::default()).flatten().collect();
+    let at = bytes.len().min(TAGS);
+    let length = length.saturating_add(u32::try_from(tags.len()).unwrap_or(u32::MAX));
+    bytes.splice(at..at, tags);
+    length
+}
 
 /// The bytes of a packet as it came, and how many it had: its beginning was kept, the rest is what left, unless the path has cut it off.
 pub(super) fn as_it_came(packet: &Packet) -> (Vec<u8>, u32) {
@@ -23,12 +36,8 @@ pub(super) fn as_it_came(packet: &Packet) -> (Vec<u8>, u32) {
         bytes
             .extend(kept.checked_add_signed(moved).and_then(|at| packet.bytes.get(at..)).unwrap_or_default());
     }
-    if event.tag_type == 0 || bytes.len() < TAG {
-        return (bytes, event.length);
-    }
-    // The kernel has taken the tag out of the frame.
-    bytes.splice(TAG..TAG, [event.tag_type, event.tag].into_iter().flat_map(u16::to_be_bytes));
-    (bytes, event.length + 4)
+    let length = tag(&mut bytes, event.length, event.tags);
+    (bytes, length)
 }
 
 /// By how many bytes the payload has moved, if it left with the packet: by the difference of two headers, or by what the Proxy Protocol
@@ -44,19 +53,43 @@ fn moved(packet: &Packet) -> Option<isize> {
     [0, difference, -difference, proxy::LENGTH.cast_signed().into()].contains(&by).then_some(by)
 }
 
-/// The interface and the bytes with which a packet left, if it left.
-pub(super) fn as_it_left(packet: &Packet) -> Option<(u16, &[u8])> {
-    let event = &packet.event;
-    (event.peer_slot != 0).then_some((event.peer_slot, packet.bytes.as_slice()))
+/// The bytes of a packet as it left, and how many it had, if it left.
+pub(super) fn as_it_left(packet: &Packet) -> Option<(Vec<u8>, u32)> {
+    let (event, mut bytes) = (&packet.event, packet.bytes.clone());
+    let length = tag(&mut bytes, event.left_length, event.left_tags);
+    (event.peer_slot != 0).then_some((bytes, length))
 }
 
-/// The headers of a frame, however much of it there is: what is missing is zero.
+/// The headers of a frame, however much of it there is: what is missing is zero. Where they are is said as if there were no tags.
 #[derive(Clone, Copy)]
-struct Headers<'a>(&'a [u8]);
+struct Headers<'a> {
+    frame: &'a [u8],
+    /// Bytes of tags before them.
+    tags: usize,
+}
 
-impl Headers<'_> {
+impl<'a> Headers<'a> {
+    fn of(frame: &'a [u8]) -> Self {
+        let bare = Self { frame, tags: 0 };
+        let is_tag = |at| matches!(bare.two(at), ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN);
+        let count = (0..2).take_while(|count| is_tag(TAGS + count * TAG)).count();
+        Self { frame, tags: count * TAG }
+    }
+
+    /// Whether it reaches so far.
+    fn holds(self, length: usize) -> bool {
+        self.frame.len() >= self.tags + length
+    }
+
     fn byte(self, at: usize) -> u8 {
-        self.0.get(at).copied().unwrap_or_default()
+        self.frame.get(self.tags + at).copied().unwrap_or_default()
+    }
+
+    /// The VLANs that it is in, the outer one first.
+    fn vlans(self) -> Vec<String> {
+        let bare = Self { tags: 0, ..self };
+        let tags = (TAGS..TAGS + self.tags).step_by(TAG);
+        tags.map(|at| (bare.two(at + 2) & 0xfff).to_string()).collect()
     }
 
     fn two(self, at: usize) -> u16 {
@@ -73,7 +106,7 @@ impl Headers<'_> {
 
     /// Source, destination, protocol, and where the transport header is, if it is there.
     fn ip(self) -> Option<(Ip, Ip, u8, Option<usize>)> {
-        match self.two(TAG) {
+        match self.two(TAGS) {
             ETHERTYPE_IPV4 => {
                 let is_whole = self.byte(NETWORK) == 0x45 && self.two(NETWORK + 6) & 0x1fff == 0;
                 let transport = is_whole.then_some(TRANSPORT);
@@ -88,14 +121,14 @@ impl Headers<'_> {
 /// Whether the transport checksum of a frame of `length` bytes is only the sum of the pseudo header, since a device is to complete it.
 /// One of a whole packet is the same once in 65535 times.
 pub(super) fn is_unfinished(frame: &[u8], length: u32) -> bool {
-    let headers = Headers(frame);
+    let headers = Headers::of(frame);
     let Some((source, destination, protocol, Some(transport))) = headers.ip() else { return false };
     let at = match protocol {
         TCP => transport + 16,
         UDP => transport + 6,
         _ => return false,
     };
-    if frame.len() < at + 2 || protocol == UDP && headers.two(at) == 0 {
+    if !headers.holds(at + 2) || protocol == UDP && headers.two(at) == 0 {
         return false;
     }
     let is_ipv4 = source.is_ipv4();
@@ -103,7 +136,7 @@ pub(super) fn is_unfinished(frame: &[u8], length: u32) -> bool {
     let before = if is_ipv4 { transport - NETWORK } else { 0 };
     let carried = match usize::from(stored) {
         // Larger than a header can say.
-        0 => (length as usize).saturating_sub(transport),
+        0 => (length as usize).saturating_sub(headers.tags + transport),
         stored => stored.saturating_sub(before),
     };
     let words = |address: Ip| -> u64 {
@@ -117,9 +150,15 @@ pub(super) fn is_unfinished(frame: &[u8], length: u32) -> bool {
 
 /// A frame, in a few words.
 pub(super) fn summary(frame: &[u8]) -> String {
-    let headers = Headers(frame);
+    let headers = Headers::of(frame);
+    let vlans = headers.vlans().join(".");
+    if vlans.is_empty() { untagged(headers) } else { format!("vlan {vlans} {}", untagged(headers)) }
+}
+
+/// What is behind the tags.
+fn untagged(headers: Headers<'_>) -> String {
     let Some((source, destination, protocol, transport)) = headers.ip() else {
-        return match headers.two(TAG) {
+        return match headers.two(TAGS) {
             ETHERTYPE_ARP => {
                 format!("arp {} > {}", ip::shown(headers.ipv4(28)), ip::shown(headers.ipv4(38)))
             }
@@ -171,6 +210,14 @@ mod tests {
         bytes
     }
 
+    fn tagged(family: u8) -> Vec<u8> {
+        let mut frame = segment(family);
+        let untagged = u32::try_from(frame.len()).unwrap();
+        let tags = [[0x88, 0xa8, 0, 200], [0x81, 0, 0xe0, 120]];
+        assert_eq!(tag(&mut frame, untagged, tags) as usize, frame.len());
+        frame
+    }
+
     fn put_pseudo_sum(frame: &mut [u8], family: u8) {
         let (addresses, at) = if family == 4 { (26..34, 50) } else { (22..54, 70) };
         let carried = u32::try_from(frame.len() - if family == 4 { 34 } else { 54 }).unwrap();
@@ -199,6 +246,27 @@ mod tests {
             }
         }
         assert!(!is_unfinished(&[0; 60], 60));
+    }
+
+    #[test]
+    fn tags_are_put_back_and_looked_behind_but_not_more_than_two() {
+        for family in [4, 6] {
+            let (mut bare, mut frame) = (segment(family), tagged(family));
+            assert_eq!(frame[12..20], [0x88, 0xa8, 0, 200, 0x81, 0, 0xe0, 120]);
+            assert_eq!(summary(&frame), format!("vlan 200.120 {}", summary(&bare)));
+            let length = u32::try_from(frame.len()).unwrap();
+            assert!(!is_unfinished(&frame, length));
+            put_pseudo_sum(&mut bare, family);
+            frame[20..].copy_from_slice(&bare[12..]);
+            assert!(is_unfinished(&frame, length));
+            for short in 0..bare.len() - b"payload".len() + 6 {
+                assert!(!summary(&frame[..short]).is_empty() && !is_unfinished(&frame[..short], length));
+            }
+            tag(&mut frame, length, [[0x81, 0, 0, 7], [0; 4]]);
+            assert_eq!(summary(&frame), "vlan 7.200 ethertype 0x8100");
+        }
+        let mut short = vec![1; 6];
+        assert_eq!((tag(&mut short, 6, [[0x81, 0, 0, 1], [0; 4]]), short.len()), (10, 10));
     }
 
     #[test]

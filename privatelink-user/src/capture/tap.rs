@@ -1,7 +1,7 @@
 //! The programs of a capture in the links: put there, read, and taken out again, however the capture ends.
 
 use super::{lock, missed};
-use crate::kernel::{self, Hook};
+use crate::kernel::{self, Program};
 use crate::sys;
 use anyhow::{Context, Result, ensure};
 use aya::maps::perf::{PerfEvent, PerfEventArray, PerfEventArrayBuffer};
@@ -28,9 +28,9 @@ pub(super) struct Packet {
     pub(super) bytes: Vec<u8>,
 }
 
-/// A hook's program, and the one that it replaces.
+/// A program, and the one that it replaces.
 struct Stand {
-    hook: Hook,
+    replaced: Program,
     /// The program that is pinned, and that links have while there is no capture.
     base: OwnedFd,
     base_id: u32,
@@ -53,23 +53,32 @@ fn id(program: BorrowedFd<'_>) -> Result<u32> {
     Ok(sys::program_ids(program).context("cannot ask for the program")?.0)
 }
 
-/// Gives every link that has one of the programs `ids`, in the order of [`Hook::BOTH`], the one that is pinned.
-pub(super) fn put_back(pin_dir: &Path, ids: [u32; 2]) -> Result<()> {
-    for (hook, id) in Hook::BOTH.into_iter().zip(ids) {
+/// The kernel-wide identifiers of a capture's programs, in the order of [`Program::ALL`]; 0: it has none in the place of that one.
+pub(super) type Ids = [u32; Program::ALL.len()];
+
+/// Gives every link that has one of these programs the one that is pinned. Without its pin, no link is to have it: an agent that starts
+/// puts it there before its links get it.
+pub(super) fn put_back(pin_dir: &Path, ids: Ids) -> Result<()> {
+    let bases = kernel::open_programs(pin_dir)?;
+    for (replaced, id) in Program::ALL.into_iter().zip(ids) {
         // Without it, nothing has it.
-        let Ok(program) = sys::program_by_id(id) else { continue };
-        let base = kernel::open_program(pin_dir, hook)?;
-        for link in kernel::open_links(pin_dir, hook)? {
-            sys::exchange_program(link.as_fd(), program.as_fd(), base.as_fd())
-                .context("cannot put the program back")?;
-        }
+        let (Ok(program), Some(base)) = (sys::program_by_id(id), bases.get(&replaced)) else { continue };
+        exchange(pin_dir, replaced, &program, base).context("cannot put the program back")?;
+    }
+    Ok(())
+}
+
+/// Gives every link that has the program `old` in the place of `replaced`, or is it, `new`.
+fn exchange(pin_dir: &Path, replaced: Program, old: &OwnedFd, new: &OwnedFd) -> Result<()> {
+    for link in kernel::open_links(pin_dir, replaced)? {
+        sys::exchange_program(link.as_fd(), old.as_fd(), new.as_fd())?;
     }
     Ok(())
 }
 
 /// Starts the process that puts the programs back when this one has ended, however that was. It is in a group of its own, so that a
 /// terminal's interrupt does not reach it.
-fn guard(pin_dir: &Path, ids: [u32; 2]) -> Result<Child> {
+fn guard(pin_dir: &Path, ids: Ids) -> Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("privatelink").arg("end-capture").args(ids.map(|id| id.to_string()));
     command.arg("--pin-dir").arg(pin_dir);
@@ -78,7 +87,7 @@ fn guard(pin_dir: &Path, ids: [u32; 2]) -> Result<Child> {
 }
 
 /// What [`guard`] runs: waits for the end of its input.
-pub(super) fn stand_by(pin_dir: &Path, ids: [u32; 2]) -> Result<()> {
+pub(super) fn stand_by(pin_dir: &Path, ids: Ids) -> Result<()> {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())
         .context("cannot wait for the capture's end")?;
     put_back(pin_dir, ids)
@@ -100,17 +109,17 @@ impl Tap {
     /// Loads the programs, and puts them into the place of those that are pinned.
     pub(super) fn open(pin_dir: &Path, watch: &Watch) -> Result<Self> {
         let lock = wait_for_lock(pin_dir)?;
-        let bases =
-            [kernel::open_program(pin_dir, Hook::BOTH[0])?, kernel::open_program(pin_dir, Hook::BOTH[1])?];
-        for base in &bases {
+        let mut bases = kernel::open_programs(pin_dir)?;
+        for base in bases.values() {
             let (_, maps) = sys::program_ids(base.as_fd()).context("cannot ask for the program")?;
             ensure!(uses(&maps, pin_dir)?, "an agent is changing the sizes of the tables: try again");
         }
-        let (programs, mut object) = kernel::load_watching(pin_dir, watch)?;
+        let (programs, mut object) = kernel::load_watching(pin_dir, watch, bases.keys().copied())?;
         let mut stands = Vec::new();
-        for (hook, base) in Hook::BOTH.into_iter().zip(bases) {
-            let (base_id, program) = (id(base.as_fd())?, programs.of(hook).try_clone_to_owned()?);
-            stands.push(Stand { hook, base, base_id, id: id(program.as_fd())?, program });
+        for (replaced, program) in programs {
+            let base = bases.remove(&replaced).context("it is not pinned")?;
+            let (base_id, id) = (id(base.as_fd())?, id(program.as_fd())?);
+            stands.push(Stand { replaced, base, base_id, program, id });
         }
         let mut events = PerfEventArray::try_from(object.take_map("events").context("no events")?)?;
         let mut buffers = Vec::new();
@@ -129,23 +138,19 @@ impl Tap {
 
     /// Takes the links that have a program that is pinned: at the beginning all of them, later those that have come.
     pub(super) fn take_links(&self) -> Result<()> {
-        for Stand { hook, base, program, .. } in &self.stands {
-            for link in kernel::open_links(&self.pin_dir, *hook)? {
-                sys::exchange_program(link.as_fd(), base.as_fd(), program.as_fd())
-                    .context("cannot put the capture's program in place")?;
-            }
+        for Stand { replaced, base, program, .. } in &self.stands {
+            exchange(&self.pin_dir, *replaced, base, program)
+                .context("cannot put the capture's program in place")?;
         }
         Ok(())
     }
 
     /// Whether the programs that are pinned are still those that these replace.
     pub(super) fn is_current(&self) -> Result<bool> {
-        for stand in &self.stands {
-            if id(kernel::open_program(&self.pin_dir, stand.hook)?.as_fd())? != stand.base_id {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let pinned = kernel::open_programs(&self.pin_dir)?;
+        let pinned = pinned.iter().map(|(program, pinned)| Ok((*program, id(pinned.as_fd())?)));
+        let replaced = self.stands.iter().map(|stand| (stand.replaced, stand.base_id));
+        Ok(pinned.collect::<Result<Vec<_>>>()? == replaced.collect::<Vec<_>>())
     }
 
     /// The packets that have gathered, CPU after CPU.
@@ -190,10 +195,8 @@ impl Drop for Tap {
     }
 }
 
-/// The programs' identifiers, in the order of [`Hook::BOTH`].
-fn ids(stands: &[Stand]) -> [u32; 2] {
-    let id = |index: usize| stands.get(index).map_or(0, |stand| stand.id);
-    [id(0), id(1)]
+fn ids(stands: &[Stand]) -> Ids {
+    Program::ALL.map(|program| stands.iter().find(|it| it.replaced == program).map_or(0, |stand| stand.id))
 }
 
 /// Whether a program with these maps uses those that are pinned.
