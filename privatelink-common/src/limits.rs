@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 /// Layout of the pinned maps. It changes whenever a key or a value changes its meaning; an agent refuses maps of another layout.
-pub const LAYOUT: u32 = 13;
+pub const LAYOUT: u32 = 14;
 
 /// First of the source ports that the load balancer uses towards targets, up to 65535: [`NAT_PORT_COUNT`] ports, which AWS's 55,000
 /// flows for each target and load balancer address fit into (edit-target-group-attributes).

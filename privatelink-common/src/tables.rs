@@ -86,7 +86,7 @@ table! {
 }
 
 table! {
-    /// Key of `addresses` and `neighbours`: an address within a VPC.
+    /// Key of `addresses` and `neighbours`: an address within a VPC; and of `callers`, see [`Neighbour`].
     VpcAddress, 24, align 8, {
         /// The address.
         address: Ip,
@@ -109,7 +109,7 @@ pub const RESOLVER_ENDPOINT: u8 = 4;
 table! {
     /// Value of `addresses`, a hash: the addresses that exist only here.
     /// Written by the agent, read for a flow's first packet, ARP, neighbour discovery and ICMP. Full: the configuration is refused.
-    Address, 20, align 4, {
+    Address, 24, align 4, {
         /// The endpoint, whose counters, quotas and generation apply; of a [`BALANCER`] that serves its own VPC, the one that stands
         /// for that; 0: there is none.
         endpoint: u32,
@@ -125,6 +125,8 @@ table! {
         ping: u8,
         /// 1: the load balancer has IPv6 addresses, so that flows of this address, if it is an IPv4 address, may be in the wide tables.
         dualstack: u16,
+        /// Of a [`RESOLVER_ENDPOINT`], the rules of its security groups, by which questions may come in; 0: any may.
+        rules: u32,
     }
 }
 
@@ -382,9 +384,10 @@ table! {
     /// Value of `neighbours`, a hash by [`VpcAddress`]: where a target, or a name server that a resolver asks, is reached.
     /// Written by the agent (ARP, neighbour discovery), read for a flow's first packet and once a second after it. Full: the configuration is refused.
     ///
-    /// Also the value of `callers`, an LRU hash by [`VpcAddress`]: where the last question to a resolver from this address came from, and
-    /// so where its answer goes, unless the agent knows better. Written by the path, read for what a resolver says; the agent removes
-    /// what names an interface that is gone. Full: who has asked least recently goes, and asks again.
+    /// Also the value of `callers`, an LRU hash by [`VpcAddress`], whose `vpc` is the slot of the resolver's stack there: where the last
+    /// question to that resolver from this address came from, and so where its answer goes, unless the agent knows better. Written by the
+    /// path, read for what a resolver says; the agent removes what names a slot that is gone. Full: who has asked least recently goes,
+    /// and asks again.
     Neighbour, 8, align 4, {
         /// Link-layer address.
         mac: Mac,

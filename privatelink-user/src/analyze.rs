@@ -3,7 +3,8 @@
 use crate::model::{Endpoint, LoadBalancer, Model, NetworkAcl, account_of};
 use crate::rules::{self, Line};
 use ipnet::IpNet;
-use privatelink_common::limits::NAT_PORT_FIRST;
+use privatelink_common::limits::{DNS, NAT_PORT_FIRST};
+use privatelink_common::wire::{TCP, UDP};
 use serde::Serialize;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -30,6 +31,7 @@ pub fn analyze(model: &Model) -> Vec<Finding> {
     analysis.load_balancers();
     analysis.services();
     analysis.security_groups();
+    analysis.resolvers();
     analysis.network_acls();
     analysis.endpoints();
     analysis.found
@@ -262,11 +264,15 @@ impl Analysis<'_> {
                     .iter()
                     .any(|source| matches!(source, crate::model::Source::Group(it) if it == name))
             });
-            if !of_endpoint && !of_balancer && !is_source {
+            let resolvers = self.model.vpcs.values().filter_map(|vpc| vpc.dns.as_ref());
+            let of_inbound =
+                resolvers.flat_map(|it| it.inbound_groups.values().flatten()).any(|it| it == name);
+            let is_used = of_endpoint || of_balancer || of_inbound;
+            if !is_used && !is_source {
                 self.add(
                     resource.clone(),
                     "nothing is in it",
-                    "remove it, or name it at an endpoint or a load balancer",
+                    "remove it, or name it at an endpoint, a load balancer or an inbound address",
                 );
             }
             if is_source && group.members.is_empty() {
@@ -274,8 +280,27 @@ impl Analysis<'_> {
                 self.add(resource.clone(), finding, "write its members, the addresses of clients");
             }
             let lines = rules::of_groups(self.model, std::slice::from_ref(name), true);
-            if (of_endpoint || of_balancer) && lines.iter().all(|line| line.networks.is_empty()) {
+            if is_used && lines.iter().all(|line| line.networks.is_empty()) {
                 self.add(resource, "it lets nobody in", "write rules with sources");
+            }
+        }
+    }
+
+    /// Whether anybody may ask at resolvers' inbound addresses.
+    fn resolvers(&mut self) {
+        let anywhere = ["0.0.0.0/0", "::/0"].map(|all| all.parse().unwrap_or_default());
+        for (name, vpc) in &self.model.vpcs {
+            for (address, groups) in vpc.dns.iter().flat_map(|resolver| &resolver.inbound_groups) {
+                let lines = rules::of_groups(self.model, groups, true);
+                for protocol in [UDP, TCP] {
+                    if allow(&lines, &anywhere, protocol, &(DNS..=DNS)) {
+                        continue;
+                    }
+                    let word = protocol_name(protocol);
+                    let finding = format!("the security groups of {address} let nobody ask there by {word}");
+                    let remedy = format!("allow {word}/{DNS} in {}", groups.join(" or "));
+                    self.add(format!("vpc {name}"), finding, remedy);
+                }
             }
         }
     }

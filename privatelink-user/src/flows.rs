@@ -211,7 +211,10 @@ pub fn forget_slots(maps: &Maps, slots: &BTreeSet<u16>) -> Result<()> {
     forget(&maps.pending6, slots)?;
     let mut gone = Vec::new();
     maps.callers.walk(CHUNK, |keys, callers| {
-        let by = keys.iter().zip(callers).filter(|(_, caller)| slots.contains(&caller.interface));
+        let by = keys
+            .iter()
+            .zip(callers)
+            .filter(|(key, caller)| slots.contains(&caller.interface) || slots.contains(&key.vpc));
         gone.extend(by.map(|(key, _)| *key));
     })?;
     gone.iter().try_for_each(|key| maps.callers.delete(key))

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Facts {
     /// What its configuration asks for.
     pub wish: model::Hook,
-    /// Its VPC; of a trunk, those of its VLANs, too.
+    /// Its VPC; of a trunk, those of its VLANs, too; of a stack, those whose clients its resolver hears.
     pub vpcs: BTreeSet<u16>,
     /// Whether it leads to the VPC's own stack.
     pub stack: bool,
@@ -51,12 +51,25 @@ pub fn connections(model: &Model, id: impl Fn(&str) -> Option<u16>) -> BTreeSet<
     for endpoint in model.endpoints.values() {
         let balancers = model.services.get(&endpoint.service).map(|service| &service.load_balancers);
         let balancers = balancers.into_iter().flatten().filter_map(|name| model.load_balancers.get(name));
-        balancers.for_each(|balancer| connect(&endpoint.vpc, &balancer.vpc));
+        let mut spaces = model.reached_from(&endpoint.vpc);
+        spaces.insert(endpoint.vpc.clone());
+        for balancer in balancers {
+            spaces.iter().for_each(|space| connect(space, &balancer.vpc));
+        }
     }
     for balancer in model.load_balancers.values().filter(|balancer| balancer.serves_own_vpc) {
         connect(&balancer.vpc, &balancer.vpc);
     }
     pairs
+}
+
+/// The VPCs whose clients the resolver of each hears beside its own.
+pub fn heard(model: &Model, id: impl Fn(&str) -> Option<u16>) -> BTreeMap<u16, BTreeSet<u16>> {
+    let hears = |vpc: &model::Vpc| vpc.dns.as_ref().is_some_and(|resolver| !resolver.inbound.is_empty());
+    let of = |name: &String| {
+        Some((id(name)?, model.reached_from(name).iter().filter_map(|space| id(space)).collect()))
+    };
+    model.vpcs.iter().filter(|(_, vpc)| hears(vpc)).filter_map(|(name, _)| of(name)).collect()
 }
 
 /// Chooses for all interfaces at once.
@@ -161,6 +174,50 @@ mod tests {
             [tcx, NATIVE, tcx, tcx, tcx, NATIVE, NATIVE]
         );
         assert_eq!(hooks(&all[..2], &[(2, 2)], true), [tcx, tcx], "a VPC that serves itself");
+    }
+
+    #[test]
+    fn what_an_attachment_brings_to_endpoints_and_resolvers_may_be_sent_to_like_the_vpcs_own() {
+        const ATTACHED: &str = r#"
+[vpcs.shop]
+account = "111122223333"
+cidrs = ["10.0.0.0/16"]
+interfaces = ["a"]
+dns = { inbound = ["10.0.3.53"] }
+[vpcs.payments]
+account = "999900001111"
+cidrs = ["10.0.0.0/16"]
+interfaces = ["b"]
+dns = true
+[attachments.line]
+kind = "vpn"
+vpcs = ["shop"]
+cidrs = ["172.16.0.0/16"]
+interfaces = ["c"]
+[target_groups.web]
+vpc = "payments"
+protocol = "tcp"
+port = 80
+[load_balancers.edge]
+vpc = "payments"
+addresses = { a = "10.0.1.10" }
+listeners = [{ protocol = "tcp", port = 80, target_group = "web" }]
+[endpoint_services.payments]
+load_balancers = ["edge"]
+[endpoints.shop]
+vpc = "shop"
+service = "payments"
+addresses = { a = "10.0.9.9" }
+"#;
+        let model = model::parse(ATTACHED, "attached.toml").unwrap_or_default();
+        let number = |name: &str| {
+            ["shop", "payments", "line"].into_iter().zip(1..).find(|(it, _)| *it == name).map(|(_, it)| it)
+        };
+        assert_eq!(connections(&model, number), [(1, 2), (2, 1), (3, 2), (2, 3)].into());
+        assert_eq!(heard(&model, number), [(1, [3].into())].into());
+        let stack = Facts { stack: true, vpcs: [1, 3].into(), ..facts(model::Hook::Auto, 1) };
+        let all = [("stack", stack), ("line", ordinary(3)), ("consumer", facts(model::Hook::Auto, 1))];
+        assert_eq!(hooks(&all, &[], true), [Hook::Tcx, Hook::Tcx, NATIVE]);
     }
 
     #[test]

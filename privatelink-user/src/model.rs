@@ -344,9 +344,10 @@ pub fn parse(text: &str, file: &str) -> Result<Model, Problems> {
     };
     build.top(&mut root);
     build.dns(&mut root);
-    build.vpcs(&mut root);
+    let resolvers = build.vpcs(&mut root);
     build.attachments(&mut root);
     build.security_groups(&mut root);
+    build.resolvers(resolvers);
     build.network_acls(&mut root);
     build.target_groups(&mut root);
     build.load_balancers(&mut root);
@@ -468,7 +469,9 @@ impl Build<'_, '_> {
         fields.finish(self.reader);
     }
 
-    fn vpcs(&mut self, root: &mut Fields<'_, '_>) {
+    /// The VPCs without their resolvers; returns what is written of these.
+    fn vpcs<'v, 'a>(&mut self, root: &mut Fields<'v, 'a>) -> Vec<(String, &'v Value<'a>)> {
+        let mut resolvers = Vec::new();
         for (name, place, mut fields) in root.named(self.reader, "vpcs") {
             let owner = fields.need(self.reader, "account");
             let owner =
@@ -482,11 +485,9 @@ impl Build<'_, '_> {
             }
             let vpc = Vpc { account: owner.unwrap_or_default(), cidrs, interfaces, vlans, dns: None };
             self.model.vpcs.insert(name.clone(), vpc);
-            let dns = dns.and_then(|value| self.resolver(&name, value));
-            if let Some(vpc) = self.model.vpcs.get_mut(&name) {
-                vpc.dns = dns;
-            }
+            resolvers.extend(dns.map(|value| (name, value)));
         }
+        resolvers
     }
 
     fn hook(&mut self, fields: &mut Fields<'_, '_>) -> Option<Hook> {

@@ -469,6 +469,7 @@ impl Plan<'_> {
                         kind: BALANCER,
                         ping: 0,
                         dualstack: addresses.ipv6.is_some().into(),
+                        rules: 0,
                     };
                     self.image.addresses.insert(VpcAddress::new(vpc, ip::entry(address)), entry);
                 }
@@ -489,8 +490,16 @@ impl Plan<'_> {
             for address in resolver.every_address() {
                 let own = resolver.addresses.contains(&address);
                 let (mac, kind) = (mac(name, address), if own { RESOLVER } else { RESOLVER_ENDPOINT });
-                let entry = Address { endpoint: 0, balancer: 0, stack, mac, kind, ping: 0, dualstack: 0 };
+                let groups = resolver.inbound_groups.get(&address).map(Vec::as_slice).unwrap_or_default();
+                let entry =
+                    Address { stack, mac, kind, rules: self.groups(groups, true)?, ..Address::default() };
                 self.image.addresses.insert(VpcAddress::new(id, ip::entry(address)), entry);
+                // Attached networks ask at inbound addresses (AWS: Route 53 Resolver, "inbound endpoints"); the resolver's own are the
+                // VPC's alone.
+                for space in self.model.asks(name, resolver, address) {
+                    let space = self.small(Kind::Vpc, &space)?;
+                    self.image.addresses.insert(VpcAddress::new(space, ip::entry(address)), entry);
+                }
             }
             for (rule, server) in
                 resolver.rules.iter().flat_map(|rule| rule.to.iter().map(move |it| (rule, it.ip())))
@@ -675,8 +684,16 @@ impl Plan<'_> {
                 let of = self.names.name(Kind::Balancer, balancer);
                 let of = of.split('/').next().and_then(|name| self.model.load_balancers.get(name));
                 let dualstack = of.is_some_and(|it| it.has(Family::Ipv6)).into();
-                let entry =
-                    Address { endpoint: id, balancer, stack: 0, mac, kind: ENDPOINT, ping, dualstack };
+                let entry = Address {
+                    endpoint: id,
+                    balancer,
+                    stack: 0,
+                    mac,
+                    kind: ENDPOINT,
+                    ping,
+                    dualstack,
+                    rules: 0,
+                };
                 self.image.addresses.insert(VpcAddress::new(vpc, ip::entry(address)), entry);
                 for space in self.model.reached_from(&endpoint.vpc) {
                     let space = self.small(Kind::Vpc, &space)?;

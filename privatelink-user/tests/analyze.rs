@@ -8,6 +8,7 @@ const WORKS: &str = r#"
 account = "111122223333"
 cidrs = ["10.0.0.0/16"]
 interfaces = ["ca"]
+dns = { inbound = [{ address = "10.0.3.53", security_groups = ["dns"] }] }
 [vpcs.payments]
 account = "999900001111"
 cidrs = ["10.0.0.0/16"]
@@ -16,6 +17,12 @@ interfaces = ["t1"]
 vpc = "shop"
 members = ["10.0.1.5"]
 ingress = [{ protocol = "tcp", ports = "80", sources = ["10.0.1.0/24", "web"] }]
+[security_groups.dns]
+vpc = "shop"
+ingress = [
+  { protocol = "udp", ports = "53", sources = ["10.0.0.0/16"] },
+  { protocol = "tcp", ports = "53", sources = ["10.0.0.0/16"] },
+]
 [security_groups.edge]
 vpc = "payments"
 ingress = [{ protocol = "tcp", ports = "1-1023", sources = ["10.0.0.0/8"] }]
@@ -97,6 +104,11 @@ fn each_thing_that_will_not_work_is_found_alone_with_a_remedy() {
             "ports = \"8080\"",
             "ports = \"8081\"",
             "load_balancer edge: the network ACL targets denies packets to its target 10.0.1.21:8080",
+        ),
+        (
+            "{ protocol = \"udp\", ports = \"53\"",
+            "{ protocol = \"udp\", ports = \"5353\"",
+            "vpc shop: the security groups of 10.0.3.53 let nobody ask there by udp (allow udp/53 in dns)",
         ),
         ("2048-65535", "80-81", "load_balancer edge: the network ACL targets denies answers of its target"),
     ];

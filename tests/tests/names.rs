@@ -623,6 +623,104 @@ fn network_acls_keep_nobody_from_the_resolvers_own_address_and_hold_at_the_inbou
 }
 
 #[test]
+fn security_groups_of_an_inbound_address_say_who_may_ask_there_and_at_no_other() {
+    let shop = r#"{ inbound = [{ address = "10.0.3.53", security_groups = ["dns"] }, "10.0.3.54"] }"#;
+    let group = |sources: &str| {
+        let rule =
+            |protocol| format!(r#"{{ protocol = "{protocol}", ports = "53", sources = ["{sources}"] }}"#);
+        format!("[security_groups.dns]\nvpc = \"shop\"\ningress = [{}, {}]\n", rule("udp"), rule("tcp"))
+    };
+    let text = |sources: &str| named("", UNVERIFIED, shop) + &group(sources);
+    let world = World::new(&text("10.0.2.0/24"));
+    let asked = |server: &str| {
+        ["", "+tcp"].map(|way| short(&world, "ca", &format!("{way} @{server} api.example.com")).concat())
+    };
+    let lost = |answers: [String; 2]| answers.iter().all(|answer| !answer.contains("10.0.9.9"));
+    assert!(lost(asked("10.0.3.53")));
+    let before = drops(&world, "shop", "security_group");
+    assert!(before > 1);
+    for server in [RESOLVER, "10.0.3.54"] {
+        assert_eq!(asked(server), ["10.0.9.9"; 2], "{server}");
+    }
+    assert_eq!(drops(&world, "shop", "security_group"), before);
+    let told = world.privatelink(&["explain", "--from", "shop", "udp", "10.0.1.5:40001", "10.0.3.53:53"]);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains("no rule matches") && told.contains("security_group"), "{told}");
+    assert_eq!(world.apply(&text("10.0.1.5")).0, Some(0));
+    assert_eq!(asked("10.0.3.53"), ["10.0.9.9"; 2], "whom a rule lets in is answered");
+    let (code, said) =
+        world.apply(&text("10.0.1.5").replace("vpc = \"shop\"\ningress", "vpc = \"bank\"\ningress"));
+    assert_eq!(code, Some(65));
+    assert!(said.contains("the security group \"dns\" is in the VPC \"bank\""), "{said}");
+}
+
+#[test]
+fn clients_beyond_an_attachments_own_interface_ask_the_inbound_address_and_reach_what_it_says() {
+    for hook in ["xdp", "tcx"] {
+        let line = |cidrs: &str| {
+            format!(
+                "[attachments.line]\nkind = \"direct_connect\"\nvpcs = [\"shop\"]\ncidrs = [{cidrs}]\ninterfaces = [\"cb\"]\n"
+            )
+        };
+        let usual = named(&format!("hook = \"{hook}\""), UNVERIFIED, r#"{ inbound = ["10.0.3.53"] }"#);
+        let (before, after) = usual.split_once("[vpcs.bank]").unwrap();
+        let after = after.split_once("[vpcs.payments]").unwrap().1.split_once("[endpoints.bank]").unwrap().0;
+        let text = format!("{before}[vpcs.payments]{after}{}", line("\"172.16.0.0/16\""));
+        let mut world = World::new(&text);
+        world.serve("t1");
+        world.shell(
+            "cb",
+            "ip addr flush dev eth0 && ip addr add 172.16.0.5/16 dev eth0 && ip route add 10.0.0.0/16 dev eth0 && \
+             ip addr add 172.17.0.5/32 dev eth0 && ip addr add 10.0.1.5/32 dev eth0",
+        );
+        let generated = name(&world, "shop", "endpoint");
+        for (way, name) in
+            ["", "+tcp", "+noedns"].iter().flat_map(|way| [(way, "api.example.com"), (way, &generated)])
+        {
+            let question = format!("{way} @10.0.3.53 {name}");
+            let from = |address: &str, end| short(&world, end, &format!("-b {address} {question}"));
+            assert_eq!(from("172.16.0.5", "cb"), ["10.0.9.9"], "{hook} {question}");
+            assert_eq!(from("10.0.1.5", "ca"), ["10.0.9.9"], "the VPC's own clients get theirs as before");
+        }
+        assert_eq!(world.shell("cb", "curl -sS --max-time 5 http://10.0.9.9/"), "t1");
+        let outside = drops(&world, "line", "source_outside_vpc");
+        for address in ["172.17.0.5", "10.0.1.5"] {
+            let said = dig(&world, "cb", &format!("-b {address} @10.0.3.53 api.example.com"));
+            assert!(said.contains("no servers could be reached"), "not in the name of others: {said}");
+        }
+        assert_eq!(drops(&world, "line", "source_outside_vpc"), outside + 2);
+        let own = dig(&world, "cb", &format!("-b 172.16.0.5 @{RESOLVER} api.example.com"));
+        assert!(own.contains("no servers could be reached"), "the VPC's own resolver is its own: {own}");
+    }
+}
+
+#[test]
+fn a_peered_vpcs_clients_ask_the_inbound_address_of_the_other_for_all_that_it_knows() {
+    let text = named("", UNVERIFIED, r#"{ inbound = ["10.0.3.53"] }"#);
+    let (head, tail) = text.split_once("[vpcs.bank]").unwrap();
+    let tail = tail.replacen("10.0.0.0/16", "10.1.0.0/16", 1).replace("10.0.9.10", "10.1.9.10");
+    let text = format!("{head}[vpcs.bank]{tail}");
+    let world = World::new(&text);
+    world.shell(
+        "cb",
+        "ip addr flush dev eth0 && ip addr add 10.1.1.5/16 dev eth0 && ip route add 10.0.0.0/16 dev eth0",
+    );
+    let question = "@10.0.3.53 api.example.com";
+    assert!(
+        dig(&world, "cb", question).contains("no servers could be reached"),
+        "nothing attaches the two yet"
+    );
+    let peered = format!("{text}[attachments.both]\nkind = \"peering\"\nvpcs = [\"shop\", \"bank\"]\n");
+    assert_eq!(world.apply(&peered).0, Some(0));
+    // The client's kernel may still be about to give up its question before where that address is.
+    eventually("the other VPC's endpoint is known", || {
+        (short(&world, "cb", question) == ["10.0.9.9"]).then_some(())
+    });
+    assert_eq!(short(&world, "cb", &format!("+tcp {question}")), ["10.0.9.9"]);
+    assert_eq!(short(&world, "cb", "@10.1.0.2 api.example.com"), ["10.1.9.10"], "its own");
+}
+
+#[test]
 fn a_client_that_asks_too_much_or_nonsense_does_not_keep_the_resolver_from_answering() {
     let world = World::new(&named("", UNVERIFIED, "{ max_queries_per_second = 50 }"));
     let question = dig_bytes("api.example.com");

@@ -380,6 +380,72 @@ fn an_error_about_a_packet_of_a_health_check_over_ipv6_goes_to_the_vpcs_own_stac
     }
 }
 
+/// Network ACLs of subnets of a VPC that let these protocols in and out.
+fn acl(vpc: &str, subnets: &str, protocols: &[&str]) -> String {
+    let mut rules = Vec::new();
+    for (protocol, cidr) in protocols.iter().flat_map(|it| [(it, "0.0.0.0/0"), (it, "::/0")]) {
+        let ports = if protocol.starts_with("icmp") { "" } else { r#"ports = "0-65535", "# };
+        let rule = rules.len() + 1;
+        rules.push(format!(
+            r#"{{ rule = {rule}, action = "allow", protocol = "{protocol}", {ports}cidr = "{cidr}" }}"#
+        ));
+    }
+    let rules = rules.join(", ");
+    format!(
+        "[network_acls.{vpc}]\nvpc = \"{vpc}\"\nsubnets = [{subnets}]\ningress = [{rules}]\negress = [{rules}]\n"
+    )
+}
+
+#[test]
+fn an_error_passes_the_network_acls_of_the_side_that_it_comes_from_and_of_the_one_that_it_goes_to() {
+    let all = ["tcp", "udp", "icmp", "icmpv6"];
+    let with = |consumers: &[&str], providers: &[&str]| {
+        dualstack("", UNCHECKED)
+            + &acl("shop", r#""10.0.1.0/24", "fd00::5/128""#, consumers)
+            + &acl("payments", r#""10.0.1.20/30", "fd00::20/123""#, providers)
+    };
+    for bench in benches() {
+        let apply = |consumers: &[&str], providers: &[&str]| {
+            let (code, said) = bench.world.apply(&with(consumers, providers));
+            assert_eq!(code, Some(0), "{said}");
+        };
+        // Flows with an IPv6 side, and one without.
+        let mut all_sent = sent(&bench);
+        let left = Four(Packet { from_port: 40001, ..Packet::tcp(SYN) });
+        let arrived = bench.run("ca", &left.build()).1;
+        let (at, counter) = (side(&arrived), "shop to_consumer_packets");
+        all_sent.push(Sent { name: "a SYN over IPv4", at, arrived, home: "ca", left, counter });
+        let error = |sent: &Sent| {
+            let said = if is_six(&sent.arrived) { (1, 4, [0; 4]) } else { (3, 3, [0; 4]) };
+            error(&sent.arrived, said, 8, false)
+        };
+        for (consumers, providers) in [(&all[..2], &all[..]), (&all[..], &all[..2])] {
+            apply(consumers, providers);
+            for sent in &all_sent {
+                let vpc = if sent.at == "ca" { "shop" } else { "payments" };
+                let name = format!("{} {:?} {consumers:?}", sent.name, sent.left);
+                bench.refused(&name, sent.at, &error(sent), &format!("{vpc} network_acl"));
+            }
+        }
+        let check = |about: [&[u8]; 2]| [&[0; 4], about[0], about[1]].concat();
+        let own = Packet { from: BALANCER4, to: [10, 0, 1, 21], from_port: 1500, ..Packet::tcp(SYN) }.build();
+        let about = Packet { from: [10, 0, 1, 21], to: BALANCER4, ..Packet::tcp(0) };
+        let checks = about.icmp_code(3, 3, &check([&own[14..34], &own[34..42]]));
+        bench.refused("about a health check", "t1", &checks, "payments network_acl");
+        let own = Packet6::of(BALANCER, six(0x21), Packet { from_port: 1500, ..Packet::tcp(SYN) }).build();
+        let about = Packet6::of(six(0x21), BALANCER, Packet::tcp(0));
+        let checks6 = about.icmp_code(1, 4, &check([&own[14..54], &own[54..62]]));
+        bench.refused("about one over IPv6", "t1", &checks6, "payments network_acl");
+        apply(&all, &all);
+        for sent in &all_sent {
+            bench.expect(sent.name, sent.at, &error(sent), REDIRECT, &[(sent.counter, 1)]);
+        }
+        for frame in [checks, checks6] {
+            bench.expect("about a health check", "t1", &frame, REDIRECT, &[("payments steered", 1)]);
+        }
+    }
+}
+
 #[test]
 fn a_client_of_either_family_learns_that_nobody_listens_at_an_ipv6_target() {
     let mut world = World::dualstack(&dualstack("", CHECKED), &["ca", "cb", "t1", "t2"]);

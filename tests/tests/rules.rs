@@ -1,8 +1,8 @@
 //! Security groups and network ACLs, on real traffic.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: a panic with its place is what is wanted")]
 
-use privatelink_tests::bench::{CLIENT, DROP, ENDPOINT, REDIRECT, each};
-use privatelink_tests::packet::{Packet, SYN};
+use privatelink_tests::bench::{CLIENT, DROP, ENDPOINT, REDIRECT, each, reply, side};
+use privatelink_tests::packet::{ACK, FIN, Packet, RST, SYN, addresses};
 use privatelink_tests::world::{CHECKED, UNCHECKED, World, config, eventually};
 
 /// The usual configuration with rules: `groups` for the endpoint of the VPC shop, `edge` for the load balancer.
@@ -192,5 +192,58 @@ egress = [{ rule = 10, action = "allow", protocol = "all", cidr = "10.0.0.0/16" 
         assert_eq!(bench.run("cb", &syn(6)).0, REDIRECT, "the other tenant has no such rules");
         let outside = Packet { from: [192, 168, 0, 5], to: ENDPOINT, ..Packet::tcp(SYN) }.build();
         assert_eq!(bench.run("ca", &outside).0, DROP);
+    });
+}
+
+#[test]
+fn a_segment_that_a_network_acl_denies_neither_ends_a_flow_nor_opens_it() {
+    each("", |bench| {
+        let apply = |ingress: &str| {
+            let (code, said) = bench.world.apply(&with("", "", &acl(ingress)));
+            assert_eq!(code, Some(0), "{said}");
+        };
+        let denied = format!("{NONE_BACK}, {ALL_BACK}");
+        let state = || {
+            let flows = bench.world.json("flows");
+            flows[0]["state"].as_str().unwrap().to_owned()
+        };
+        let client = |flags, ack| Packet { seq: 5001, ack, ..Packet::tcp(flags) }.build();
+        let at_target = bench.run("ca", &Packet { seq: 5000, ..Packet::tcp(SYN) }.build()).1;
+        let target = side(addresses(&at_target).2);
+        let back = |flags, seq| Packet { seq, ack: 5001, ..reply(&at_target, flags, b"") }.build();
+
+        apply(&denied);
+        for flags in [RST | ACK, SYN | ACK] {
+            bench.refused("of a flow that opens", target, &back(flags, 1000), "payments network_acl");
+            assert_eq!(state(), "opening");
+        }
+        apply(ALL_BACK);
+        assert_eq!(bench.run(target, &back(SYN | ACK, 1000)).0, REDIRECT);
+        assert_eq!(bench.run("ca", &client(ACK, 1001)).0, REDIRECT);
+        assert_eq!(bench.run(target, &back(ACK, 1001)).0, REDIRECT);
+        assert_eq!(state(), "established");
+
+        apply(&denied);
+        for flags in [RST, RST | ACK, FIN | ACK] {
+            bench.refused("of one that is established", target, &back(flags, 1001), "payments network_acl");
+            assert_eq!(state(), "established");
+        }
+        apply(ALL_BACK);
+        let forged = back(RST, 900_000_000);
+        bench.expect(
+            "one that cannot be right",
+            target,
+            &forged,
+            REDIRECT,
+            &[("shop to_consumer_packets", 1), ("shop resets", 1)],
+        );
+        assert_eq!(state(), "established");
+        for (flags, left) in [(FIN | ACK, "provider_closed"), (RST, "reset")] {
+            assert_eq!(bench.run(target, &back(flags, 1001)).0, REDIRECT);
+            assert_eq!(state(), left, "what they let through does what it says");
+        }
+        let again = Packet { seq: 9000, ..Packet::tcp(SYN) }.build();
+        assert_eq!(bench.run("ca", &again).0, REDIRECT);
+        assert_eq!(state(), "opening", "and the client opens another by the same port");
     });
 }

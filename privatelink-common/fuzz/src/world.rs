@@ -370,7 +370,7 @@ impl Tables for World {
             (PAYMENTS, _, Some(at)) => ([3, 0, 6][at], [1, 2, 1][at], STACK, BALANCER, 0),
             _ => return None,
         };
-        Some(Address { endpoint, balancer, stack, mac, kind, ping, dualstack: 1 })
+        Some(Address { endpoint, balancer, stack, mac, kind, ping, dualstack: 1, rules: 0 })
     }
     fn in_vpc(&self, address: &VpcAddress) -> bool {
         let ours = match address.address.is_ipv4() {

@@ -154,7 +154,8 @@ fn enter<K: Key, T: Tables>(
 
 /// A packet to an address of the VPC's resolver: a question from within the VPC, or the answer of another name server, which may be
 /// anywhere; the stack's sockets know whom they have asked. Neither security groups nor network ACLs apply to its own addresses, as on AWS
-/// (VPC user guide, "Control subnet traffic with network ACLs"); to inbound and outbound ones network ACLs do.
+/// (VPC user guide, "Control subnet traffic with network ACLs"); to inbound and outbound ones network ACLs do, and to what comes to an
+/// inbound one its security groups.
 #[inline(always)]
 fn to_resolver<K: Key, T: Tables>(
     tables: &T,
@@ -165,6 +166,10 @@ fn to_resolver<K: Key, T: Tables>(
     let is_question = packet.key.destination_port().get() == DNS;
     if is_question && !tables.in_vpc(source) {
         return Step::drop(DropReason::SourceOutsideVpc);
+    }
+    let (protocol, port) = (packet.key.protocol(), packet.key.destination_port());
+    if is_question && rules::permits(tables, address.rules, &source.address, protocol, port) == 0 {
+        return Step::drop(DropReason::SecurityGroup);
     }
     if !is_question && !is_for_stack(packet, address) {
         return Step::drop(DropReason::NoListener);

@@ -6,12 +6,13 @@
 
 use super::parse::Packet;
 use super::rewrite::{IpTail, Macs, ONE_HOP, Ports, port_change};
+use super::rules::{self, Way};
 use super::state::State;
 use super::{sequence, stack};
 use crate::checksum::{address, delta, update, update_udp, word};
 use crate::frame::Frame;
 use crate::limits::STACK_PORTS;
-use crate::tables::{Entry, Flow, FlowKey, Flows, Key, Tables, VpcAddress};
+use crate::tables::{Entry, Flow, FlowKey, Flows, Key, RESOLVER, Tables, VpcAddress};
 use crate::verdict::{Direction, DropReason, FlowEvent, Verdict};
 use crate::wire::{
     DESTINATION_UNREACHABLE, FRAGMENT_OFFSET, ICMP, IcmpError, Ipv4, Ipv4Header, NETWORK, PARAMETER_PROBLEM,
@@ -102,6 +103,9 @@ fn translate<F: Frame, T: Tables>(
         return Err(DropReason::IcmpForged);
     }
     if ours.is_resolver() || ours.stack != 0 && STACK_PORTS.contains(&transport.source_port.get()) {
+        if ours.kind != RESOLVER && enters(tables, &packet.key) == 0 {
+            return Err(DropReason::NetworkAcl);
+        }
         return stack::receive(frame, tables, ours.stack);
     }
     if inner.fragment.get() & FRAGMENT_OFFSET != 0 {
@@ -120,6 +124,9 @@ fn translate<F: Frame, T: Tables>(
         Found::Nothing => return Err(DropReason::IcmpNoFlow),
         Found::OutOfWindow => return Err(DropReason::IcmpOutOfWindow),
         Found::Flow => {}
+    }
+    if lets(tables, &packet.key, flow) == 0 {
+        return Err(DropReason::NetworkAcl);
     }
     if outer.ttl <= 1 {
         return Err(DropReason::TtlExpired);
@@ -141,6 +148,19 @@ fn translate<F: Frame, T: Tables>(
     let verdict =
         Verdict::forward(flow.interface, flow.endpoint.into(), flow.direction(), FlowEvent::None, false);
     verdict.leaving(tables.egress(flow.interface))
+}
+
+/// Whether network ACLs let an error come in that is for a VPC's own stack. Not inlined, nor is the next: the kernel bounds a function's
+/// stack.
+#[inline(never)]
+fn enters<T: Tables>(tables: &T, key: &FlowKey) -> u64 {
+    rules::crosses(tables, &Way::of(key))
+}
+
+/// Whether they let one through that is about a flow.
+#[inline(never)]
+fn lets<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> u64 {
+    rules::lets_error::<FlowKey, T>(tables, &Way::of(key), flow).into()
 }
 
 /// Puts the entry of a flow that is alive into `flow`: it, and the one of the direction that the packet in the error went, map to

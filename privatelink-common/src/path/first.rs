@@ -5,7 +5,7 @@ use super::flow::{self, Pending};
 use super::nat::{self, Refusal};
 use super::parse::Packet;
 use super::rules;
-use super::sequence::{self, Numbers};
+use super::sequence::Numbers;
 use super::state::State;
 use crate::tables::{COOKIE, Course, Entry, Flow, FlowKey, Flows, Key, SHIFTED, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, FlowEvent, Verdict};
@@ -30,6 +30,8 @@ pub(super) enum Next {
     Expired(u32),
     /// It belongs to no flow.
     Unknown,
+    /// It belongs to an established flow, which is to [`heed`] it.
+    Heed,
     /// Answer it with a SYN cookie of this endpoint.
     Cookie(u32),
     /// See whether it bears a right SYN cookie of this endpoint, and ask again.
@@ -75,6 +77,9 @@ impl Step {
 
     /// [`Next::Unknown`].
     pub(super) const UNKNOWN: Self = Self(6);
+
+    /// [`Next::Heed`].
+    pub(super) const HEED: Self = Self(12);
 
     /// [`Next::Expired`].
     pub(super) const fn expired(endpoint: u32) -> Self {
@@ -136,6 +141,7 @@ impl Step {
             9 => Next::Other,
             10 => Next::Admitted,
             11 => Next::Resolver(held as u16),
+            12 => Next::Heed,
             _ => Next::Pass,
         }
     }
@@ -161,8 +167,8 @@ pub(super) struct Peer<K: Key> {
     pub numbers: Numbers,
 }
 
-/// Decides about a packet of a flow that is opening, or has been cut, and puts that flow into the room. [`Next::Unknown`]: it belongs to
-/// none.
+/// Decides about a packet of a flow that is opening, has been cut, or that network ACLs are to be asked about, and puts that flow into the
+/// room. [`Next::Unknown`]: it belongs to none.
 ///
 /// Not inlined, as are admission and opening, since the kernel bounds the stack of a function; each returns one register and writes into
 /// memory that the host lends, since the kernel does not let a function return a pointer to its own.
@@ -195,7 +201,8 @@ pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
     peer: &mut Peer<K>,
 ) -> Step {
     match flow::pending(tables, packet, now, flow, peer) {
-        Pending::Hit => return passable(tables, packet, flow),
+        Pending::Hit => return Step::send(super::event(packet)),
+        Pending::Denied => return Step::drop(DropReason::NetworkAcl),
         Pending::Full => return table_full(packet),
         Pending::Miss => {}
     }
@@ -205,22 +212,25 @@ pub(super) fn is_known<K: Key, T: Tables + Flows<K>>(
     if flow.state == State::Terminated as u8 {
         return Step::reset_segment(packet, Answer::ResetTerminated);
     }
-    let step = passable(tables, packet, flow);
     // What is denied leaves no trace of its time, so that the next packet is asked about, too.
-    if step != Step::drop(DropReason::NetworkAcl) {
-        entry.set_last_seen(now);
-        if sequence::counts(packet) {
-            sequence::follow(peer.numbers, &entry, flow);
-        }
-    }
-    step
-}
-
-/// Sends a packet of a flow, unless a network ACL denies it.
-#[inline(always)]
-fn passable<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, flow: &K::Flow) -> Step {
     if tables.endpoint(flow.endpoint.into()).acls != 0 && !rules::lets(tables, packet, flow) {
         return Step::drop(DropReason::NetworkAcl);
+    }
+    Step::HEED
+}
+
+/// Goes on with a packet of an established flow, after [`Next::Heed`].
+#[inline(always)]
+pub(super) fn heed<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    flow: &K::Flow,
+    now: u32,
+    numbers: Numbers,
+) -> Step {
+    if flow::heed(tables, packet, flow, now, numbers) == 0 {
+        flow::remove(tables, packet);
+        return Step::UNKNOWN;
     }
     Step::send(super::event(packet))
 }

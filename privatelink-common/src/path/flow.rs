@@ -9,6 +9,7 @@
 use super::cookie::{self, Happened};
 use super::first::Peer;
 use super::parse::Packet;
+use super::rules;
 use super::sequence::{self, Numbers};
 use super::state::State;
 use super::stream::consumers;
@@ -109,7 +110,7 @@ enum Upkeep {
     Over = 1,
     /// It was cut; the packet is to be answered by a RST.
     Terminated = 2,
-    /// It goes on if network ACLs let the packet through, which the slow path asks them.
+    /// It goes on if network ACLs let the packet through, which the slow path asks them, and then [`heed`]s it.
     Asked = 3,
 }
 
@@ -135,26 +136,64 @@ fn maintain<K: Key, T: Tables + Flows<K>>(
         if now.wrapping_sub(flow.last_seen) > flow.patience() && idle(tables, packet, flow, now) {
             return Upkeep::Over;
         }
-        if flow.state == State::Reset as u8 && packet.flags & (SYN | RST) == 0 {
-            doubt(tables, packet, entry, flow, now);
-        }
         if is_cut(tables, flow) {
             return terminate(tables, packet, entry, flow, now);
-        }
-        if endpoint.acls == 0 {
-            entry.set_last_seen(now);
         }
         if flow.direction() == ToProvider {
             follow_target::<K, T>(tables, entry, flow);
         }
     }
+    // What network ACLs may deny changes nothing before they are asked: neither the flow's time, nor its state.
+    if endpoint.acls != 0 && (flow.last_seen != now || packet.flags & (SYN | FIN | RST) != 0) {
+        return Upkeep::Asked;
+    }
+    if take(tables, packet, entry, flow, now) { Upkeep::Alive } else { Upkeep::Over }
+}
+
+/// Brings a flow up to date by a packet that network ACLs have let through, and that [`established`] has left to be asked about; or by a
+/// RST that changes nothing. Returns 0 where the flow is over, and the packet one of none. Not inlined, as above.
+#[inline(never)]
+pub(super) fn heed<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    flow: &K::Flow,
+    now: u32,
+    numbers: Numbers,
+) -> u32 {
+    let Some(entry) = tables.established(&packet.key) else { return 0 };
+    if packet.flags & RST != 0 && !may_reset(tables, packet, flow, numbers) {
+        entry.set_last_seen(now);
+        return 1;
+    }
+    if !take(tables, packet, &entry, flow, now) {
+        return 0;
+    }
+    if sequence::counts(packet) {
+        sequence::follow(numbers, &entry, flow);
+    }
+    1
+}
+
+/// Takes a packet as the flow's: its time, where its consumer is, its state. Says no where the packet opens another flow in this one's
+/// place.
+#[inline(always)]
+fn take<K: Key, T: Tables + Flows<K>>(
+    tables: &T,
+    packet: &Packet<K>,
+    entry: &<T as Flows<K>>::Entry,
+    flow: &K::Flow,
+    now: u32,
+) -> bool {
+    if flow.last_seen != now {
+        if flow.state == State::Reset as u8 && packet.flags & (SYN | RST) == 0 {
+            doubt(tables, packet, entry, flow, now);
+        }
+        entry.set_last_seen(now);
+    }
     if flow.direction() == ToProvider {
         follow_consumer(tables, packet, entry, flow);
     }
-    if packet.flags & (SYN | FIN | RST) != 0 && !advance(tables, packet, entry, flow) {
-        return Upkeep::Over;
-    }
-    if endpoint.acls != 0 && flow.last_seen != now { Upkeep::Asked } else { Upkeep::Alive }
+    packet.flags & (SYN | FIN | RST) == 0 || advance(tables, packet, entry, flow)
 }
 
 /// A segment long after a RST: whoever sends it has not believed the RST, or not sent it.
@@ -212,7 +251,7 @@ fn idle<K: Key, T: Flows<K>>(tables: &T, packet: &Packet<K>, flow: &K::Flow, now
 
 /// Removes both directions; the packet at hand is then one of no flow. Not inlined, as above.
 #[inline(never)]
-fn remove<K: Key, T: Tables + Flows<K>>(tables: &T, packet: &Packet<K>) {
+pub(super) fn remove<K: Key, T: Tables + Flows<K>>(tables: &T, packet: &Packet<K>) {
     let Some(entry) = tables.established(&packet.key) else { return };
     let flow = entry.flow();
     let peer_key = packet.key.mirror(&flow);
@@ -290,6 +329,8 @@ pub(super) enum Pending {
     Hit = 1,
     /// It would have established its flow, but there is no room.
     Full = 2,
+    /// It belongs to one, and a network ACL denies it.
+    Denied = 3,
 }
 
 /// Puts the pending flow of a packet, brought up to date by it, into `flow`.
@@ -316,6 +357,9 @@ pub(super) fn pending<K: Key, T: Tables + Flows<K>>(
     if !current || silent > u32::from(patience) {
         tables.remove_pending(&peer.key);
         return discard(tables, &packet.key);
+    }
+    if endpoint.acls != 0 && !rules::lets(tables, packet, flow) {
+        return Pending::Denied;
     }
     let unanswered = flow.direction() != ToProvider && flow.state == State::Opening as u8;
     if packet.flags & RST != 0 {

@@ -158,6 +158,9 @@ fn slow<F: Frame, T: Tables>(
         sequence::note(frame, &mut room.peer.numbers);
         room.wide.peer.numbers = room.peer.numbers;
         next = first::known(tables, &room.packet, now, &mut room.flow, &mut room.peer).next();
+        if next == Next::Heed {
+            next = first::heed(tables, &room.packet, &room.flow, now, room.peer.numbers).next();
+        }
         let shared = next == Next::Unknown && first::is_shared(tables, &room.packet);
         if shared && six::widen(&room.packet, &mut room.wide) {
             return Ok(Verdict::go_on(Part::Translated));
@@ -213,7 +216,9 @@ fn end<F: Frame, T: Tables>(
     now: u32,
 ) -> Result<Verdict, DropReason> {
     match next {
-        Next::Pass | Next::Other | Next::Unknown | Next::Admitted | Next::Send(_) => Ok(Verdict::PASS),
+        Next::Pass | Next::Other | Next::Unknown | Next::Heed | Next::Admitted | Next::Send(_) => {
+            Ok(Verdict::PASS)
+        }
         Next::Stack(interface) => stack::deliver(frame, tables, packet, interface),
         Next::Resolver(interface) => stack::hear(frame, tables, packet, interface),
         Next::Reset(answer) => reset(frame, packet, answer).result(),

@@ -8,12 +8,13 @@
 use super::errors::{self, Found};
 use super::parse::{FRAGMENT, addresses};
 use super::rewrite::port_change;
+use super::rules::{self, Way};
 use super::six::Wide;
 use super::{sequence, stack};
 use crate::checksum::{delta, finish, ip, sum, update, update_udp, word};
 use crate::frame::{DIFFERENCE, Frame};
 use crate::limits::STACK_PORTS;
-use crate::tables::{Flow6, FlowKey6, Interface, Tables, VpcAddress};
+use crate::tables::{Flow6, FlowKey6, Interface, RESOLVER, Tables, VpcAddress};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
 use crate::wire::{
     DESTINATION_UNREACHABLE, DESTINATION_UNREACHABLE6, DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6,
@@ -89,6 +90,18 @@ impl Quote {
     const fn id(&self) -> U16 {
         let [_, _, a, b] = self.number.to_bytes();
         U16::from_bytes([a, b])
+    }
+
+    /// How the error came, to rules.
+    #[inline(always)]
+    const fn way(&self) -> Way {
+        Way {
+            vpc: self.key.vpc,
+            source: self.source,
+            destination: self.destination,
+            protocol: if self.from_ipv4 { ICMP } else { ICMPV6 },
+            port: U16::ZERO,
+        }
     }
 }
 
@@ -166,6 +179,9 @@ fn pass_on<F: Frame, T: Tables>(
         return Verdict::of(Err(DropReason::IcmpForged));
     }
     if ours.stack != 0 && STACK_PORTS.contains(&quote.key.destination_port.get()) {
+        if ours.kind != RESOLVER && enters(tables, quote) == 0 {
+            return Verdict::of(Err(DropReason::NetworkAcl));
+        }
         return Verdict::of(stack::receive(frame, tables, ours.stack));
     }
     if quote.fragment & FRAGMENT_OFFSET != 0 {
@@ -175,6 +191,9 @@ fn pass_on<F: Frame, T: Tables>(
         Found::Nothing => return Verdict::of(Err(DropReason::IcmpNoFlow)),
         Found::OutOfWindow => return Verdict::of(Err(DropReason::IcmpOutOfWindow)),
         Found::Flow => {}
+    }
+    if lets(tables, quote, flow) == 0 {
+        return Verdict::of(Err(DropReason::NetworkAcl));
     }
     if quote.ttl <= 1 {
         return Verdict::of(Err(DropReason::TtlExpired));
@@ -204,6 +223,18 @@ fn pass_on<F: Frame, T: Tables>(
 #[inline(never)]
 fn find<T: Tables>(tables: &T, key: &FlowKey6, now: u32, number: u32, flow: &mut Flow6) -> Found {
     errors::find(tables, key, now, number, flow)
+}
+
+/// Whether network ACLs let an error come in that is for a VPC's own stack. Not inlined, as above, nor is the next.
+#[inline(never)]
+fn enters<T: Tables>(tables: &T, quote: &Quote) -> u64 {
+    rules::crosses(tables, &quote.way())
+}
+
+/// Whether they let one through that is about a flow.
+#[inline(never)]
+fn lets<T: Tables>(tables: &T, quote: &Quote, flow: &Flow6) -> u64 {
+    rules::lets_error::<FlowKey6, T>(tables, &quote.way(), flow).into()
 }
 
 /// Gives a segment whose flow's sides count differently back the numbers that it was sent with. Not inlined, as above.

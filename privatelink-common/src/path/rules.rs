@@ -7,7 +7,7 @@ use super::parse::Packet;
 use crate::limits::RULE_WORDS;
 use crate::tables::{Endpoint, Key, RuleAddress, RulePort, Subnet, Tables, VpcAddress, Width, Words};
 use crate::verdict::DropReason;
-use crate::wire::Ip;
+use crate::wire::{ICMP, ICMPV6, Ip};
 use zerocopy::big_endian::{U16, U32};
 
 /// A packet, as rules see it: on either side of its translation.
@@ -31,6 +31,19 @@ impl Way {
             destination: key.destination().widen(),
             protocol: key.protocol(),
             port: key.destination_port(),
+        }
+    }
+
+    /// Of an ICMP error as it leaves, about a flow of which `flow` is the entry that goes the same way.
+    #[inline(always)]
+    fn error<K: Key>(flow: &K::Flow) -> Self {
+        let source = K::source_of(flow).widen();
+        Self {
+            vpc: flow.peer_vpc,
+            source,
+            destination: K::destination_of(flow).widen(),
+            protocol: if source.is_ipv4() { ICMP } else { ICMPV6 },
+            port: U16::ZERO,
         }
     }
 
@@ -108,6 +121,13 @@ pub(super) fn answers<T: Tables>(tables: &T, endpoint: &Endpoint, way: &Way) -> 
 #[inline(always)]
 pub(super) fn lets<K: Key, T: Tables>(tables: &T, packet: &Packet<K>, flow: &K::Flow) -> bool {
     crosses(tables, &Way::of(&packet.key)) != 0 && leaves(tables, packet, flow)
+}
+
+/// The same of an ICMP error about a flow, which came by `way`: it is a packet like any other to them.
+#[inline(always)]
+pub(super) fn lets_error<K: Key, T: Tables>(tables: &T, way: &Way, flow: &K::Flow) -> bool {
+    tables.endpoint(flow.endpoint.into()).acls == 0
+        || crosses(tables, way) != 0 && crosses(tables, &Way::error::<K>(flow)) != 0
 }
 
 /// The same of the side that a packet leaves to.

@@ -196,7 +196,9 @@ pub(super) fn end<F: Frame, T: Tables>(
     next: Next,
 ) -> Result<Verdict, DropReason> {
     match next {
-        Next::Pass | Next::Other | Next::Unknown | Next::Admitted | Next::Send(_) => Ok(Verdict::PASS),
+        Next::Pass | Next::Other | Next::Unknown | Next::Heed | Next::Admitted | Next::Send(_) => {
+            Ok(Verdict::PASS)
+        }
         Next::Expired(endpoint) => match hop::expired6(tables, endpoint, now).passage() {
             Passage::Report(mtu) => report6(frame, mtu).result(),
             Passage::Ends(verdict) => verdict.result(),
@@ -245,6 +247,9 @@ pub(super) fn find<F: Frame, T: Tables>(frame: &F, tables: &T, now: u32, room: &
         return Step::send(super::event(&room.packet));
     }
     let mut step = known(tables, now, room);
+    if step == Step::HEED {
+        step = first::heed(tables, &room.packet, &room.flow, now, room.peer.numbers);
+    }
     if step != Step::UNKNOWN {
         return step;
     }

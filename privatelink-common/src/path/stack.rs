@@ -67,7 +67,9 @@ fn route<F: Frame, T: Tables, K: Key>(
         .ok_or(DropReason::SpoofedSource)?;
     let destination = VpcAddress::new(key.vpc(), key.destination().widen());
     let hop = match tables.neighbour(&destination) {
-        None if source.is_resolver() => caller(tables, &destination),
+        None if source.is_resolver() => {
+            caller(tables, &VpcAddress::new(packet.interface, destination.address))
+        }
         known => known,
     };
     let hop = hop.ok_or(DropReason::NoNextHop)?;
@@ -94,14 +96,15 @@ fn caller<T: Tables>(tables: &T, address: &VpcAddress) -> Option<Neighbour> {
     tables.caller(address).filter(|second| *second == first)
 }
 
-/// Remembers where a question to a resolver came from. Not inlined, and with a result: the kernel bounds a function's stack, and wants to
-/// know what a function returns.
+/// Remembers where a question to the resolver behind `interface` came from: by that slot and not by the VPC, since who reaches a
+/// resolver from an attached network is in another address space than the resolver is. Not inlined, and with a result: the kernel bounds
+/// a function's stack, and wants to know what a function returns.
 #[inline(never)]
-fn remember<T: Tables, K: Key>(tables: &T, packet: &Packet<K>) -> u32 {
+fn remember<T: Tables, K: Key>(tables: &T, packet: &Packet<K>, interface: u16) -> u32 {
     let key = &packet.key;
     if key.destination_port().get() == DNS {
         let caller = Neighbour { mac: packet.source_mac, interface: packet.interface };
-        tables.set_caller(&VpcAddress::new(key.vpc(), key.source().widen()), &caller);
+        tables.set_caller(&VpcAddress::new(interface, key.source().widen()), &caller);
     }
     0
 }
@@ -114,7 +117,7 @@ pub(super) fn hear<F: Frame, T: Tables, K: Key>(
     packet: &Packet<K>,
     interface: u16,
 ) -> Result<Verdict, DropReason> {
-    remember(tables, packet);
+    remember(tables, packet, interface);
     receive(frame, tables, interface)
 }
 

@@ -275,11 +275,13 @@ impl Agent {
     fn choose_hooks(&mut self) -> Vec<String> {
         let id = |vpc: &str| self.names.id(Kind::Vpc, vpc).and_then(|id| u16::try_from(id).ok());
         let connections = hooks::connections(&self.model, id);
+        let heard = hooks::heard(&self.model, id);
         let manage = self.model.manage_peer_offloads;
         let facts = self.links.iter().filter_map(|(name, attached)| {
             let place = self.image.interfaces.get(name)?;
             let vlans = self.image.vlans_of(name).map(|vlan| vlan.place.vpc);
-            let vpcs = vlans.chain([place.vpc]).filter(|vpc| *vpc != 0).collect();
+            let heard = heard.get(&place.vpc).into_iter().flatten().filter(|_| place.stack).copied();
+            let vpcs = vlans.chain([place.vpc]).chain(heard).filter(|vpc| *vpc != 0).collect();
             Some((name.clone(), attached.facts(self.wish(name), *place, vpcs, manage)))
         });
         let choices = hooks::choose(&facts.collect(), &connections, self.has_tcx);

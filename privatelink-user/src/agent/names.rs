@@ -36,7 +36,7 @@ impl Agent {
         let vpcs = &self.model.vpcs;
         self.resolvers.retain(|vpc, running| {
             let wanted = vpcs.get(vpc).and_then(|it| it.dns.as_ref());
-            running.is_running() && wanted.is_some_and(|wanted| *wanted == running.model)
+            running.is_running() && wanted.is_some_and(|wanted| wanted.does_as(&running.model))
         });
         if vpcs.values().all(|vpc| vpc.dns.is_none()) {
             return;

@@ -1,6 +1,6 @@
 //! Attachments: which other networks reach a VPC's endpoints, and which ones a VPC's targets may be in.
 
-use super::{Build, Model, Vpc};
+use super::{Build, Model, Resolver, Vpc};
 use crate::config::Fields;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -60,6 +60,11 @@ impl Model {
     pub fn reached_from(&self, vpc: &str) -> BTreeSet<String> {
         let of = self.attachments.iter().filter(|(_, it)| it.vpcs.iter().any(|it| it == vpc));
         of.flat_map(|(name, it)| it.spaces(name)).filter(|it| *it != vpc).cloned().collect()
+    }
+
+    /// The other address spaces whose clients ask a VPC's resolver at one of its addresses.
+    pub fn asks(&self, vpc: &str, resolver: &Resolver, address: IpAddr) -> BTreeSet<String> {
+        if resolver.inbound.contains(&address) { self.reached_from(vpc) } else { BTreeSet::new() }
     }
 
     /// The networks outside of a VPC whose packets come by its own interfaces.

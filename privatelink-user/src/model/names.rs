@@ -39,6 +39,8 @@ pub struct Resolver {
     pub addresses: Vec<IpAddr>,
     /// More addresses that it answers at (AWS: inbound endpoints).
     pub inbound: Vec<IpAddr>,
+    /// The security groups of those that have any; at the others, anybody may ask who reaches them.
+    pub inbound_groups: BTreeMap<IpAddr, Vec<String>>,
     /// Addresses that questions leave from which a rule forwards (AWS: outbound endpoints).
     pub outbound: Vec<IpAddr>,
     /// Who is asked about names that are not ours, the longest domains first; the last one's may be empty, which is all names.
@@ -67,6 +69,12 @@ impl Resolver {
     /// Where it listens.
     pub fn listens(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.iter().chain(&self.inbound).copied()
+    }
+
+    /// Whether `other` does the same: who may ask is not its affair, but the path's.
+    pub fn does_as(&self, other: &Self) -> bool {
+        let any = |it: &Self| Self { inbound_groups: BTreeMap::new(), ..it.clone() };
+        any(self) == any(other)
     }
 
     /// The address that a question leaves from which `rule` forwards to a name server of a family. One of the VPC's own CIDRs, since the
@@ -152,8 +160,18 @@ impl Build<'_, '_> {
         servers
     }
 
-    /// The resolver of a VPC, whose networks are known: `true`, or a table with more about it.
-    pub(super) fn resolver(&mut self, vpc: &str, value: &Value<'_>) -> Option<Resolver> {
+    /// The VPCs' resolvers, when their networks and their security groups are known.
+    pub(super) fn resolvers(&mut self, written: Vec<(String, &Value<'_>)>) {
+        for (vpc, value) in written {
+            let resolver = self.resolver(&vpc, value);
+            if let Some(vpc) = self.model.vpcs.get_mut(&vpc) {
+                vpc.dns = resolver;
+            }
+        }
+    }
+
+    /// The resolver of a VPC: `true`, or a table with more about it.
+    fn resolver(&mut self, vpc: &str, value: &Value<'_>) -> Option<Resolver> {
         let fields = if value.get_ref().is_table() {
             Some(self.reader.table(value)?)
         } else if self.reader.boolean(value)? {
@@ -168,8 +186,12 @@ impl Build<'_, '_> {
         }
         let mut resolver = Resolver { addresses, rate: QUERIES, ..Resolver::default() };
         let Some(mut fields) = fields else { return Some(resolver) };
-        resolver.inbound = self.own_list(&mut fields, "inbound", vpc, &who);
-        resolver.outbound = self.own_list(&mut fields, "outbound", vpc, &who);
+        self.inbound(&mut fields, vpc, &who, &mut resolver);
+        if let Some(value) = fields.get("outbound") {
+            for item in self.reader.list(value) {
+                self.own_address(item, vpc, &who, &mut resolver.outbound);
+            }
+        }
         resolver.gateway = self.gateway(&mut fields, vpc);
         let rate = fields.get("max_queries_per_second");
         resolver.rate = rate.and_then(|it| self.reader.number(it, 1..=1_000_000)).unwrap_or(QUERIES);
@@ -196,25 +218,40 @@ impl Build<'_, '_> {
         addresses
     }
 
-    /// Addresses of the VPC that are the resolver's.
-    fn own_list(
+    /// Where the resolver listens beside its own addresses: an address, or a table of one and of its security groups.
+    fn inbound(&mut self, fields: &mut Fields<'_, '_>, vpc: &str, who: &str, resolver: &mut Resolver) {
+        let Some(value) = fields.get("inbound") else { return };
+        for item in self.reader.list(value) {
+            if !item.get_ref().is_table() {
+                self.own_address(item, vpc, who, &mut resolver.inbound);
+                continue;
+            }
+            let Some(mut fields) = self.reader.table(item) else { continue };
+            let address = fields.need(self.reader, "address");
+            let address = address.and_then(|it| self.own_address(it, vpc, who, &mut resolver.inbound));
+            let groups = self.groups(&mut fields, Some(&vpc.to_owned()));
+            fields.finish(self.reader);
+            if let Some(address) = address.filter(|_| !groups.is_empty()) {
+                resolver.inbound_groups.insert(address, groups);
+            }
+        }
+    }
+
+    /// An address of the VPC that is the resolver's, beside `others`.
+    fn own_address(
         &mut self,
-        fields: &mut Fields<'_, '_>,
-        key: &'static str,
+        item: &Value<'_>,
         vpc: &str,
         who: &str,
-    ) -> Vec<IpAddr> {
-        let mut addresses = Vec::new();
-        let Some(value) = fields.get(key) else { return addresses };
-        for item in self.reader.list(value) {
-            let Some(address) = self.address(item, Some(&vpc.to_owned())) else { continue };
-            self.own(item.span(), vpc, address, who.to_owned());
-            if addresses.contains(&address) {
-                self.reader.problem(item.span(), format!("{address} is there twice"), None);
-            }
-            addresses.push(address);
+        others: &mut Vec<IpAddr>,
+    ) -> Option<IpAddr> {
+        let address = self.address(item, Some(&vpc.to_owned()))?;
+        self.own(item.span(), vpc, address, who.to_owned());
+        if others.contains(&address) {
+            self.reader.problem(item.span(), format!("{address} is there twice"), None);
         }
-        addresses
+        others.push(address);
+        Some(address)
     }
 
     /// One address, or one of each family.
