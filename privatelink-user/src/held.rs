@@ -10,7 +10,7 @@ mod shelf;
 use crate::flows;
 use crate::kernel::Kernel;
 use crate::live::Live;
-use crate::maps::Maps;
+use crate::maps::{CHUNK, Maps};
 use crate::sys;
 use anyhow::{Context, Result};
 use aya::maps::MapData;
@@ -18,7 +18,7 @@ use aya::maps::perf::{PerfEvent, PerfEventArrayBuffer};
 use log::error;
 use privatelink_common::frame::{DIFFERENCE, SliceFrame};
 use privatelink_common::held::{Account, Held, OUTCOME, TO_CONSUMER, TO_PROVIDER};
-use privatelink_common::limits::OUTCOMES;
+use privatelink_common::limits::{FRAGMENT_TIMEOUT, FRAGMENTED_DATAGRAMS, OUTCOMES};
 use privatelink_common::path::{self, fragment};
 use privatelink_common::tables::Trunk;
 use privatelink_common::verdict::{Action, Direction, DropReason};
@@ -31,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Room of each CPU for fragments on their way here, in pages, a power of two: what several VPCs may have on their way at a time. Less
@@ -54,7 +54,7 @@ pub fn start(kernel: &Kernel, maps: Arc<Maps>) -> Result<()> {
         buffers.push(held.open(cpu, Some(pages)).context("cannot make a buffer for fragments")?);
     }
     let (shelf, sockets, counted) = (Shelf::default(), BTreeMap::new(), BTreeMap::new());
-    let mut holder = Holder { maps, account, buffers, taken, shelf, sockets, counted };
+    let mut holder = Holder { maps, account, buffers, taken, shelf, sockets, asked: None, counted };
     std::thread::spawn(move || {
         if let Err(error) = holder.run() {
             error!("fragments that come before their first are dropped from now on: {error:#}");
@@ -73,6 +73,8 @@ struct Holder {
     shelf: Shelf,
     /// A socket for each interface that something was sent by, so that none fills another's.
     sockets: BTreeMap<u32, Socket>,
+    /// When the table of first fragments was looked through, and why those of the time were not in it.
+    asked: Option<(Instant, DropReason)>,
     /// What is to be counted: packets and bytes, by the counters' kind and index.
     counted: BTreeMap<(u32, u32), (u64, u64)>,
 }
@@ -88,10 +90,27 @@ impl Holder {
                     self.shelf.take(&key).into_iter().for_each(|it| self.put_through(it));
                 } else {
                     let gone = self.shelf.leave(&key, now);
-                    gone.iter().for_each(|it| self.drop(it, DropReason::FragmentUnknown));
+                    let reason = if gone.is_empty() { DropReason::FragmentUnknown } else { self.why(now)? };
+                    gone.iter().for_each(|it| self.drop(it, reason));
                 }
             }
             self.count()?;
+        }
+    }
+
+    /// Why the first fragment of those that are dropped is not known: it has not come, or others have pushed it out of the table meanwhile.
+    fn why(&mut self, now: Instant) -> Result<DropReason> {
+        match self.asked {
+            Some((at, reason)) if now.saturating_duration_since(at) < ASKED_EVERY => Ok(reason),
+            _ => {
+                let reason = if is_crowded(&self.maps)? {
+                    DropReason::FragmentTableFull
+                } else {
+                    DropReason::FragmentUnknown
+                };
+                self.asked = Some((now, reason));
+                Ok(reason)
+            }
         }
     }
 
@@ -208,6 +227,23 @@ impl Holder {
         }
         Ok(())
     }
+}
+
+/// How often the whole table is looked through, at most.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
+/// Places of the table that each CPU may have aside for itself (`LOCAL_FREE_TARGET` in the kernel's bpf_lru_list.c).
+const ASIDE: usize = 128;
+
+/// Whether `fragments` has no place left but those of datagrams that may still be followed. The kernel makes room in it by itself, and does
+/// not say so.
+fn is_crowded(maps: &Maps) -> Result<bool> {
+    let (cpus, now) = (sys::possible_cpus().context("cannot learn how many CPUs there are")?, flows::now());
+    let full = FRAGMENTED_DATAGRAMS.saturating_sub(cpus * ASIDE).max(FRAGMENTED_DATAGRAMS / 2);
+    let mut recent = 0;
+    maps.fragments.walk(CHUNK, |_, known| {
+        recent += known.iter().filter(|it| now.wrapping_sub(it.at) <= FRAGMENT_TIMEOUT).count();
+    })?;
+    Ok(recent >= full)
 }
 
 /// By how much a frame may grow at its front: a header of the other family, and a fragment header.

@@ -262,6 +262,32 @@ fn a_flood_of_fragments_without_a_first_is_bounded_and_does_no_harm_to_another_t
 }
 
 #[test]
+fn a_fragment_whose_first_others_have_pushed_out_of_the_table_is_counted_as_one_without_room() {
+    const PLACES: u64 = 8192;
+    let world = World::new(&config("", UNCHECKED));
+    let mut sender = Sender::open(&world, "ca");
+    let frames = sender.fragments(narrow(53)[0], narrow(53)[1], &payload(2000));
+    let forwarded = || world.state().get("shop to_provider_packets").copied().unwrap_or(0);
+    let dropped = |reason: &str| world.state().get(&format!("shop {reason}")).copied().unwrap_or(0);
+    sender.send(&frames[..1]);
+    eventually("the first fragment is forwarded", || (forwarded() == 1).then_some(()));
+    let mut numbers = (0..u16::MAX).filter(|number| number.to_be_bytes() != frames[0][18..20]);
+    eventually("more first fragments follow than there are places", || {
+        for number in numbers.by_ref().take(500) {
+            let mut frame = frames[0].clone();
+            frame[18..20].copy_from_slice(&number.to_be_bytes());
+            sender.send(&[frame]);
+        }
+        (forwarded() > PLACES * 5 / 4).then_some(())
+    });
+    sender.send(&frames[1..]);
+    eventually("what follows the first is held and dropped", || {
+        (dropped("fragment_table_full") == 1).then_some(())
+    });
+    assert_eq!((dropped("fragment_early"), dropped("fragment_unknown")), (1, 0));
+}
+
+#[test]
 fn without_an_agent_a_fragment_that_comes_early_is_unknown_and_the_next_agent_holds_them_again() {
     let mut bench = Bench::new("");
     let mut sender = Sender::open(&bench.world, "ca");
