@@ -244,9 +244,13 @@ fn hasty() -> (Vec<u8>, u16) {
     (before[GREETING.len()..][..100].to_vec(), stream.local_addr().unwrap().port())
 }
 
-/// A world by TCX whose targets are behind devices that complete checksums, as physical ones do: from where they are told to begin.
-fn completing(cookies: &str) -> World {
-    let world = World::new(&proxied(&format!("hook = \"tcx\"\nsyn_cookies = \"{cookies}\"\n"), UNCHECKED));
+/// By TCX, with SYN cookies as they are said.
+fn by_tcx(cookies: &str) -> String {
+    format!("hook = \"tcx\"\nsyn_cookies = \"{cookies}\"\n")
+}
+
+/// Has the targets' devices complete checksums, as physical ones do: from where they are told to begin.
+fn completing(world: World) -> World {
     for target in ["t1", "t2"] {
         world.shell("dp", &format!("ethtool -K {target} tx off"));
     }
@@ -256,12 +260,17 @@ fn completing(cookies: &str) -> World {
 #[test]
 fn a_device_that_completes_checksums_finds_where_they_begin_behind_the_header() {
     for cookies in ["auto", "always"] {
-        let world = completing(cookies);
+        let world = completing(World::dualstack(&proxied6(&by_tcx(cookies), UNCHECKED), &ENDS));
+        serve(&world, 100);
+        for to in WIDE {
+            world.thread("ca", move || converse_with(to, 100)).join().unwrap();
+        }
+        let world = completing(World::new(&proxied(&by_tcx(cookies), UNCHECKED)));
         serve(&world, 100);
         let (header, port) = world.thread("ca", || converse(100)).join().unwrap();
         assert_eq!(header, expected(&world, port, 0x11, 80), "{cookies}");
     }
-    let world = completing("off");
+    let world = completing(World::new(&proxied(&by_tcx("off"), UNCHECKED)));
     serve(&world, 100);
     // The ACK of the handshake is lost, so that the first data takes the header along.
     world.shell(
