@@ -286,7 +286,7 @@ impl Kernel {
     }
 
     /// Loads a program, if it is not loaded yet.
-    fn load(&mut self, program: Program) -> Result<()> {
+    pub fn load(&mut self, program: Program) -> Result<()> {
         if !self.programs.loaded.contains_key(&program) {
             self.programs.load(program)?;
             self.pin_program(program)?;

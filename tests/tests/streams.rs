@@ -49,10 +49,14 @@ fn greeter(stream: &mut TcpStream, header: usize) -> std::io::Result<()> {
 
 /// Serves on port 8080 of both targets, for as long as the test lives.
 fn serve(world: &World, header: usize) {
+    serve_at(world, "[::]:8080", header);
+}
+
+fn serve_at(world: &World, address: &'static str, header: usize) {
     for target in ["t1", "t2"] {
         let (ready, is_ready) = std::sync::mpsc::channel();
         world.thread(target, move || {
-            let listener = TcpListener::bind("[::]:8080").unwrap();
+            let listener = TcpListener::bind(address).unwrap();
             ready.send(()).unwrap();
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
@@ -499,6 +503,125 @@ fn nginx_gives_and_takes(world: &World, to: &str) {
     assert!(bodies.iter().all(|body| std::fs::read(body).unwrap() == sent), "{to}: {bodies:?}");
     assert!(!bodies.is_empty());
     bodies.iter().for_each(|body| std::fs::remove_file(body).unwrap());
+}
+
+#[test]
+fn haproxy_takes_the_header_off_and_has_every_byte_of_megabytes_both_ways_behind_it() {
+    for hook in ["xdp", "tcx"] {
+        let mut world = World::dualstack(&proxied6(&format!("hook = \"{hook}\"\n"), UNCHECKED), &ENDS);
+        let file = world.dir.path().join("haproxy.conf");
+        std::fs::write(
+            &file,
+            "defaults\n mode tcp\n timeout client 30s\n timeout server 30s\n timeout connect 5s\n\
+             listen l\n bind :::8080 v4v6 accept-proxy\n server s 127.0.0.1:8081\n",
+        )
+        .unwrap();
+        for target in ["t1", "t2"] {
+            world.shell(target, "ip link set lo up");
+            world.spawn(target, "haproxy", &["-db", "-f", &file.display().to_string()]);
+            eventually("HAProxy listens", || {
+                (!world.shell(target, "ss -Hltn sport = :8080").is_empty()).then_some(())
+            });
+        }
+        // A header that was left before the first byte would be one of those that are compared.
+        serve_at(&world, "127.0.0.1:8081", 0);
+        for to in [ENDPOINT].into_iter().chain(WIDE) {
+            world.thread("ca", move || converse_with(to, 0)).join().unwrap();
+        }
+    }
+}
+
+/// Whether a socket of this namespace has bytes to send and may not: its peer's window is zero, and says so when it is asked again and
+/// again, in ever longer intervals.
+fn is_stalled(world: &World, name: &str) -> bool {
+    let told = world.shell(name, "ss -Htnoi state connected");
+    let (asks, backoff) = (told.contains("timer:(persist,"), told.split_once("backoff:"));
+    let backoff = backoff.and_then(|(_, rest)| rest.split_whitespace().next()?.parse::<u32>().ok());
+    // The last part of a timer is how many questions no one has answered.
+    asks && told.contains(",0)") && backoff.is_some_and(|backoff| backoff >= 2)
+}
+
+/// Waits to be told to go on.
+type Gate = std::sync::mpsc::Receiver<()>;
+
+/// A server with little room that reads `header` bytes, stops until it may go on, says what it has read, and sends as much back.
+fn reluctant(world: &World, header: usize, gate: Gate) -> std::thread::JoinHandle<Vec<u8>> {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let server = world.thread("t1", move || {
+        let listener = TcpListener::bind("[::]:8080").unwrap();
+        nix::sys::socket::setsockopt(&listener, nix::sys::socket::sockopt::RcvBuf, &4096).unwrap();
+        ready.send(()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut first = vec![0; header];
+        stream.read_exact(&mut first).unwrap();
+        gate.recv().unwrap();
+        let mut read = Vec::new();
+        stream.read_to_end(&mut read).unwrap();
+        stream.write_all(&hash(&read).to_le_bytes()).unwrap();
+        stream.write_all(&bytes(7, SOME)).unwrap();
+        first
+    });
+    is_ready.recv().unwrap();
+    server
+}
+
+/// More than buffers hold.
+const SOME: usize = 4 << 20;
+
+/// Sends as much as it can at once, and stops before it reads what comes back until it may.
+fn patient(world: &World, to: &'static str, gate: Gate) -> std::thread::JoinHandle<u16> {
+    world.thread("ca", move || {
+        let (mut stream, sent) = (connect(to), bytes(3, SOME));
+        stream.write_all(&sent).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        gate.recv().unwrap();
+        let mut heard = [0; 8];
+        stream.read_exact(&mut heard).unwrap();
+        assert_eq!(u64::from_le_bytes(heard), hash(&sent), "what the server has read, {to}");
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).unwrap();
+        assert!(back == bytes(7, SOME), "{} bytes came back, of {SOME}, {to}", back.len());
+        stream.local_addr().unwrap().port()
+    })
+}
+
+/// A connection that stands still for a while each way, since nobody reads. Returns the header, and the client's port.
+fn stall(world: &World, to: &'static str, header: usize) -> (Vec<u8>, u16) {
+    let ((may_read, server_gate), (may_hear, client_gate)) =
+        (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let server = reluctant(world, header, server_gate);
+    let client = patient(world, to, client_gate);
+    eventually("the server's window is zero", || is_stalled(world, "ca").then_some(()));
+    may_read.send(()).unwrap();
+    eventually("the client's window is zero", || is_stalled(world, "t1").then_some(()));
+    may_hear.send(()).unwrap();
+    (server.join().unwrap(), client.join().unwrap())
+}
+
+#[test]
+fn who_stops_reading_until_the_window_is_zero_and_then_reads_on_has_every_byte() {
+    for extra in each_hook() {
+        let headers = if extra.contains("always") { &[100, 0][..] } else { &[100] };
+        for header in headers.iter().copied() {
+            let config = if header == 0 { dualstack(&extra, UNCHECKED) } else { proxied6(&extra, UNCHECKED) };
+            let config = config
+                .replace(r#", { address = "10.0.1.22", zone = "a" }"#, "")
+                .replace(r#", { address = "fd00::22", zone = "a" }"#, "");
+            let world = World::dualstack(&config, &ENDS);
+            world.shell("ca", "sysctl -qw net.ipv4.tcp_rmem='4096 8192 8192'");
+            for to in [ENDPOINT, "[fd00::99]:80"] {
+                let (read, port) = stall(&world, to, header);
+                let wanted = match (header, to) {
+                    (0, _) => Vec::new(),
+                    (_, ENDPOINT) => expected(&world, port, 0x11, 80),
+                    _ => expected6(&world, port, 80),
+                };
+                assert_eq!(read, wanted, "{extra} {to}");
+            }
+            let cookies = count(&world, "shop syn_cookie") + count(&world, "shop6 syn_cookie");
+            assert_eq!(cookies, if extra.contains("always") { 2 } else { 0 }, "{extra}");
+        }
+    }
 }
 
 #[test]

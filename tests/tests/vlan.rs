@@ -1025,7 +1025,7 @@ fn a_capture_has_a_trunk_that_comes_while_it_runs() {
     switched.world.serve("t2");
     let world = &switched.world;
     let path = file(world).display().to_string();
-    let mut capture = Capture::start(world, &["--write", &path, "--protocol", "tcp"]);
+    let mut capture = Capture::start(world, &["--write", &path, "--protocol", "tcp", "--duration", "60s"]);
     let (code, said) = world.apply(&with);
     assert_eq!(code, Some(0), "{said}");
     let mut line = String::new();

@@ -11,5 +11,6 @@ mod live;
 mod memory;
 mod rules;
 mod streams;
+mod tags;
 mod time;
 mod twin;

@@ -12,7 +12,7 @@ use privatelink_common::tables::{
     Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
     Words,
 };
-use privatelink_common::verdict::{Action, Answer};
+use privatelink_common::verdict::{Action, Answer, Verdict};
 use privatelink_common::wire::{Ip, Mac};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -367,19 +367,24 @@ impl Drop for Pins {
 /// Free bytes in front of a frame and behind it, as the kernel has them (XDP_PACKET_HEADROOM).
 const HEADROOM: usize = 256;
 
+/// What a program returns, and the frame as it leaves it.
 pub(crate) fn on_the_host(memory: &Memory, frame: &[u8], now: u32) -> (u32, Vec<u8>) {
+    let (action, frame) = decide(memory, frame, now);
+    let returned = match action {
+        None | Some(Action::Hold) => 1,
+        Some(Action::Pass) => 2,
+        Some(Action::Answer(code)) if !ANSWERS.map(Answer::code).contains(&code) => RESET,
+        Some(Action::Forward { .. } | Action::Steer { .. } | Action::Answer(_)) => 4,
+    };
+    (returned, frame)
+}
+
+/// What is to become of a frame, if it is not dropped, and the frame as the path leaves it.
+pub(crate) fn decide(memory: &Memory, frame: &[u8], now: u32) -> (Option<Action>, Vec<u8>) {
     let mut bytes = [&[0; HEADROOM][..], frame, &[0; HEADROOM]].concat();
     let end = bytes.len() - HEADROOM;
     let mut frame = SliceFrame::within(&mut bytes, HEADROOM, end).unwrap();
-    let action = match path::forward(&mut frame, memory, 1, now) {
-        Err(_) => 1,
-        Ok(verdict) => match verdict.action() {
-            Action::Pass => 2,
-            Action::Hold => 1,
-            Action::Answer(code) if !ANSWERS.map(Answer::code).contains(&code) => RESET,
-            Action::Forward { .. } | Action::Steer { .. } | Action::Answer(_) => 4,
-        },
-    };
+    let action = path::forward(&mut frame, memory, 1, now).ok().map(Verdict::action);
     (action, frame.as_bytes().to_vec())
 }
 
