@@ -102,7 +102,7 @@ words! {
         EndpointRate = 32 => "endpoint_rate",
         /// A new flow of an endpoint that has as many flows as it may.
         EndpointFull = 33 => "endpoint_full",
-        /// A packet that would open a flow, and that the endpoint's security groups do not allow; silent, as on AWS.
+        /// A packet that would open a flow, or asks at a resolver's inbound address, and that the security groups there do not allow; silent, as on AWS.
         SecurityGroup = 34 => "security_group",
         /// The same of the load balancer's security groups.
         LoadBalancerSecurityGroup = 35 => "load_balancer_security_group",
