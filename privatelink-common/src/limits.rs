@@ -20,7 +20,11 @@ pub const STACK_PORTS: Range<u16> = 1024..2048;
 pub const DNS: u16 = 53;
 
 /// How many addresses that have asked a resolver are remembered: an answer takes milliseconds, so that these are many clients at a time.
-pub const CALLERS: usize = 8192;
+pub const CALLERS: usize = 32768;
+
+/// How many of these may be new in a second at one resolver, so that nobody who forges sources has all of those of others forgotten while
+/// they wait for their answers: it takes one half a minute.
+pub const NEW_CALLERS: u32 = 1024;
 
 /// How many NAT ports are tried before a new flow is refused. Bounded, because the kernel bounds a program's length; at this many
 /// AWS's 55,000 flows, which take 87 % of the ports, leave one chance in about ten thousand that none is found.

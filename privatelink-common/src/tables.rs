@@ -890,6 +890,16 @@ table! {
     }
 }
 
+table! {
+    /// Value of `caller_rates`, an array by the slot of a resolver's stack: addresses that had not asked there lately. In two steps, as above.
+    CallerRate, 8, align 4, {
+        /// The second that is counted, since boot.
+        second: u32,
+        /// How many in it.
+        count: u32,
+    }
+}
+
 /// Why an entry could not be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
@@ -1026,6 +1036,10 @@ pub trait Tables: Flows<FlowKey> + Flows<FlowKey6> {
     fn caller(&self, address: &VpcAddress) -> Option<Neighbour>;
     /// Remembers it. One that cannot be remembered asks again.
     fn set_caller(&self, address: &VpcAddress, caller: &Neighbour);
+    /// How many have asked lately at the resolver whose stack has this slot, that had not before.
+    fn caller_rate(&self, interface: u16) -> Option<CallerRate>;
+    /// Replaces it.
+    fn set_caller_rate(&self, interface: u16, rate: CallerRate);
     /// The token bucket of an endpoint.
     fn bucket(&self, endpoint: u32) -> Option<Bucket>;
     /// Replaces it.

@@ -135,6 +135,8 @@ words! {
         IcmpOutOfWindow = 57 => "icmp_out_of_window",
         /// A datagram that is to take the Proxy Protocol's header along, in fragments or yet to be cut into datagrams, where the header has no place.
         NoHeaderRoom = 58 => "no_header_room",
+        /// A question to a resolver from an address that had not asked lately, of which there were as many this second as may be.
+        ResolverRate = 59 => "resolver_rate",
     }
 }
 

@@ -13,10 +13,10 @@ use privatelink_common::{
     limits::{CALLERS, FRAGMENTED_DATAGRAMS, OUTCOMES, RULE_ENTRIES},
     path::Room,
     tables::{
-        Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey,
-        FlowKey6, FragmentKey, HeldRate, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour,
-        Prefix, Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters,
-        Trunk, VlanKey, VpcAddress, VpcEndpointId,
+        Address, Balancer, Bucket, CallerRate, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6,
+        FlowKey, FlowKey6, FragmentKey, HeldRate, Interface, Listener, ListenerKey, Mtu, Name, NameKey,
+        Neighbour, Prefix, Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target,
+        TargetCounters, Trunk, VlanKey, VpcAddress, VpcEndpointId,
     },
 };
 
@@ -62,6 +62,8 @@ pub(crate) static TARGETS: Array<Target, 16384> = Array::new();
 pub(crate) static NEIGHBOURS: HashMap<VpcAddress, Neighbour, 16384, SPARSE> = HashMap::new();
 #[btf_map(name = "callers")]
 pub(crate) static CALLERS_BY_ADDRESS: LruHashMap<VpcAddress, Neighbour, CALLERS> = LruHashMap::new();
+#[btf_map(name = "caller_rates")]
+pub(crate) static CALLER_RATES: Array<CallerRate, 4096> = Array::new();
 #[btf_map(name = "established")]
 pub(crate) static ESTABLISHED: HashMap<FlowKey, Flow, 1048576> = HashMap::new();
 #[btf_map(name = "pending")]

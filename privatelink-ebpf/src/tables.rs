@@ -1,10 +1,10 @@
 //! [`Tables`] over the kernel's maps.
 
 use crate::maps::{
-    ADDRESSES, BALANCERS, BUCKETS, CALLERS_BY_ADDRESS, EGRESS, EGRESS_TCX, ENDPOINTS, ESTABLISHED,
-    ESTABLISHED6, FENCE, FRAGMENTS, IDENTIFICATION, INTERFACES, LISTENERS, MTUS, NEIGHBOURS, PENDING,
-    PENDING6, PREFIXES, PRESSURES, ROOM, RULES_BY_ADDRESS, RULES_BY_PORT, STREAMS, STREAMS6, SUBNETS, TABLES,
-    TARGET_COUNTERS, TARGETS, TRUNKS, VPC_ENDPOINT_IDS,
+    ADDRESSES, BALANCERS, BUCKETS, CALLER_RATES, CALLERS_BY_ADDRESS, EGRESS, EGRESS_TCX, ENDPOINTS,
+    ESTABLISHED, ESTABLISHED6, FENCE, FRAGMENTS, IDENTIFICATION, INTERFACES, LISTENERS, MTUS, NEIGHBOURS,
+    PENDING, PENDING6, PREFIXES, PRESSURES, ROOM, RULES_BY_ADDRESS, RULES_BY_PORT, STREAMS, STREAMS6,
+    SUBNETS, TABLES, TARGET_COUNTERS, TARGETS, TRUNKS, VPC_ENDPOINT_IDS,
 };
 use crate::parts::Parts;
 use aya_ebpf::{
@@ -23,10 +23,10 @@ use privatelink_common::{
     limits::RULE_WORDS,
     path::Room,
     tables::{
-        Address, Balancer, Bucket, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey, FlowKey6,
-        Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour, Prefix,
-        Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, Trunk, VpcAddress,
-        VpcEndpointId, Words,
+        Address, Balancer, Bucket, CallerRate, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey,
+        FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu,
+        Neighbour, Prefix, Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent,
+        Trunk, VpcAddress, VpcEndpointId, Words,
     },
     verdict::{Part, Verdict},
     wire::{Ip, Ipv4Header, Ipv6Header, Mac, TCP, Tcp},
@@ -410,6 +410,18 @@ impl<E: Exit> Tables for KernelTables<E> {
     #[inline(always)]
     fn set_caller(&self, address: &VpcAddress, caller: &Neighbour) {
         let _ = CALLERS_BY_ADDRESS.insert(address, caller, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn caller_rate(&self, interface: u16) -> Option<CallerRate> {
+        CALLER_RATES.get(interface.into()).copied()
+    }
+
+    #[inline(always)]
+    fn set_caller_rate(&self, interface: u16, rate: CallerRate) {
+        let Some(place) = CALLER_RATES.get_ptr_mut(interface.into()) else { return };
+        // SAFETY: as for `set_bucket`.
+        unsafe { *place = rate };
     }
 
     #[inline(always)]

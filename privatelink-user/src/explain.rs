@@ -11,9 +11,9 @@ use etherparse::PacketBuilder;
 use privatelink_common::frame::{DIFFERENCE, SliceFrame};
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Bucket, Course, Datagram, ENDPOINT, Egress, Endpoint, Face, Flow, Flow6, FlowKey, FlowKey6,
-    Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu, Neighbour,
-    Pressure, RESOLVER, RESOLVER_ENDPOINT, RuleAddress, RulePort, Stream, Subnet, Tables, Target,
+    Address, Bucket, CallerRate, Course, Datagram, ENDPOINT, Egress, Endpoint, Face, Flow, Flow6, FlowKey,
+    FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Key, Listener, ListenerKey, Mtu,
+    Neighbour, Pressure, RESOLVER, RESOLVER_ENDPOINT, RuleAddress, RulePort, Stream, Subnet, Tables, Target,
     TargetEvent, VpcAddress, VpcEndpointId, Width, Words,
 };
 use privatelink_common::verdict::{Action, Direction};
@@ -289,6 +289,12 @@ impl Tables for Narrator<'_> {
     }
 
     fn set_caller(&self, _: &VpcAddress, _: &Neighbour) {}
+
+    fn caller_rate(&self, interface: u16) -> Option<CallerRate> {
+        self.live.caller_rate(interface)
+    }
+
+    fn set_caller_rate(&self, _: u16, _: CallerRate) {}
 
     fn mtu(&self, interface: u16) -> Mtu {
         self.live.mtu(interface)

@@ -167,12 +167,13 @@ impl std::fmt::Display for Held {
 impl std::error::Error for Held {}
 
 /// The sizes of the maps that the configuration chooses.
-fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 30] {
+fn sizes(limits: &Limits) -> [(&'static str, &'static str, u32); 31] {
     [
         // What is tags on a trunk comes behind what has an index of the kernel's.
         ("interfaces", "max_ifindex", limits.max_ifindex.saturating_add(limits.interfaces)),
         ("egress", "interfaces", limits.interfaces),
         ("mtus", "interfaces", limits.interfaces),
+        ("caller_rates", "interfaces", limits.interfaces),
         ("egress_tcx", "interfaces", limits.interfaces),
         ("vlans", "interfaces", limits.interfaces),
         ("trunks", "interfaces", limits.interfaces),

@@ -4,9 +4,9 @@
 use crate::maps::{AddressRuleKey, Maps, PortRuleKey, PrefixKey};
 use privatelink_common::path::Room;
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Course, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey,
-    FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour,
-    Prefix, Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Tables, Target,
+    Address, Balancer, Bucket, CallerRate, Course, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6,
+    FlowKey, FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu,
+    Neighbour, Prefix, Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Tables, Target,
     TargetEvent, VpcAddress, VpcEndpointId, Words,
 };
 use privatelink_common::wire::Mac;
@@ -214,6 +214,12 @@ impl Tables for Live<'_> {
     }
 
     fn set_caller(&self, _: &VpcAddress, _: &Neighbour) {}
+
+    fn caller_rate(&self, interface: u16) -> Option<CallerRate> {
+        self.maps.caller_rates.get(&interface.into()).ok().flatten()
+    }
+
+    fn set_caller_rate(&self, _: u16, _: CallerRate) {}
 
     fn mtu(&self, interface: u16) -> Mtu {
         self.maps.mtus.get(&interface.into()).ok().flatten().unwrap_or_default()

@@ -6,10 +6,10 @@
 use crate::sys::{self, Command};
 use anyhow::{Context, Result};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6, FlowKey, FlowKey6,
-    FragmentKey, HeldRate, Interface, Listener, ListenerKey, Mtu, Name, NameKey, Neighbour, Prefix, Pressure,
-    RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target, TargetCounters, Trunk, VlanKey,
-    VpcAddress, VpcEndpointId,
+    Address, Balancer, Bucket, CallerRate, Counter, Datagram, Endpoint, EndpointCounters, Flow, Flow6,
+    FlowKey, FlowKey6, FragmentKey, HeldRate, Interface, Listener, ListenerKey, Mtu, Name, NameKey,
+    Neighbour, Prefix, Pressure, RuleAddress, RuleMask, RulePort, RulePorts, Stream, Subnet, Target,
+    TargetCounters, Trunk, VlanKey, VpcAddress, VpcEndpointId,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -402,6 +402,7 @@ pub struct Maps {
     pub fragments: Map<FragmentKey, Datagram>,
     pub identification: Map<u32, u32>,
     pub held: Map<u32, u32>,
+    pub caller_rates: Map<u32, CallerRate>,
     pub held_rates: Map<u32, HeldRate>,
     pub held_taken: Map<u32, u64>,
     pub outcomes: PerCpu<Counter>,
@@ -411,7 +412,7 @@ pub struct Maps {
 
 impl Maps {
     /// The names of them all.
-    pub const NAMES: [&str; 37] = [
+    pub const NAMES: [&str; 38] = [
         "interfaces",
         "egress",
         "mtus",
@@ -444,6 +445,7 @@ impl Maps {
         "fragments",
         "identification",
         "held",
+        "caller_rates",
         "held_rates",
         "held_taken",
         "outcomes",
@@ -486,6 +488,7 @@ impl Maps {
             fragments: Map::open(dir, "fragments")?,
             identification: Map::open(dir, "identification")?,
             held: Map::open(dir, "held")?,
+            caller_rates: Map::open(dir, "caller_rates")?,
             held_rates: Map::open(dir, "held_rates")?,
             held_taken: Map::open(dir, "held_taken")?,
             outcomes: PerCpu::open(dir, "outcomes")?,

@@ -486,6 +486,26 @@ fn whoever_is_not_of_the_vpc_or_wants_something_else_of_the_resolver_is_dropped_
     assert_eq!(counted(&world, "shop", "questions"), 0, "nothing of that came to the resolver");
 }
 
+#[test]
+fn a_tenant_that_asks_from_ever_more_addresses_is_bounded_and_nobody_else_is_forgotten() {
+    let text = named("", UNVERIFIED, "true");
+    for bench in [Bench::xdp(World::new(&text)), Bench::tcx(World::new(&text))] {
+        let ask = |interface: &str, from: [u8; 4]| {
+            let question = Packet { from, to: OWN, payload: dig_bytes("api.example.com"), ..Packet::udp() };
+            bench.run(interface, &question.build()).0
+        };
+        assert_eq!((ask("ca", CLIENT), ask("cb", CLIENT)), (REDIRECT, REDIRECT));
+        // A second may end meanwhile, but not two.
+        let forged = (0..3000u16).map(|number| number.to_be_bytes()).map(|[a, b]| [10, 0, 64 + a, b]);
+        let refused = forged.into_iter().find(|from| ask("ca", *from) == DROP);
+        assert!(refused.is_some(), "all were heard");
+        assert_eq!(drops(&bench.world, "shop", "resolver_rate"), 1);
+        assert_eq!(ask("ca", CLIENT), REDIRECT, "who has asked before is heard");
+        assert_eq!(ask("cb", [10, 0, 1, 77]), REDIRECT, "another tenant's new client is heard");
+        assert_eq!(drops(&bench.world, "bank", "resolver_rate"), 0);
+    }
+}
+
 /// What every stack's end of its link has, and what it believes its router to have.
 const STACK: Mac = [0x02, 0x70, 0x6c, 0, 0, 1];
 const ROUTER: Mac = [0x02, 0x70, 0x6c, 0, 0, 2];

@@ -290,7 +290,10 @@ fn a_device_that_completes_checksums_finds_where_they_begin_behind_the_header() 
     let (header, port) = world.thread("ca", hasty).join().unwrap();
     assert_eq!(header, expected(&world, port, 0x11, 80));
     let counted = ["t1", "t2"].map(|target| world.shell(target, "nft list table ip f"));
-    assert!(counted.concat().contains("packets 1 bytes 1152"), "a header and data in one segment: {counted:?}");
+    assert!(
+        counted.concat().contains("packets 1 bytes 1152"),
+        "a header and data in one segment: {counted:?}"
+    );
 
     let hear = answer(&world, "0.0.0.0:8080");
     for length in [0, 1, 511, 512, 513, 1024, 1300] {

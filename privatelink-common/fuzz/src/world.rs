@@ -5,10 +5,10 @@ use privatelink_common::frame::SliceFrame;
 use privatelink_common::limits::RULE_WORDS;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, BALANCER, Balancer, Bucket, Course, Datagram, ENDPOINT, Egress, Endpoint, Entry, Face, Flow,
-    Flow6, FlowKey, FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey,
-    Mtu, Neighbour, Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress,
-    VpcEndpointId, Words,
+    Address, BALANCER, Balancer, Bucket, CallerRate, Course, Datagram, ENDPOINT, Egress, Endpoint, Entry,
+    Face, Flow, Flow6, FlowKey, FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener,
+    ListenerKey, Mtu, Neighbour, Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target,
+    TargetEvent, VpcAddress, VpcEndpointId, Words,
 };
 use privatelink_common::verdict::{DropReason, Verdict};
 use privatelink_common::wire::{Ip, Mac, TCP, UDP};
@@ -157,6 +157,7 @@ pub struct World {
     pressures: RefCell<HashMap<u32, Pressure>>,
     identification: Cell<u32>,
     callers: RefCell<HashMap<VpcAddress, Neighbour>>,
+    caller_rates: RefCell<HashMap<u16, CallerRate>>,
     /// What every set of rules is.
     pub rules: Vec<Rule>,
 }
@@ -190,6 +191,7 @@ impl Default for World {
             pressures: RefCell::default(),
             identification: Cell::default(),
             callers: RefCell::default(),
+            caller_rates: RefCell::default(),
             rules: Vec::new(),
         }
     }
@@ -492,6 +494,12 @@ impl Tables for World {
     }
     fn set_caller(&self, address: &VpcAddress, caller: &Neighbour) {
         self.callers.borrow_mut().insert(*address, *caller);
+    }
+    fn caller_rate(&self, interface: u16) -> Option<CallerRate> {
+        Some(self.caller_rates.borrow().get(&interface).copied().unwrap_or_default())
+    }
+    fn set_caller_rate(&self, interface: u16, rate: CallerRate) {
+        self.caller_rates.borrow_mut().insert(interface, rate);
     }
     fn mtu(&self, interface: u16) -> Mtu {
         self.mtus.get(&interface).copied().unwrap_or_default()

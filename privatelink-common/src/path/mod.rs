@@ -219,8 +219,8 @@ fn end<F: Frame, T: Tables>(
         Next::Pass | Next::Other | Next::Unknown | Next::Heed | Next::Admitted | Next::Send(_) => {
             Ok(Verdict::PASS)
         }
-        Next::Stack(interface) => stack::deliver(frame, tables, packet, interface),
-        Next::Resolver(interface) => stack::hear(frame, tables, packet, interface),
+        Next::Stack(interface) => stack::deliver(frame, tables, packet, interface, now),
+        Next::Resolver(interface) => stack::hear(frame, tables, packet, interface, now),
         Next::Reset(answer) => reset(frame, packet, answer).result(),
         Next::Expired(endpoint) => hop::expired(frame, tables, packet, endpoint, now).result(),
         Next::Confirm(_) => Err(DropReason::NoFlow),

@@ -204,8 +204,8 @@ pub(super) fn end<F: Frame, T: Tables>(
             Passage::Ends(verdict) => verdict.result(),
             Passage::Onward(_) | Passage::Piece => Err(DropReason::TtlExpired),
         },
-        Next::Stack(interface) => stack::deliver(frame, tables, &room.packet, interface),
-        Next::Resolver(interface) => stack::hear(frame, tables, &room.packet, interface),
+        Next::Stack(interface) => stack::deliver(frame, tables, &room.packet, interface, now),
+        Next::Resolver(interface) => stack::hear(frame, tables, &room.packet, interface, now),
         Next::Reset(answer) => reset::reset6(frame, answer).result(),
         Next::Cookie(endpoint) => {
             cookie::answer::<F, T, FlowKey6, TRANSPORT6>(frame, tables, &room.packet, endpoint, now).result()

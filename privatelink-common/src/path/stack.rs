@@ -6,9 +6,9 @@ use super::neighbour::advertise;
 use super::parse::{self, Network, Packet, Transport};
 use super::rules::{self, Way};
 use crate::frame::Frame;
-use crate::limits::{DNS, STACK_PORTS};
+use crate::limits::{DNS, NEW_CALLERS, STACK_PORTS};
 use crate::tables::{
-    Address, BALANCER, FlowKey6, Interface, Key, Neighbour, RESOLVER, Tables, VpcAddress, Width,
+    Address, BALANCER, CallerRate, FlowKey6, Interface, Key, Neighbour, RESOLVER, Tables, VpcAddress, Width,
 };
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{Arp, ICMPV6, Ip, Ipv6Header, Mac, NETWORK, SOLICITATION, TRANSPORT6, UNSPECIFIED};
@@ -97,16 +97,33 @@ fn caller<T: Tables>(tables: &T, address: &VpcAddress) -> Option<Neighbour> {
 }
 
 /// Remembers where a question to the resolver behind `interface` came from: by that slot and not by the VPC, since who reaches a
-/// resolver from an attached network is in another address space than the resolver is. Not inlined, and with a result: the kernel bounds
-/// a function's stack, and wants to know what a function returns.
+/// resolver from an attached network is in another address space than the resolver is. Returns the code of why it is not remembered, or 0.
+/// Not inlined: the kernel bounds a function's stack.
 #[inline(never)]
-fn remember<T: Tables, K: Key>(tables: &T, packet: &Packet<K>, interface: u16) -> u32 {
+fn remember<T: Tables, K: Key>(tables: &T, packet: &Packet<K>, interface: u16, now: u32) -> u32 {
     let key = &packet.key;
-    if key.destination_port().get() == DNS {
-        let caller = Neighbour { mac: packet.source_mac, interface: packet.interface };
-        tables.set_caller(&VpcAddress::new(interface, key.source().widen()), &caller);
+    if key.destination_port().get() != DNS {
+        return 0;
     }
+    let address = VpcAddress::new(interface, key.source().widen());
+    if tables.caller(&address).is_none() && !may_be_new(tables, interface, now) {
+        return DropReason::ResolverRate.code();
+    }
+    let caller = Neighbour { mac: packet.source_mac, interface: packet.interface };
+    tables.set_caller(&address, &caller);
     0
+}
+
+/// Whether one more may ask at a resolver this second that had not before.
+#[inline(always)]
+fn may_be_new<T: Tables>(tables: &T, interface: u16, now: u32) -> bool {
+    let mut rate = tables.caller_rate(interface).unwrap_or_default();
+    if rate.second != now {
+        rate = CallerRate { second: now, count: 0 };
+    }
+    rate.count = rate.count.saturating_add(1);
+    tables.set_caller_rate(interface, rate);
+    rate.count <= NEW_CALLERS
 }
 
 /// A packet for the resolver's own address, behind `interface`.
@@ -116,9 +133,12 @@ pub(super) fn hear<F: Frame, T: Tables, K: Key>(
     tables: &T,
     packet: &Packet<K>,
     interface: u16,
+    now: u32,
 ) -> Result<Verdict, DropReason> {
-    remember(tables, packet, interface);
-    receive(frame, tables, interface)
+    match DropReason::from_code(remember(tables, packet, interface, now)) {
+        Some(reason) => Err(reason),
+        None => receive(frame, tables, interface),
+    }
 }
 
 /// An answer to the stack behind `interface`, or a question to one of its other addresses, if network ACLs let it come so far.
@@ -128,11 +148,12 @@ pub(super) fn deliver<F: Frame, T: Tables, K: Key>(
     tables: &T,
     packet: &Packet<K>,
     interface: u16,
+    now: u32,
 ) -> Result<Verdict, DropReason> {
     if rules::crosses(tables, &Way::of(&packet.key)) == 0 {
         return Err(DropReason::NetworkAcl);
     }
-    hear(frame, tables, packet, interface)
+    hear(frame, tables, packet, interface, now)
 }
 
 /// A packet for the stack behind `interface`.

@@ -7,10 +7,10 @@ use privatelink::plan::Image;
 use privatelink_common::frame::SliceFrame;
 use privatelink_common::path::{self, Room};
 use privatelink_common::tables::{
-    Address, Balancer, Bucket, Course, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6, FlowKey,
-    FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu, Neighbour,
-    Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress, VpcEndpointId,
-    Words,
+    Address, Balancer, Bucket, CallerRate, Course, Datagram, Egress, Endpoint, Entry, Face, Flow, Flow6,
+    FlowKey, FlowKey6, Flows, FragmentKey, Handshake, InsertError, Interface, Listener, ListenerKey, Mtu,
+    Neighbour, Pressure, RuleAddress, RulePort, Stream, Subnet, Tables, Target, TargetEvent, VpcAddress,
+    VpcEndpointId, Words,
 };
 use privatelink_common::verdict::{Action, Answer, Verdict};
 use privatelink_common::wire::{Ip, Mac};
@@ -96,6 +96,7 @@ pub(crate) struct Memory {
     pub interface: Cell<Interface>,
     neighbours: HashMap<VpcAddress, Neighbour>,
     pub callers: RefCell<HashMap<VpcAddress, Neighbour>>,
+    pub caller_rates: RefCell<HashMap<u16, CallerRate>>,
     pub established: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
     pub pending: RefCell<HashMap<FlowKey, Rc<Cell<Flow>>>>,
     pub established6: RefCell<HashMap<FlowKey6, Rc<Cell<Flow6>>>>,
@@ -348,6 +349,12 @@ impl Tables for Memory {
     fn set_caller(&self, address: &VpcAddress, caller: &Neighbour) {
         self.callers.borrow_mut().insert(*address, *caller);
     }
+    fn caller_rate(&self, interface: u16) -> Option<CallerRate> {
+        Some(self.caller_rates.borrow().get(&interface).copied().unwrap_or_default())
+    }
+    fn set_caller_rate(&self, interface: u16, rate: CallerRate) {
+        self.caller_rates.borrow_mut().insert(interface, rate);
+    }
     fn mtu(&self, interface: u16) -> Mtu {
         self.mtus.borrow().get(&interface).copied().unwrap_or_default()
     }
@@ -432,6 +439,7 @@ pub(crate) fn memory(image: Image) -> Memory {
     Memory {
         neighbours: neighbours(&image),
         callers: RefCell::default(),
+        caller_rates: RefCell::default(),
         image,
         interface: Cell::default(),
         established: RefCell::default(),
