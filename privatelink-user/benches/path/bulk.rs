@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 
 /// Two VPCs that do not overlap, so that the kernel can forward between them, too.
 const CONFIG: &str = r#"
@@ -156,7 +156,7 @@ pub(crate) fn run(report: &mut Report) {
 fn fill(world: &World) {
     let model = model::parse(CONFIG, "bench.toml").unwrap();
     let mut names = Names::default();
-    let image = plan::compile(&model, &mut names, &Known::default(), |_| "stack".into()).unwrap();
+    let image = plan::compile(&model, &mut names, &Known::connected(&model), |_| "stack".into()).unwrap();
     reconcile::apply(&world.maps, &Image::default(), &image).unwrap();
     for name in ["consumer", "provider"] {
         let (place, ifindex) = (image.interfaces[name], index_of(name).unwrap());
