@@ -22,7 +22,8 @@ use std::time::Duration;
 
 const ROUNDS: usize = 9;
 
-/// Two VPCs that do not overlap, so that the kernel can forward between them, too.
+/// Two VPCs that do not overlap, so that the kernel can forward between them, too. The endpoint takes what the interfaces take, so that all have
+/// the same MSS.
 const CONFIG: &str = r#"
 [vpcs.a]
 account = "111122223333"
@@ -49,6 +50,7 @@ allowed_principals = ["*"]
 vpc = "a"
 service = "s"
 addresses = { a = "10.1.9.9" }
+mtu = 9000
 "#;
 
 const RULES: &str = r#"
