@@ -235,6 +235,17 @@ pub fn addresses(frame: &[u8]) -> (Ip, u16, Ip, u16) {
     (frame[26..30].try_into().unwrap(), port(34), frame[30..34].try_into().unwrap(), port(36))
 }
 
+/// A DNS question for an IPv4 address (RFC 1035, 4.1).
+pub fn question(name: &str) -> Vec<u8> {
+    let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        bytes.push(u8::try_from(label.len()).unwrap());
+        bytes.extend(label.as_bytes());
+    }
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
+}
+
 #[test]
 fn the_checksum_is_that_of_a_known_header() {
     // The example that RFC 1071's readers use: 45 00 00 73 00 00 40 00 40 11 b8 61 c0 a8 00 01 c0 a8 00 c7.

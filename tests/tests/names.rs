@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: a panic with its place is what is wanted")]
 
 use privatelink_tests::bench::{Bench, CLIENT, DROP, REDIRECT};
-use privatelink_tests::packet::{ACK, Ip, Mac, Packet, SYN, arp};
+use privatelink_tests::packet::{ACK, Ip, Mac, Packet, SYN, arp, question};
 use privatelink_tests::world::{CHECKED, UNCHECKED, World, config, dualstack, eventually};
 use serde_json::Value;
 use std::io::Read;
@@ -491,7 +491,7 @@ fn a_tenant_that_asks_from_ever_more_addresses_is_bounded_and_nobody_else_is_for
     let text = named("", UNVERIFIED, "true");
     for bench in [Bench::xdp(World::new(&text)), Bench::tcx(World::new(&text))] {
         let ask = |interface: &str, from: [u8; 4]| {
-            let question = Packet { from, to: OWN, payload: dig_bytes("api.example.com"), ..Packet::udp() };
+            let question = Packet { from, to: OWN, payload: question("api.example.com"), ..Packet::udp() };
             bench.run(interface, &question.build()).0
         };
         assert_eq!((ask("ca", CLIENT), ask("cb", CLIENT)), (REDIRECT, REDIRECT));
@@ -529,7 +529,7 @@ fn a_question_goes_to_the_stack_and_its_answer_to_where_it_came_from_byte_for_by
         let (mac, everywhere) = (resolver(OWN), resolver([169, 254, 169, 253]));
         assert_ne!(mac, everywhere);
 
-        let question = Packet { to: OWN, payload: dig_bytes("api.example.com"), ..Packet::udp() };
+        let question = Packet { to: OWN, payload: question("api.example.com"), ..Packet::udp() };
         let steered = |packet: &Packet| Packet { to_mac: STACK, from_mac: ROUTER, ..packet.clone() }.build();
         let remembered = [("shop steered", 1), ("map callers", 1)];
         let out = bench.expect("a question", "ca", &question.build(), REDIRECT, &remembered);
@@ -743,7 +743,7 @@ fn a_peered_vpcs_clients_ask_the_inbound_address_of_the_other_for_all_that_it_kn
 #[test]
 fn a_client_that_asks_too_much_or_nonsense_does_not_keep_the_resolver_from_answering() {
     let world = World::new(&named("", UNVERIFIED, "{ max_queries_per_second = 50 }"));
-    let question = dig_bytes("api.example.com");
+    let question = question("api.example.com");
     let answers = world.thread("ca", move || {
         let socket = UdpSocket::bind("10.0.1.5:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -785,15 +785,4 @@ fn a_client_that_asks_too_much_or_nonsense_does_not_keep_the_resolver_from_answe
     eventually("the client is answered again", || {
         (short(&world, "ca", &format!("@{RESOLVER} +tcp api.example.com")) == ["10.0.9.9"]).then_some(())
     });
-}
-
-/// A question for an address, as the RFC has it (RFC 1035, 4.1).
-fn dig_bytes(name: &str) -> Vec<u8> {
-    let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        bytes.push(u8::try_from(label.len()).unwrap());
-        bytes.extend(label.as_bytes());
-    }
-    bytes.extend([0, 0, 1, 0, 1]);
-    bytes
 }

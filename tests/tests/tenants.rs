@@ -4,7 +4,7 @@
 use pnet_datalink::{Channel, Config, channel, interfaces};
 use privatelink_tests::bench::{BALANCER, Bench, CLIENT, ENDPOINT, PASS, REDIRECT, each, reply, side};
 use privatelink_tests::packet::{
-    ACK, Ip, Ip6, Mac, PSH, Packet, Packet6, RST, SYN, addresses, addresses6, arp, six,
+    ACK, Ip, Ip6, Mac, PSH, Packet, Packet6, RST, SYN, addresses, addresses6, arp, question, six,
 };
 use privatelink_tests::world::{UNCHECKED, World, changes, config, dualstack, eventually};
 use std::collections::BTreeMap;
@@ -346,17 +346,6 @@ fn a_provider_that_scans_over_ipv6_finds_no_consumer() {
         only(bench, &before, "payments ");
         goes_on6(bench, "cb", &at_target);
     }
-}
-
-/// A question for an address (RFC 1035, 4.1).
-fn question(name: &str) -> Vec<u8> {
-    let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        bytes.push(u8::try_from(label.len()).unwrap());
-        bytes.extend(label.as_bytes());
-    }
-    bytes.extend([0, 0, 1, 0, 1]);
-    bytes
 }
 
 /// What the resolver says to a question from a tenant's own address.

@@ -129,8 +129,7 @@ pub(super) fn is_ipv6<F: Frame>(frame: &F) -> bool {
 
 /// Reads the headers of a frame that came by `from` as far as the network's.
 ///
-/// A packet is made of what is known of it, and not of zeros: to clear so many bytes is a call of a function in the kernel's programs, as
-/// is to copy six from one place of memory to another.
+/// A packet is made of what is known of it, and not of zeros: to clear so many bytes is a call of a function in the kernel's programs.
 #[inline(always)]
 pub(super) fn network<F: Frame>(frame: &F, from: &Interface) -> Network {
     let Some(ethertype) = frame.read::<U16>(offset_of!(Ethernet, ethertype)) else { return Network::Foreign };
