@@ -316,11 +316,11 @@ impl Agent {
         let changes = self.update(image)?;
         self.model = model;
         self.open_pending()?;
-        self.enter()?;
+        let entered = self.enter();
         self.watch();
         self.follow_names();
         self.ask_neighbours();
-        Ok(changes)
+        entered.and(Ok(changes))
     }
 
     /// Makes the maps agree with an image of the same VPCs, interfaces and stacks. Returns how many entries changed.

@@ -463,7 +463,13 @@ fn log_to_stderr() {
     let _ = env_logger::Builder::from_env(default).format(line).try_init();
 }
 
-fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel, drops: Drops) -> Result<()> {
+fn serve(
+    places: &Places,
+    config: &Path,
+    model: model::Model,
+    mut kernel: Kernel,
+    drops: Drops,
+) -> Result<()> {
     std::fs::create_dir_all(&places.runtime_dir)
         .with_context(|| format!("cannot make {}", places.runtime_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -482,9 +488,8 @@ fn serve(places: &Places, config: &Path, model: model::Model, kernel: Kernel, dr
         }
     });
     if drops == Drops::Named {
-        runtime.spawn(crate::drops::follow(
-            kernel.drops(crate::drops::Words::new(kernel.maps()?, &model.limits))?,
-        ));
+        let words = crate::drops::Words::new(kernel.maps()?, &model.limits);
+        runtime.spawn(crate::drops::follow(kernel.drops(words)?));
     }
     let store = Arc::new(Store::open(&places.state_dir)?);
     let (news, told) = channel();

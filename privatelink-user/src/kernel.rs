@@ -78,16 +78,16 @@ impl Hook {
     }
 }
 
-/// The programs.
+/// The programs. Each is loaded when an interface is to have it, since the kernel takes most of a second to verify one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
     /// XDP's.
     Xdp,
     /// TCX's.
     Tcx,
-    /// XDP's for trunks, which is loaded when there is one.
+    /// XDP's for trunks.
     XdpTrunk,
-    /// TCX's for trunks, likewise.
+    /// TCX's for trunks.
     TcxTrunk,
 }
 
@@ -115,11 +115,6 @@ impl Program {
         }
     }
 
-    /// Whether it is loaded only when there is a trunk.
-    const fn is_for_trunks(self) -> bool {
-        matches!(self, Self::XdpTrunk | Self::TcxTrunk)
-    }
-
     /// Where it meets packets; XDP's mode does not matter to a program.
     const fn hook(self) -> Hook {
         match self {
@@ -142,6 +137,8 @@ pub enum Drops {
 /// Why the program could not be attached.
 #[derive(Debug)]
 pub enum Refused {
+    /// The kernel does not take the program.
+    Program(anyhow::Error),
     /// The driver cannot run it.
     Native(std::io::Error),
     /// Anything else.
@@ -252,10 +249,12 @@ impl Kernel {
         }
         let adopted = found != Found::Nothing;
         let (dir, links) = (dir.to_owned(), BTreeMap::new());
-        let kernel = Self { dir, place, programs, links, adopted, before, _lock: lock };
-        kernel.programs.loaded.keys().try_for_each(|program| kernel.pin_program(*program))?;
-        for program in Program::ALL.into_iter().filter(|it| !kernel.programs.loaded.contains_key(it)) {
-            let _ = fs::remove_file(kernel.dir.join("programs").join(program.name()));
+        let mut kernel = Self { dir, place, programs, links, adopted, before, _lock: lock };
+        // Links may have those of the agent before, and a capture puts back what is pinned.
+        for program in Program::ALL {
+            if kernel.program_pin(program).exists() {
+                kernel.load(program)?;
+            }
         }
         Ok(kernel)
     }
@@ -272,9 +271,13 @@ impl Kernel {
         Ok(true)
     }
 
+    fn program_pin(&self, program: Program) -> PathBuf {
+        self.dir.join("programs").join(program.name())
+    }
+
     /// Replaces a program's pin, by one exchange of names, so that there is always one to open.
     fn pin_program(&self, program: Program) -> Result<()> {
-        let old = self.dir.join("programs").join(program.name());
+        let old = self.program_pin(program);
         let new = old.with_file_name(format!("{}_new", program.name()));
         let _ = fs::remove_file(&new);
         sys::pin(self.program(program)?, &new).context("cannot pin a program")?;
@@ -297,13 +300,12 @@ impl Kernel {
 
     /// Whether the kernel can attach programs by TCX.
     pub fn has_tcx(&self) -> bool {
-        self.program(Program::Tcx).is_ok_and(sys::has_tcx)
+        sys::has_tcx(self.programs.account.as_fd())
     }
 
-    /// Where the programs name what they drop, which is the same place for both; handed to `log`.
-    pub fn drops<T: log::Log>(&self, log: T) -> Result<EbpfLogger<T>> {
-        EbpfLogger::init_from_id_with_logger(self.program_info(Program::Tcx)?.id(), log)
-            .context("cannot listen to the programs")
+    /// Where the programs name what they drop, which is the same place for all; handed to `log`. There is one such listener.
+    pub fn drops<T: log::Log>(&mut self, log: T) -> Result<EbpfLogger<T>> {
+        EbpfLogger::init_with_logger(&mut self.programs.object, log).context("cannot listen to the programs")
     }
 
     /// The maps.
@@ -325,7 +327,7 @@ impl Kernel {
 
     /// What the kernel says of a program.
     pub fn program_info(&self, program: Program) -> Result<ProgramInfo> {
-        Ok(ProgramInfo::from_pin(self.dir.join("programs").join(program.name()))?)
+        Ok(ProgramInfo::from_pin(self.program_pin(program))?)
     }
 
     fn link_pin(&self, interface: &str, hook: Hook) -> PathBuf {
@@ -342,7 +344,7 @@ impl Kernel {
     /// is replaced, and packets in between meet no program.
     pub fn attach(&mut self, interface: &str, ifindex: u32, hook: Hook, trunk: bool) -> Result<(), Refused> {
         let kind = hook.program(trunk);
-        self.load(kind)?;
+        self.load(kind).map_err(Refused::Program)?;
         let (pin, program) = (self.link_pin(interface, hook), self.program(kind)?);
         if !adopt(&pin, interface, ifindex, hook, program)? {
             let link = link(interface, ifindex, hook, program)?;
@@ -476,7 +478,7 @@ fn check(maps: &Path, limits: &Limits) -> Result<Found> {
     Ok(Found::Ours)
 }
 
-/// Loads the programs with their maps: the pinned ones where they are, else new ones, pinned.
+/// Makes what the programs share, their maps: the pinned ones where they are, else new ones, pinned.
 fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<Programs> {
     let level = drops as u8;
     let mut loader = EbpfLoader::new();
@@ -489,11 +491,7 @@ fn load(maps: &Path, limits: &Limits, drops: Drops) -> Result<Programs> {
     }
     let mut object = loader.load(OBJECT).context("cannot create the maps")?;
     let account = load_classifier(&mut object, "account")?;
-    let mut programs = Programs { object, loaded: BTreeMap::new(), account };
-    for program in [Program::Xdp, Program::Tcx] {
-        programs.load(program)?;
-    }
-    Ok(programs)
+    Ok(Programs { object, loaded: BTreeMap::new(), account })
 }
 
 const NO_PROGRAM: &str = "the object has no such program";
@@ -559,16 +557,16 @@ pub fn open_links(dir: &Path, program: Program) -> Result<Vec<OwnedFd>> {
     Ok(paths.filter_map(|path| sys::open_pin(&path).ok()).collect())
 }
 
-/// The programs that are pinned below `dir`: those for trunks are there when there is one.
+/// The programs that are pinned below `dir`: those that an interface has needed.
 pub fn open_programs(dir: &Path) -> Result<BTreeMap<Program, OwnedFd>> {
     let mut programs = BTreeMap::new();
     for program in Program::ALL {
         let pin = dir.join("programs").join(program.name());
         match sys::open_pin(&pin) {
             Ok(opened) => _ = programs.insert(program, opened),
-            Err(error) if program.is_for_trunks() && error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => {
-                return Err(error).with_context(|| format!("there is no program at {}", pin.display()));
+                return Err(error).with_context(|| format!("cannot open the program at {}", pin.display()));
             }
         }
     }

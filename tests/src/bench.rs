@@ -38,12 +38,20 @@ pub fn each(extra: &str, check: impl Fn(&Bench)) {
     tcx(extra, &check);
 }
 
+/// Makes a world for each program, of what is to stand before everything else in its configuration.
+pub fn both(world: impl Fn(&str) -> World) -> [Bench; 2] {
+    [Bench::xdp(world("")), Bench::tcx(world(BY_TCX))]
+}
+
+/// An agent loads TCX's program where an interface is to have it.
+const BY_TCX: &str = "hook = \"tcx\"\n";
+
 pub fn xdp(extra: &str, check: impl Fn(&Bench)) {
     check(&Bench::new(extra));
 }
 
 pub fn tcx(extra: &str, check: impl Fn(&Bench)) {
-    check(&Bench::tcx(World::new(&config(extra, UNCHECKED))));
+    check(&Bench::tcx(World::new(&(BY_TCX.to_owned() + &config(extra, UNCHECKED)))));
 }
 
 /// A context of which only these words, by their index, are not zero.

@@ -1,7 +1,7 @@
 //! Datagrams in fragments of flows with an IPv6 side, byte by byte (RFC 8200, 4.5; RFC 7915, 4.1 and 5.1.1), and from real hosts.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::bench::{Bench, REDIRECT};
+use privatelink_tests::bench::{Bench, REDIRECT, both};
 use privatelink_tests::packet::{Ip, Ip6, Mac, Packet, Packet6, SYN, addresses, addresses6, six};
 use privatelink_tests::world::{UNCHECKED, World, dualstack};
 
@@ -13,8 +13,7 @@ const ENDPOINT4: Ip = [10, 0, 9, 9];
 
 /// Each hook's program, in a world of its own.
 fn benches() -> [Bench; 2] {
-    let world = || World::dualstack(&dualstack("", UNCHECKED), &["t1", "t2"]);
-    [Bench::xdp(world()), Bench::tcx(world())]
+    both(|hook| World::dualstack(&dualstack(hook, UNCHECKED), &["t1", "t2"]))
 }
 
 fn macs(frame: &[u8]) -> (Mac, Mac) {

@@ -1,7 +1,7 @@
 //! Names, as real tools see them: `dig` and `curl` in consumers' and providers' namespaces, dnsmasq as their own name server.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: a panic with its place is what is wanted")]
 
-use privatelink_tests::bench::{Bench, CLIENT, DROP, REDIRECT};
+use privatelink_tests::bench::{CLIENT, DROP, REDIRECT, both};
 use privatelink_tests::packet::{ACK, Ip, Mac, Packet, SYN, arp, question};
 use privatelink_tests::world::{CHECKED, UNCHECKED, World, config, dualstack, eventually};
 use serde_json::Value;
@@ -489,7 +489,7 @@ fn whoever_is_not_of_the_vpc_or_wants_something_else_of_the_resolver_is_dropped_
 #[test]
 fn a_tenant_that_asks_from_ever_more_addresses_is_bounded_and_nobody_else_is_forgotten() {
     let text = named("", UNVERIFIED, "true");
-    for bench in [Bench::xdp(World::new(&text)), Bench::tcx(World::new(&text))] {
+    for bench in both(|hook| World::new(&(hook.to_owned() + &text))) {
         let ask = |interface: &str, from: [u8; 4]| {
             let question = Packet { from, to: OWN, payload: question("api.example.com"), ..Packet::udp() };
             bench.run(interface, &question.build()).0
@@ -514,7 +514,7 @@ const OWN: Ip = [10, 0, 0, 2];
 #[test]
 fn a_question_goes_to_the_stack_and_its_answer_to_where_it_came_from_byte_for_byte() {
     let text = named("", UNVERIFIED, "true");
-    for bench in [Bench::xdp(World::new(&text)), Bench::tcx(World::new(&text))] {
+    for bench in both(|hook| World::new(&(hook.to_owned() + &text))) {
         let interfaces = bench.world.json("status")[0]["interfaces"].clone();
         let own =
             |row: &&Value| row["vpc"] == "shop" && row["interface"].as_str().unwrap().starts_with("pls");

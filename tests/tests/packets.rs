@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
 use privatelink_tests::bench::{
-    BALANCER, Bench, CLIENT, DROP, ENDPOINT, REDIRECT, Segments, as_slice, each, opened, reply, side,
+    BALANCER, Bench, CLIENT, DROP, ENDPOINT, REDIRECT, Segments, as_slice, both, each, opened, reply, side,
     translated,
 };
 use privatelink_tests::packet::{ACK, Packet, SYN, addresses};
@@ -653,8 +653,7 @@ fn a_wrong_checksum_stays_as_wrong_as_it_was() {
 #[test]
 fn a_first_datagram_goes_only_where_the_proxy_protocols_header_has_room_and_otherwise_opens_nothing() {
     let proxied = format!("{UNCHECKED} }}\nproxy_protocol_v2 = {{ enabled = true");
-    let world = || World::new(&config("", &proxied));
-    for bench in [Bench::xdp(world()), Bench::tcx(world())] {
+    for bench in both(|hook| World::new(&config(hook, &proxied))) {
         let sized = |port: u16, length: usize| Packet {
             from_port: port,
             payload: vec![7; length - 28],
@@ -750,7 +749,7 @@ fn headers_that_contradict_the_packet_are_malformed() {
 #[test]
 fn an_endpoint_without_ping_answers_no_echo_request() {
     let silent = config("", UNCHECKED).replace("[endpoints.shop]\n", "[endpoints.shop]\nping = false\n");
-    for bench in [Bench::xdp(World::new(&silent)), Bench::tcx(World::new(&silent))] {
+    for bench in both(|hook| World::new(&(hook.to_owned() + &silent))) {
         let echo = Packet::tcp(0).icmp(8, b"\0\x01\0\x01ping");
         bench.refused("to the endpoint", "ca", &echo, "shop icmp_unsupported");
         assert_eq!(bench.run("cb", &echo).0, REDIRECT, "the other tenant's answers");

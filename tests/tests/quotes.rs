@@ -1,7 +1,7 @@
 //! ICMP errors about flows with an IPv6 side: what becomes of them, byte by byte, by RFC 7915 as it is written there.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::bench::{Bench, REDIRECT};
+use privatelink_tests::bench::{Bench, REDIRECT, both};
 use privatelink_tests::packet::{ACK, Ip, Ip6, Mac, Packet, Packet6, SYN, addresses, addresses6, six};
 use privatelink_tests::world::{CHECKED, UNCHECKED, World, dualstack, eventually};
 
@@ -12,8 +12,7 @@ const BALANCER4: Ip = [10, 0, 1, 10];
 
 /// Each hook's program, in a world of its own.
 fn benches() -> [Bench; 2] {
-    let world = || World::dualstack(&dualstack("", UNCHECKED), &["t1", "t2"]);
-    [Bench::xdp(world()), Bench::tcx(world())]
+    both(|hook| World::dualstack(&dualstack(hook, UNCHECKED), &["t1", "t2"]))
 }
 
 /// A packet of either family.

@@ -1,7 +1,7 @@
 //! Sequence numbers: which ICMP errors and RSTs are believed for them, and in whose numbers an error speaks.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::bench::{Bench, DROP, REDIRECT, Segments, each, reply, side};
+use privatelink_tests::bench::{Bench, DROP, REDIRECT, Segments, both, each, reply, side};
 use privatelink_tests::packet::{ACK, FIN, Packet, Packet6, RST, SYN, addresses, addresses6, checksum, six};
 use privatelink_tests::world::{UNCHECKED, World, config, dualstack};
 
@@ -216,9 +216,7 @@ fn an_error_about_a_flow_whose_sides_count_differently_speaks_in_the_numbers_of_
         } else {
             UNCHECKED.into()
         };
-        for bench in
-            [Bench::xdp(World::new(&config(extra, &proxy))), Bench::tcx(World::new(&config(extra, &proxy)))]
-        {
+        for bench in both(|hook| World::new(&config(&format!("{hook}{extra}"), &proxy))) {
             speaks_in_the_numbers_of_who_gets_it(&bench, cookies, proxied);
         }
     }
@@ -290,8 +288,7 @@ fn speaks_in_the_numbers_of_who_gets_it(bench: &Bench, cookies: bool, proxied: b
 
 #[test]
 fn the_same_holds_for_flows_with_an_ipv6_side() {
-    let world = || World::dualstack(&dualstack("", UNCHECKED), &["t1", "t2"]);
-    for bench in [Bench::xdp(world()), Bench::tcx(world())] {
+    for bench in both(|hook| World::dualstack(&dualstack(hook, UNCHECKED), &["t1", "t2"])) {
         for (over_six, to_port) in [(true, 81), (true, 80), (false, 81)] {
             let forth = |flags, seq, ack, payload: &[u8]| {
                 let packet = Packet { to_port, seq, ack, payload: payload.to_vec(), ..Packet::tcp(flags) };

@@ -1,7 +1,7 @@
 //! IPv6, and the two families on the two sides of a flow: packets byte by byte, and real clients and servers.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::bench::{Bench, DROP, PASS, REDIRECT, Segments};
+use privatelink_tests::bench::{Bench, DROP, PASS, REDIRECT, Segments, both};
 use privatelink_tests::packet::{
     ACK, FIN, Ip, Ip6, Mac, PSH, Packet, Packet6, RST, SYN, addresses, addresses6, six,
 };
@@ -19,8 +19,7 @@ const BALANCER4: Ip = [10, 0, 1, 10];
 
 /// Each hook's program, in a world of its own.
 fn benches() -> [Bench; 2] {
-    let world = || World::dualstack(&dualstack("", UNCHECKED), &["t1", "t2"]);
-    [Bench::xdp(world()), Bench::tcx(world())]
+    both(|hook| World::dualstack(&dualstack(hook, UNCHECKED), &["t1", "t2"]))
 }
 
 /// A packet after a hop.
@@ -273,8 +272,7 @@ fn zeroed(packet: &Packet, frame: impl Fn(&Packet) -> Vec<u8>, at: usize) -> Pac
 
 #[test]
 fn a_datagram_without_a_checksum_gets_one_where_it_becomes_ipv6() {
-    let world = || World::dualstack(&wide(""), &["t1", "t2"]);
-    for bench in [Bench::xdp(world()), Bench::tcx(world())] {
+    for bench in both(|hook| World::dualstack(&wide(hook), &["t1", "t2"])) {
         widen(&bench.world);
         let query = Packet { to_port: 81, no_checksum: true, tos: 0xb8, ..Packet::udp() };
         let out =

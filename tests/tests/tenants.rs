@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: a panic with its place is what is wanted")]
 
 use pnet_datalink::{Channel, Config, channel, interfaces};
-use privatelink_tests::bench::{BALANCER, Bench, CLIENT, ENDPOINT, PASS, REDIRECT, each, reply, side};
+use privatelink_tests::bench::{BALANCER, Bench, CLIENT, ENDPOINT, PASS, REDIRECT, both, each, reply, side};
 use privatelink_tests::packet::{
     ACK, Ip, Ip6, Mac, PSH, Packet, Packet6, RST, SYN, addresses, addresses6, arp, question, six,
 };
@@ -168,8 +168,7 @@ const ME: Mac = [2, 1, 1, 1, 1, 1];
 
 /// Each hook's program, in a world with both families.
 fn dualstack_benches() -> [Bench; 2] {
-    let world = || World::dualstack(&dualstack("", UNCHECKED), &["t1", "t2"]);
-    [Bench::xdp(world()), Bench::tcx(world())]
+    both(|hook| World::dualstack(&dualstack(hook, UNCHECKED), &["t1", "t2"]))
 }
 
 fn packet6((from, from_port): (Ip6, u16), (to, to_port): (Ip6, u16), flags: u8) -> Packet6 {
@@ -385,7 +384,7 @@ fn counted(world: &World, vpc: &str, what: &str) -> u64 {
 #[test]
 fn who_forges_questions_and_answers_to_resolvers_asks_nothing_and_learns_no_name_of_another_vpc() {
     let text = named(r#"["*"]"#);
-    for bench in [Bench::xdp(World::new(&text)), Bench::tcx(World::new(&text))] {
+    for bench in both(|hook| World::new(&(hook.to_owned() + &text))) {
         let bench = &bench;
         const OWN: Ip = [10, 0, 0, 2];
         let before = bench.world.state();
@@ -452,7 +451,7 @@ fn who_forges_questions_and_answers_to_resolvers_asks_nothing_and_learns_no_name
 fn a_tenant_that_is_not_allowed_cannot_tell_the_service_from_one_that_does_not_exist() {
     let denied = named(r#"["111122223333"]"#);
     let absent = denied.split_once("[endpoints.bank]").unwrap().0.to_owned();
-    for bench in [Bench::xdp(World::new(&denied)), Bench::tcx(World::new(&denied))] {
+    for bench in both(|hook| World::new(&(hook.to_owned() + &denied))) {
         let at_target = connect(&bench, "ca");
         let probes = || {
             let mut told = Vec::new();

@@ -204,6 +204,7 @@ impl Agent {
         self.find_links()?;
         self.follow_trunks()?;
         self.follow_vlans()?;
+        let mut refused = Ok(());
         // An interface whose driver turns out not to be able has another hook then: once more, at most.
         for _ in 0..2 {
             let mut chosen = self.choose_hooks();
@@ -215,13 +216,16 @@ impl Agent {
                     false
                 }
             });
-            chosen.iter().for_each(|name| self.attach(name));
+            for name in chosen {
+                refused = self.attach(&name).and(refused);
+            }
         }
         let of_tenants = |name: &String| self.image.interfaces.get(name).is_some_and(|place| !place.stack);
         let links = self.links.iter().filter(|(name, _)| of_tenants(name));
         self.neighbours.listen(&links.map(|(_, attached)| attached.ifindex).collect());
         self.follow_mtus()?;
-        self.follow_vlans()
+        self.follow_vlans()?;
+        refused
     }
 
     /// Takes note of interfaces that are new, and of those that are gone.
@@ -299,9 +303,11 @@ impl Agent {
         changed.into_iter().map(|(_, name)| name).collect()
     }
 
-    fn attach(&mut self, name: &str) {
-        let Some(attached) = self.links.get(name) else { return };
-        let Some(Choice { hook, why }) = attached.choice.clone() else { return };
+    /// Attaches the program of an interface's hook to it, and takes note of what is in the way. Only that the kernel takes no such program
+    /// is an error: all interfaces of this hook will have it.
+    fn attach(&mut self, name: &str) -> Result<()> {
+        let Some(attached) = self.links.get(name) else { return Ok(()) };
+        let Some(Choice { hook, why }) = attached.choice.clone() else { return Ok(()) };
         let (before, ifindex, wish) = (attached.hook, attached.ifindex, self.wish(name));
         let trunk = attached.trunk;
         self.mend(name);
@@ -311,7 +317,7 @@ impl Agent {
         {
             // What could not be mended chooses again.
             attached.choice = None;
-            return;
+            return Ok(());
         }
         let result = match hook {
             Hook::Tcx if !self.has_tcx => {
@@ -319,11 +325,15 @@ impl Agent {
             }
             _ => self.kernel.attach(name, ifindex, hook, trunk),
         };
-        let Some(attached) = self.links.get_mut(name) else { return };
+        let Some(attached) = self.links.get_mut(name) else { return Ok(()) };
         let problem = match result {
             Ok(()) => {
                 (attached.hook, attached.runs_as_trunk) = (Some(hook), trunk);
                 None
+            }
+            Err(Refused::Program(error)) => {
+                attached.problem = Some(format!("{error:#}"));
+                return Err(error);
             }
             Err(Refused::Native(error)) => {
                 attached.refused = true;
@@ -348,6 +358,7 @@ impl Agent {
             warn!("{name}: packets will be lost at its other end: {remedy}");
         }
         self.note(name, problem);
+        Ok(())
     }
 
     fn note(&mut self, name: &str, problem: Option<String>) {
