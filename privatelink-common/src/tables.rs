@@ -475,9 +475,9 @@ table! {
         backward: u32,
         /// What the consumer sees the target's timestamps higher by (RFC 7323).
         timestamps: u32,
-        /// The consumer's initial sequence number.
+        /// The consumer's initial sequence number: the one that the target has acknowledged, if it has answered.
         initial: u32,
-        /// The initial sequence number that the path answered the consumer's SYN with.
+        /// The initial sequence number that the consumer's SYN was answered with: the path's own, or the target's.
         cookie: u32,
         /// The timestamp that it answered with.
         stamp: u32,
@@ -502,6 +502,8 @@ pub const UNANSWERED: u8 = 1;
 pub const HEADER_DUE: u8 = 2;
 /// [`Stream::marks`]: it has been sent the header.
 pub const HEADER_SENT: u8 = 4;
+/// [`Stream::marks`]: where the target begins to count is known, from its SYN-ACK. Until then, nothing of the stream goes to it.
+pub const GREETED: u8 = 8;
 
 table! {
     /// Value of `vpc_endpoint_ids`, an array by endpoint: what the Proxy Protocol's header calls it. Written by the agent, read where a

@@ -137,6 +137,10 @@ words! {
         NoHeaderRoom = 58 => "no_header_room",
         /// A question to a resolver from an address that had not asked lately, of which there were as many this second as may be.
         ResolverRate = 59 => "resolver_rate",
+        /// A segment that would come to its target before the Proxy Protocol's header: a SYN with data, what comes before the target has answered, or before the stream's first byte.
+        AheadOfHeader = 60 => "ahead_of_header",
+        /// A packet in a link-layer broadcast or multicast to which there would be an answer, which there may not be then (RFC 1122, 3.2.2).
+        LinkLayerGroup = 61 => "link_layer_group",
     }
 }
 

@@ -57,6 +57,19 @@ impl Ip {
         network == 0 && mapped == MAPPED
     }
 
+    /// Whether this may be one host's address on a link: neither the unspecified one, a loopback one nor one of many hosts (RFC 1122, 3.2.1.3;
+    /// RFC 4291, 2.5.2, 2.5.3 and 2.7).
+    #[inline(always)]
+    pub const fn is_host(self) -> bool {
+        let [network, host] = self.words();
+        if self.is_ipv4() {
+            let [first, ..] = self.ipv4();
+            return !matches!(first, 0 | 127 | 224..);
+        }
+        let is_special = network == 0 && u64::from_be(host) <= 1;
+        !is_special && network.to_ne_bytes()[0] != 0xff
+    }
+
     /// The last four bytes: the whole of an IPv4 address.
     #[inline(always)]
     pub const fn ipv4(self) -> Ipv4 {

@@ -90,6 +90,17 @@ fn a_datagram_in_fragments_over_ipv6_arrives_as_it_was_sent_and_so_does_its_answ
                 Packet { from_port: nat, to_port: 8080, ttl: 63, to_mac, from_mac, ..query.inner.clone() };
             let expected = fragments(&Packet6::of(BALANCER, target, inner), id, 1448);
             assert_eq!(first, expected[0], "{consumer}");
+            // An error about it comes back in the sender's own words.
+            let router = Packet { to_mac: from_mac, from_mac: to_mac, ..Packet::tcp(0) };
+            let error = |held: &[u8]| [&1280u32.to_be_bytes()[..], &held[14..14 + 64]].concat();
+            let complaint = Packet6::of(six(0x77), BALANCER, router).icmp(2, &error(&first));
+            let back = format!("{consumer} to_consumer_packets");
+            let out = bench.expect("too big", side(target), &complaint, REDIRECT, &[(&back, 1)]);
+            let (to_mac, from_mac) = macs(&out);
+            let inner = Packet { ttl: 63, ..query.inner.clone() };
+            let held = fragments(&Packet6::of(CLIENT, ENDPOINT, inner), id, 1448);
+            let teller = Packet { to_mac, from_mac, ttl: 63, ..Packet::tcp(0) };
+            assert_eq!(out, Packet6::of(ENDPOINT, CLIENT, teller).icmp(2, &error(&held[0])), "{consumer}");
             let forth = format!("{consumer} to_provider_packets");
             for number in [[1, 2], [2, 1]][round] {
                 let out = bench.expect("later", interface, &pieces[number], REDIRECT, &[(&forth, 1)]);
@@ -175,7 +186,10 @@ fn a_datagram_in_fragments_changes_its_family_on_its_way_and_back() {
             assert_eq!(out, expected[number], "{number}");
         }
         let full = Packet { id: 78, fragment: 0, ..datagram(4000) };
-        bench.refused("28 bytes more do not fit", "ca", &fragments4(&full, 1480)[0], "shop too_big");
+        let pieces = fragments4(&full, 1480);
+        let told = [("shop fragmentation_needed", 1)];
+        let out = bench.expect("28 bytes more do not fit", "ca", &pieces[0], REDIRECT, &told);
+        assert_eq!(out[34..42], [&[3, 4, out[36], out[37], 0, 0][..], &1472u16.to_be_bytes()].concat());
         let without = Packet { id: 79, fragment: 0, no_checksum: true, ..datagram(4000) };
         let pieces = fragments4(&without, 1376);
         bench.refused("without a checksum", "ca", &pieces[0], "shop udp_checksum_missing");

@@ -305,6 +305,10 @@ fn arp_and_echo_are_answered_in_the_path() {
         let mut pong = Packet { from: ENDPOINT, to: CLIENT, to_mac: ping.from_mac, ..ping };
         pong.from_mac = out[6..12].try_into().unwrap();
         assert_eq!(out, pong.icmp(0, &body));
+        for ttl in [1, 2, 255] {
+            let ping = Packet { ttl, ..Packet::tcp(0) };
+            assert_eq!(bench.run("ca", &ping.icmp(8, &body)).1, out, "the reply has hops of its own");
+        }
     });
 }
 

@@ -168,7 +168,8 @@ fn a_packet_whose_ttl_ends_is_answered_from_the_address_that_it_was_sent_to_on_e
 }
 
 #[test]
-fn what_does_not_fit_is_answered_with_the_mtu_if_it_may_not_be_fragmented_and_dropped_by_name_if_it_may() {
+fn what_does_not_fit_is_answered_with_the_mtu_whether_or_not_it_may_be_fragmented_and_later_fragments_are_dropped()
+ {
     each("", |bench| {
         let syn = connect(bench);
         let (_, nat, target, _) = addresses(&syn);
@@ -186,12 +187,10 @@ fn what_does_not_fit_is_answered_with_the_mtu_if_it_may_not_be_fragmented_and_dr
             &[("payments fragmentation_needed", 1)],
         );
         assert_eq!(out, error_about(&large, 3, 4, 1300));
-        bench.refused(
-            "it may be fragmented",
-            side(target),
-            &Packet { fragment: 0, ..large.clone() }.build(),
-            "payments too_big",
-        );
+        let may = Packet { fragment: 0, ..large.clone() };
+        let told = [("payments fragmentation_needed", 1)];
+        let out = bench.expect("it may be fragmented", side(target), &may.build(), REDIRECT, &told);
+        assert_eq!(out, error_about(&may, 3, 4, 1300));
         // Towards the target, whose interface takes less than the endpoint.
         set_mtu(bench, "ca", 1500);
         set_mtu(bench, side(target), 1400);
@@ -665,7 +664,9 @@ fn a_first_datagram_goes_only_where_the_proxy_protocols_header_has_room_and_othe
             bench.expect("too large", "ca", &large.build(), REDIRECT, &[("shop fragmentation_needed", 1)]);
         assert_eq!(told, error_about(&large, 3, 4, 1400), "the largest that fits with the header");
         let silent = Packet { fragment: 0, ..large.clone() };
-        bench.refused("too large, and may be fragmented", "ca", &silent.build(), "shop too_big");
+        let told = [("shop fragmentation_needed", 1)];
+        let out = bench.expect("too large, and may be fragmented", "ca", &silent.build(), REDIRECT, &told);
+        assert_eq!(out, error_about(&silent, 3, 4, 1400));
         let piece = Packet { from_port: 41000, ..datagram(9, 4000) };
         bench.refused("in fragments", "ca", &fragments(&piece, 1480)[0], "shop no_header_room");
         if !bench.is_xdp() {
@@ -685,6 +686,78 @@ fn a_first_datagram_goes_only_where_the_proxy_protocols_header_has_room_and_othe
         let out = bench.expect("another", "ca", &sized(41000, 1500).build(), REDIRECT, &forth);
         assert_eq!((out.len(), &out[42..]), (14 + 1500, &[7; 1472][..]));
         bench.expect("in fragments", "ca", &fragments(&piece, 1480)[0], REDIRECT, &forth);
+    }
+}
+
+#[test]
+fn nothing_is_answered_that_came_to_many_hosts_of_a_link_or_from_what_is_no_host() {
+    each("", |bench| {
+        let target = addresses(&connect(bench)).2;
+        let late = Packet { from: target, to: BALANCER, from_port: 999, ..Packet::tcp(ACK) };
+        let answered = [("payments reset_no_flow", 1)];
+        bench.expect("a segment of no flow", side(target), &late.build(), REDIRECT, &answered);
+        for to_mac in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+            let many = Packet { to_mac, ..late.clone() };
+            bench.refused("a segment of no flow", side(target), &many.build(), "payments link_layer_group");
+            let last = Packet { to_mac, ttl: 1, ..Packet::tcp(ACK) };
+            bench.refused("without more hops", "ca", &last.build(), "shop link_layer_group");
+        }
+        for from in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [239, 1, 1, 1], [240, 0, 0, 1], [255; 4]] {
+            let strange = Packet { from, ..late.clone() };
+            bench.refused("of no host", side(target), &strange.build(), "payments no_flow");
+        }
+    });
+}
+
+#[test]
+fn no_byte_comes_to_a_target_before_the_proxy_protocols_header() {
+    let proxied = format!("{UNCHECKED} }}\nproxy_protocol_v2 = {{ enabled = true");
+    for bench in both(|hook| World::new(&config(hook, &proxied))) {
+        // What would have the target take data with the SYN is taken out of it, at even and at odd places.
+        for (port, cookie, before) in [(1u16, 0u8, 0), (2, 8, 0), (3, 8, 1), (4, 16, 1)] {
+            let options = |kind: u8| {
+                let length = 2 + cookie;
+                let ours: Vec<u8> = if kind == 1 {
+                    vec![1; length.into()]
+                } else {
+                    [&[kind, length][..], &vec![7; cookie.into()]].concat()
+                };
+                let mut all = [&[2, 4, 2, 88][..], &vec![1; before], &ours].concat();
+                all.resize(all.len().next_multiple_of(4), 1);
+                all
+            };
+            let asks = Packet { from_port: port, tcp_options: options(34), ..Packet::tcp(SYN) };
+            let (verdict, out) = bench.run("ca", &asks.build());
+            let (_, nat, target, _) = addresses(&out);
+            assert_eq!(verdict, REDIRECT);
+            let plain = Packet { tcp_options: options(1), ..asks };
+            assert_eq!(out, translated(&plain, nat, target, &out), "{cookie} bytes");
+        }
+        let said = |seq, flags| Packet { seq, payload: b"mine".to_vec(), ..Packet::tcp(flags) };
+        let refused = |seq, flags, name| {
+            bench.expect(name, "ca", &said(seq, flags).build(), DROP, &[("shop ahead_of_header", 1)]);
+        };
+        let syn = bench.run("ca", &Packet::tcp(SYN).build()).1;
+        refused(1000, SYN, "with the SYN");
+        refused(1001, ACK, "before the target has answered");
+        let at = side(addresses(&syn).2);
+        let greeting = Packet { ack: 1001, ..reply(&syn, SYN | ACK, b"") };
+        assert_eq!(bench.run(at, &greeting.build()).0, REDIRECT);
+        let acknowledged = Packet { seq: 1001, ..Packet::tcp(ACK) };
+        assert_eq!(bench.run("ca", &acknowledged.build()).1.len(), 54 + 100, "it takes the header along");
+        for seq in [1000, 997, 901, 900, 1, 1001 + (1 << 30)] {
+            refused(seq, ACK, "before the first byte");
+        }
+        refused(1001, SYN | ACK, "a SYN-ACK");
+        // Another SYN does not say where the target's stream begins.
+        assert_eq!(bench.run("ca", &Packet { seq: 900, ..Packet::tcp(SYN) }.build()).0, REDIRECT);
+        refused(901, ACK, "after another SYN");
+        let (verdict, out) = bench.run("ca", &said(1001, ACK).build());
+        assert_eq!(
+            (verdict, &out[38..42], &out[54..66]),
+            (REDIRECT, &1001u32.to_be_bytes()[..], &b"\r\n\r\n\0\r\nQUIT\n"[..])
+        );
+        assert_eq!(out[154..], b"mine"[..]);
     }
 }
 

@@ -258,6 +258,7 @@ fn speaks_in_the_numbers_of_who_gets_it(bench: &Bench, cookies: bool, proxied: b
     // What took the header along is the consumer's first segment.
     let out = bench.run(at, &error(&header, 28)).1;
     assert_eq!(out[66..70], (first + 1).to_be_bytes(), "{name}: with the header");
+    assert_eq!(number(&out, 38), 1280 - shift, "{name}: what fits without it");
     assert_eq!(bench.run(at, &back(ACK, BACK + 1, first + 1 + shift, b"").build()).0, REDIRECT);
 
     forth(&segment(ACK, first + 1, told.wrapping_add(1), b"heard"));

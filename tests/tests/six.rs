@@ -502,6 +502,10 @@ fn echo_is_answered_and_what_does_not_belong_is_dropped_by_name_or_passed_untouc
         let out = bench.expect("echo", "ca", &ping.icmp(128, &body), REDIRECT, &[("shop echo_reply", 1)]);
         let inner = Packet { to_mac: ME, from_mac: macs(&out).1, ..Packet::tcp(0) };
         assert_eq!(out, Packet6::of(ENDPOINT, CLIENT, inner).icmp(129, &body));
+        for ttl in [1, 255] {
+            let ping = client(80, Packet { ttl, ..Packet::tcp(0) });
+            assert_eq!(bench.run("ca", &ping.icmp(128, &body)).1, out, "the reply has hops of its own");
+        }
         bench.refused("an error about nothing", "ca", &ping.icmp(1, &[0; 52]), "shop icmp_malformed");
         bench.refused("other ICMPv6", "ca", &ping.icmp(130, &[0; 44]), "shop icmp_unsupported");
 
@@ -818,9 +822,15 @@ fn an_ipv4_packet_to_an_ipv6_target_must_leave_room_for_the_longer_header() {
             ttl: 64,
             ..Packet::udp()
         };
-        let body = [&[0, 0, 5, 0xc8][..], &large.build()[14..42]].concat();
-        assert_eq!(out, back.icmp_code(3, 4, &body), "1480 bytes are what fits");
-        bench.refused("without DF", "ca", &sized(1481, 0).build(), "shop too_big");
+        let told = |large: &Packet| {
+            let body = [&[0, 0, 5, 0xc0][..], &large.build()[14..42]].concat();
+            back.icmp_code(3, 4, &body)
+        };
+        assert_eq!(out, told(&large), "the largest fragment that fits");
+        let may = sized(1481, 0);
+        let out =
+            bench.expect("without DF", "ca", &may.build(), REDIRECT, &[("shop fragmentation_needed", 1)]);
+        assert_eq!(out, told(&may));
     }
 }
 

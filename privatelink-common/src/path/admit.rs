@@ -261,5 +261,8 @@ fn from_provider<K: Key>(packet: &Packet<K>, address: &Address) -> Step {
     if packet.flags & (SYN | ACK | RST) == SYN {
         return Step::drop(DropReason::ProviderInitiated);
     }
+    if !packet.key.source().widen().is_host() {
+        return Step::drop(DropReason::NoFlow);
+    }
     Step::reset_segment(packet, Answer::ResetNoFlow)
 }

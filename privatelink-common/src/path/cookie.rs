@@ -23,7 +23,7 @@
 //! that it goes to.
 
 use super::options::{self, Offer, SCALE, STAMPED};
-use super::parse::Packet;
+use super::parse::{Packet, is_for_many};
 use super::proxy;
 use super::segment::{self, Segment};
 use super::state::State;
@@ -31,7 +31,8 @@ use super::stream::{consumers, scaled};
 use crate::frame::{DIFFERENCE, Frame};
 use crate::limits::{COOKIE_LIFE, COOKIE_MSS, COOKIES_HOLD};
 use crate::tables::{
-    Endpoint, Flows, HEADER_DUE, Handshake, InsertError, Key, Listener, Stream, Tables, UNANSWERED, Width,
+    Endpoint, Flows, GREETED, HEADER_DUE, Handshake, InsertError, Key, Listener, Stream, Tables, UNANSWERED,
+    Width,
 };
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{ACK, SYN, Tcp};
@@ -131,6 +132,9 @@ fn answered<F: Frame, T: Tables, K: Key, const AT: usize>(
     endpoint: u32,
     now: u32,
 ) -> Result<Verdict, DropReason> {
+    if is_for_many(frame) {
+        return Err(DropReason::LinkLayerGroup);
+    }
     let at = AT + offset_of!(Tcp, sequence);
     let initial = frame.read::<U32>(at).ok_or(DropReason::Malformed)?.get();
     let mut offer = Offer { mss: 0, bits: 0, stamp: 0, echo: 0 };
@@ -204,7 +208,7 @@ pub(super) fn check<F: Frame, T: Tables + Flows<K>, K: Key, const AT: usize>(
     // The likeliest first.
     for index in [3, 2, 1, 0] {
         if tables.is_syn_cookie(&handshake(packet, endpoint, initial, index), cookie) {
-            let due = if endpoint & PROXIED == 0 { 0 } else { HEADER_DUE };
+            let due = if endpoint & PROXIED == 0 { 0 } else { HEADER_DUE | GREETED };
             let begun = begin::<F, T, K, AT>(frame, tables, packet, &tcp, MSS[index as usize], due);
             return begun.map_or(0, |()| 1);
         }

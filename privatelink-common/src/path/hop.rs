@@ -9,8 +9,7 @@ use crate::limits::{ICMP_ERRORS, LOWEST_MSS, TCP_OPTIONS};
 use crate::tables::{Bucket, Endpoint, Flow, Flow6, FlowKey, FlowKey6, Key, Tables};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{
-    DONT_FRAGMENT, FRAGMENT6, FragmentHeader, Ipv4Header, Ipv6Header, NETWORK, SYN, TRANSPORT, TRANSPORT6,
-    Tcp,
+    FRAGMENT6, FragmentHeader, Ipv4Header, Ipv6Header, NETWORK, SYN, TRANSPORT, TRANSPORT6, Tcp,
 };
 use core::mem::offset_of;
 use zerocopy::big_endian::U16;
@@ -28,6 +27,11 @@ const HEADERS6: u32 = 60;
 const LOWEST_MTU6: u32 = 1280;
 /// Bytes of an IPv6 header.
 const LENGTH6: u16 = 40;
+/// What a packet becomes longer by between the families, and a fragment.
+#[allow(clippy::cast_possible_truncation, reason = "twenty")]
+const LONGER: u32 = DIFFERENCE as u32;
+#[allow(clippy::cast_possible_truncation, reason = "eight more")]
+const LONGER_PIECE: u32 = LONGER + size_of::<FragmentHeader>() as u32;
 
 /// What changes of a packet's checksums beside what its flow says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,7 +123,7 @@ pub(super) fn pass<F: Frame, T: Tables>(
         mtu = mtu.saturating_sub(proxy::LENGTH.into());
     }
     if frame.largest(length) > mtu {
-        return Toll::ends(too_big(frame, tables, packet, &ip, endpoint, mtu, now));
+        return Toll::ends(too_big(frame, tables, packet, endpoint, mtu, now));
     }
     if ip.fragment.get() & FRAGMENT != 0 {
         return match fragment::identify(frame, tables, packet, &ip, now) {
@@ -165,19 +169,20 @@ pub(super) fn pass6<F: Frame, T: Tables>(
         mtu = mtu.saturating_sub(proxy::LENGTH.into());
     }
     // What the sender may send.
-    #[allow(clippy::cast_possible_truncation, reason = "twenty, and eight more with a fragment header")]
-    let longer = (DIFFERENCE + if is_piece { size_of::<FragmentHeader>() } else { 0 }) as u32;
+    let longer = if is_piece { LONGER_PIECE } else { LONGER };
     let fits = match (from_ipv4, flow.source.is_ipv4()) {
         (true, false) => mtu.saturating_sub(longer),
         (false, true) => mtu.saturating_add(longer),
         _ => mtu,
     };
     if frame.largest(length) > fits {
-        let silent = packet.later || from_ipv4 && fragment & DONT_FRAGMENT == 0;
-        if silent || !may_report(tables, flow.endpoint.into(), &gate, now) {
+        if packet.later || !may_report(tables, flow.endpoint.into(), &gate, now) {
             return Toll::ends(Err(DropReason::TooBig));
         }
-        return Toll::report(if from_ipv4 { fits } else { fits.max(LOWEST_MTU6) });
+        // What a sender of datagrams is told becomes the size of its fragments, which will have a header more.
+        let is_cut = from_ipv4 && !flow.source.is_ipv4() && !packet.is_tcp();
+        let told = if is_cut { mtu.saturating_sub(LONGER_PIECE) } else { fits };
+        return Toll::report(if from_ipv4 { told } else { told.max(LOWEST_MTU6) });
     }
     if is_piece {
         return Toll(Toll::PIECE);
@@ -239,19 +244,18 @@ pub(super) fn expired<F: Frame, T: Tables>(
     report(frame, packet, Report::TIME_EXCEEDED)
 }
 
-/// The packet does not fit where it has to go next (RFC 1191, section 4). One that may be fragmented is not: its sender is to know, too.
+/// The packet does not fit where it has to go next (RFC 1191, section 4). One that may be fragmented is not: its sender is to know, too, and
+/// sends fragments that fit from then on.
 #[inline(always)]
 fn too_big<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     packet: &Packet<FlowKey>,
-    ip: &Ipv4Header,
     endpoint: u32,
     mtu: u32,
     now: u32,
 ) -> Result<Verdict, DropReason> {
-    let silent = ip.fragment.get() & DONT_FRAGMENT == 0 || packet.later;
-    if silent || !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
+    if packet.later || !may_report(tables, endpoint, &tables.endpoint(endpoint), now) {
         return Err(DropReason::TooBig);
     }
     #[allow(clippy::cast_possible_truncation, reason = "smaller than a packet")]

@@ -98,18 +98,24 @@ pub(super) fn answer<F: Frame, T: Tables>(
     Ok(Verdict::answer(Answer::EchoReply.code()))
 }
 
-/// Source and destination of an IPv4 header.
+/// What Linux answers with.
+const TTL: u8 = 64;
+
+/// An IPv4 header from its TTL on.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
-struct Addresses([u8; 4], [u8; 4]);
+struct Tail([u8; 2], [u8; 2], [u8; 4], [u8; 4]);
 
-/// Swapping the addresses leaves the IPv4 checksum as it is; the type's change is all that the ICMP checksum sees.
+/// Swapping the addresses leaves the IPv4 checksum as it is, but the reply has hops of its own; the type's change is all that the ICMP
+/// checksum sees.
 #[inline(always)]
 fn echo_reply<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, icmp: &Icmp, mac: Mac) -> Option<()> {
     let ethernet = frame.read::<Ethernet>(0)?;
     frame.write(0, &Ethernet { destination: ethernet.source, source: mac, ..ethernet })?;
-    let addresses = Addresses(packet.key.destination, packet.key.source);
-    frame.write(NETWORK + offset_of!(Ipv4Header, source), &addresses)?;
+    let hops = delta(word([packet.ttl, ICMP]), word([TTL, ICMP]));
+    let checksum = update(packet.ip_checksum, hops.into());
+    let tail = Tail([TTL, ICMP], checksum, packet.key.destination, packet.key.source);
+    frame.write(NETWORK + offset_of!(Ipv4Header, ttl), &tail)?;
     let change = delta(word([ECHO_REQUEST, 0]), word([ECHO_REPLY, 0]));
     let checksum = match update(icmp.checksum, change.into()) {
         // Nothing but zeros in a reply without number and data: of the two zeros, only this one is then right (RFC 1624, 3).

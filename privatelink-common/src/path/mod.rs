@@ -307,6 +307,7 @@ fn carry<F: Frame, T: Tables + Flows<K>, K: Key, const AT: usize>(
         }
         Carried::Insert => proxy::sent(tables, packet, flow),
         Carried::Full => return Err(DropReason::FlowTableFull),
+        Carried::Ahead => return Err(DropReason::AheadOfHeader),
         Carried::Unknown => return Err(DropReason::NoFlow),
         Carried::Malformed => return Err(DropReason::Malformed),
     }

@@ -124,6 +124,9 @@ fn echo_reply<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) 
     }
 }
 
+/// What Linux answers with.
+const HOPS: u8 = 64;
+
 /// Swapping the addresses leaves the checksum as it is; the type's change is all that it sees.
 #[inline(always)]
 fn reply<F: Frame>(frame: &mut F, mac: Mac) -> Option<()> {
@@ -133,6 +136,7 @@ fn reply<F: Frame>(frame: &mut F, mac: Mac) -> Option<()> {
     let (source, destination) = (frame.read::<Ip>(SOURCE)?, frame.read::<Ip>(DESTINATION)?);
     frame.write(SOURCE, &destination)?;
     frame.write(DESTINATION, &source)?;
+    frame.write(NETWORK + offset_of!(Ipv6Header, hop_limit), &HOPS)?;
     let change = delta(word([ECHO_REQUEST6, 0]), word([ECHO_REPLY6, 0]));
     let checksum = update(icmp.checksum, change.into());
     frame.write(TRANSPORT6, &Icmp { kind: ECHO_REPLY6, code: 0, checksum })

@@ -2,8 +2,8 @@
 //!
 //! The TCP header is at `AT`. As many options as Linux ever sends are looked at, padding included; what is behind them is left as it is.
 
-use crate::checksum::{address, delta, word};
-use crate::frame::Frame;
+use crate::checksum::{address, delta, fold, word};
+use crate::frame::{Change, Frame};
 use crate::wire::Tcp;
 use core::mem::offset_of;
 use zerocopy::big_endian::{U16, U32};
@@ -20,6 +20,13 @@ const WINDOW_SCALE: u8 = 3;
 const SACK_PERMITTED: u8 = 4;
 const SACK: u8 = 5;
 const TIMESTAMPS: u8 = 8;
+const FAST_OPEN: u8 = 34;
+
+/// Where [`find`] puts the cookie of TCP Fast Open (RFC 7413): in the place of an option that is no longer used (RFC 6247).
+const FAST_OPEN_PLACE: u8 = 6;
+
+/// The longest such option.
+const FAST_OPEN_LENGTH: usize = 18;
 
 /// [`Offer::bits`]: the window scale, or that there is none.
 pub(super) const SCALE: u8 = 0x0f;
@@ -109,6 +116,7 @@ fn step<F: Frame, const AT: usize>(frame: &F, walk: &mut Walk) -> bool {
     if long == 0 || walk.at + long > walk.end {
         return false;
     }
+    let kind = if kind == FAST_OPEN { FAST_OPEN_PLACE } else { kind };
     if (MSS..=TIMESTAMPS).contains(&kind) {
         // Of one that comes twice, the last counts, as with Linux.
         let place = (u64::from(kind - MSS) * 8) & 63;
@@ -188,6 +196,26 @@ pub(super) fn clamp<F: Frame, const AT: usize>(frame: &mut F, most: u16) -> u64 
     }
     let change = delta(word(old.to_bytes()), word(new.to_bytes()));
     u64::from(if at & 1 == 0 { change } else { change.swap_bytes() })
+}
+
+/// Takes what asks for TCP Fast Open (RFC 7413) out of a SYN. Returns 1, or 0 where it cannot. Not inlined, since it is long.
+#[inline(never)]
+pub(super) fn forget_fast_open<F: Frame, const AT: usize>(frame: &mut F) -> u64 {
+    let Some((value, long)) = option::<F, AT>(frame, find::<F, AT>(frame), FAST_OPEN_PLACE) else { return 1 };
+    let at = value - 2;
+    let mut change = 0u32;
+    for place in (0..FAST_OPEN_LENGTH).filter(|place| *place < usize::from(long)) {
+        let Some(old) = frame.read::<u8>(at + place) else { return 0 };
+        if frame.write(at + place, &PADDING).is_none() {
+            return 0;
+        }
+        let pair = |byte| if (at + place) & 1 == 0 { word([byte, 0]) } else { word([0, byte]) };
+        change += u32::from(delta(pair(old), pair(PADDING)));
+    }
+    let at = AT + offset_of!(Tcp, checksum);
+    let Some(checksum) = frame.read::<[u8; 2]>(at) else { return 0 };
+    let change = Change { pseudo: 0, header: fold(change) };
+    frame.change_checksum(at, checksum, true, change).map_or(0, |()| 1)
 }
 
 /// The MSS of a SYN; 0 where it does not say. Not inlined, since it is long.

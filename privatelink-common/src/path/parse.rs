@@ -121,6 +121,12 @@ pub(super) fn addresses<F: Frame, const AT: usize>(frame: &F) -> u32 {
     sum(AT + offset_of!(Ipv6Header, source)) + sum(AT + offset_of!(Ipv6Header, destination))
 }
 
+/// Whether a frame was sent to more than one host of its link, so that nothing in it may be answered.
+#[inline(always)]
+pub(super) fn is_for_many<F: Frame>(frame: &F) -> bool {
+    frame.read::<u8>(offset_of!(Ethernet, destination)).is_some_and(|it| it & 1 != 0)
+}
+
 /// Whether a frame says that it is IPv6.
 #[inline(always)]
 pub(super) fn is_ipv6<F: Frame>(frame: &F) -> bool {

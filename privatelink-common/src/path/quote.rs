@@ -18,9 +18,9 @@ use crate::tables::{Flow6, FlowKey6, Interface, RESOLVER, Tables, VpcAddress};
 use crate::verdict::{DropReason, FlowEvent, Verdict};
 use crate::wire::{
     DESTINATION_UNREACHABLE, DESTINATION_UNREACHABLE6, DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6,
-    Ethernet, FRAGMENT_OFFSET, FRAGMENTATION_NEEDED, ICMP, ICMPV6, IcmpError, Ip, Ipv4Header, Ipv6Header,
-    NETWORK, PACKET_TOO_BIG, PARAMETER_PROBLEM, PARAMETER_PROBLEM6, TCP, TIME_EXCEEDED, TIME_EXCEEDED6,
-    TRANSPORT, TRANSPORT6, Tcp, UDP, Udp,
+    Ethernet, FRAGMENT_OFFSET, FRAGMENT_OFFSET6, FRAGMENT6, FRAGMENTATION_NEEDED, FragmentHeader, ICMP,
+    ICMPV6, IcmpError, Ip, Ipv4Header, Ipv6Header, NETWORK, PACKET_TOO_BIG, PARAMETER_PROBLEM,
+    PARAMETER_PROBLEM6, TCP, TIME_EXCEEDED, TIME_EXCEEDED6, TRANSPORT, TRANSPORT6, Tcp, UDP, Udp,
 };
 use core::mem::{offset_of, size_of};
 use zerocopy::{
@@ -34,6 +34,8 @@ const INNER_TRANSPORT: usize = INNER + size_of::<Ipv4Header>();
 /// The same over IPv6.
 const INNER6: usize = TRANSPORT6 + size_of::<IcmpError>();
 const INNER_TRANSPORT6: usize = INNER6 + size_of::<Ipv6Header>();
+/// Where it is if the error is about a first fragment.
+const INNER_PIECE6: usize = INNER_TRANSPORT6 + size_of::<FragmentHeader>();
 
 /// The bytes of transport header that every error holds.
 const LEAST: u16 = 8;
@@ -82,6 +84,8 @@ pub(super) struct Quote {
     inner_class: u8,
     /// Whether it is an error over IPv4.
     from_ipv4: bool,
+    /// Whether it is one over IPv6 about a first fragment.
+    piece: bool,
 }
 
 impl Quote {
@@ -208,6 +212,8 @@ fn pass_on<F: Frame, T: Tables>(
     }
     let written = match (quote.from_ipv4, to_ipv4) {
         (false, false) => rewrite(frame, quote, flow),
+        // What it holds has a header that has no place on the other side.
+        (false, true) if quote.piece => Verdict::of(Err(DropReason::IcmpUnsupported)),
         (false, true) => to_icmp(frame, tables, quote, flow),
         (true, false) => to_icmp6(frame, tables, quote, flow),
         (true, true) => Verdict::of(Err(DropReason::IcmpNoFlow)),
@@ -276,8 +282,18 @@ fn read6<F: Frame>(frame: &F, quote: &mut Quote) {
         (quote.key.source, quote.key.destination) = (Ip(inner.destination), Ip(inner.source));
         (quote.key.protocol, quote.payload) = (inner.next_header, inner.payload_length.get());
         (quote.inner_ttl, quote.inner_class) = (inner.hop_limit, class(&inner));
-        start(quote, frame.read(INNER_TRANSPORT6)?);
-        quote.held = outer.payload_length.get().checked_sub(BEFORE6)?;
+        if inner.next_header == FRAGMENT6 {
+            let header = frame.read::<FragmentHeader>(INNER_TRANSPORT6)?;
+            quote.piece = header.fragment.get() & FRAGMENT_OFFSET6 == 0;
+            quote.key.protocol = header.next_header;
+        }
+        if quote.piece {
+            start(quote, frame.read(INNER_PIECE6)?);
+            quote.held = outer.payload_length.get().checked_sub(BEFORE_PIECE6)?;
+        } else {
+            start(quote, frame.read(INNER_TRANSPORT6)?);
+            quote.held = outer.payload_length.get().checked_sub(BEFORE6)?;
+        }
         Some(())
     };
     let _ = read();
@@ -291,6 +307,8 @@ const LENGTH6: u16 = size_of::<Ipv6Header>() as u16;
 /// Bytes in front of the transport header that an error holds, behind the network header; over IPv4, with the network header.
 #[allow(clippy::cast_possible_truncation, reason = "less than a hundred")]
 const BEFORE6: u16 = (INNER_TRANSPORT6 - TRANSPORT6) as u16;
+#[allow(clippy::cast_possible_truncation, reason = "less than a hundred")]
+const BEFORE_PIECE6: u16 = (INNER_PIECE6 - TRANSPORT6) as u16;
 #[allow(clippy::cast_possible_truncation, reason = "less than a hundred")]
 const BEFORE: u16 = (INNER_TRANSPORT - NETWORK) as u16;
 
@@ -380,7 +398,10 @@ fn outcome(written: Option<()>) -> Verdict {
 #[inline(never)]
 fn rewrite<F: Frame>(frame: &mut F, quote: &Quote, flow: &Flow6) -> Verdict {
     let mut write = || -> Option<()> {
-        let change = changed(transport::<F, INNER_TRANSPORT6>(frame, quote, flow))?;
+        let change = changed(match quote.piece {
+            true => transport::<F, INNER_PIECE6>(frame, quote, flow),
+            false => transport::<F, INNER_TRANSPORT6>(frame, quote, flow),
+        })?;
         frame.write(INNER6 + offset_of!(Ipv6Header, source), &Addresses(flow.destination, flow.source))?;
         let moved = delta(ip(quote.source) + ip(quote.destination), ip(flow.source) + ip(flow.destination));
         let change = change + u32::from(flow.address_delta) + u32::from(moved);

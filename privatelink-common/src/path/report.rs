@@ -1,6 +1,6 @@
 //! Turns a packet into the ICMP error about it (RFC 792; RFC 4443, section 3), in place, from the address that it was sent to.
 
-use super::parse::{Packet, addresses};
+use super::parse::{Packet, addresses, is_for_many};
 use crate::checksum::{address, finish, sum, word};
 use crate::frame::Frame;
 use crate::tables::FlowKey;
@@ -59,6 +59,9 @@ impl Report {
 /// Answers the packet with an error. Not inlined: the kernel bounds a function's stack.
 #[inline(never)]
 pub(super) fn report<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, report: Report) -> Verdict {
+    if is_for_many(frame) {
+        return Verdict::of(Err(DropReason::LinkLayerGroup));
+    }
     Verdict::of(match write(frame, packet, report) {
         Some(()) => Ok(Verdict::answer(report.answer)),
         None => Err(DropReason::Malformed),
@@ -111,6 +114,9 @@ fn header(packet: &Packet<FlowKey>) -> Ipv4Header {
 /// Answers an IPv6 packet with an error: what [`super::hop::Passage::Report`] says of it.
 #[inline(never)]
 pub(super) fn report6<F: Frame>(frame: &mut F, mtu: u16) -> Verdict {
+    if is_for_many(frame) {
+        return Verdict::of(Err(DropReason::LinkLayerGroup));
+    }
     let (kind, answer) = if mtu == 0 {
         (TIME_EXCEEDED6, Answer::TimeExceeded)
     } else {

@@ -1,6 +1,6 @@
 //! Turns a TCP segment into the RST that answers it (RFC 9293, 3.10.7.1), in place.
 
-use super::parse::{Packet, addresses};
+use super::parse::{Packet, addresses, is_for_many};
 use crate::checksum::{address, finish, sum, word};
 use crate::frame::Frame;
 use crate::tables::FlowKey;
@@ -26,6 +26,9 @@ pub(super) fn reset<F: Frame>(
     packet: &Packet<FlowKey>,
     answer: u32,
 ) -> Result<Verdict, DropReason> {
+    if is_for_many(frame) {
+        return Err(DropReason::LinkLayerGroup);
+    }
     write(frame, packet).ok_or(DropReason::Malformed)?;
     Ok(Verdict::answer(answer))
 }
@@ -33,6 +36,9 @@ pub(super) fn reset<F: Frame>(
 /// The same over IPv6. Not inlined, since the kernel bounds the stack of a function.
 #[inline(never)]
 pub(super) fn reset6<F: Frame>(frame: &mut F, answer: u32) -> Verdict {
+    if is_for_many(frame) {
+        return Verdict::of(Err(DropReason::LinkLayerGroup));
+    }
     let result = write6(frame).ok_or(DropReason::Malformed);
     Verdict::of(result.map(|()| Verdict::answer(answer)))
 }

@@ -7,13 +7,20 @@
 //! A number that is zero is one that nobody knows yet. One flow in four billion has it, and is believed more than others for a moment.
 
 use super::parse::Packet;
+use super::proxy::LENGTH;
 use crate::checksum::{address, delta, update, word};
 use crate::frame::Frame;
-use crate::tables::{COOKIE, Course, Entry, Flows, Key, Stream};
+use crate::tables::{COOKIE, Course, Entry, Flows, HEADER_DUE, Key, Stream};
 use crate::verdict::Direction;
-use crate::wire::{ACK, IcmpError, Ipv4Header, NETWORK, RST, SYN, Tcp};
+use crate::wire::{
+    ACK, DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, IcmpError, Ipv4Header, NETWORK, PACKET_TOO_BIG, RST,
+    SYN, TRANSPORT, Tcp,
+};
 use core::mem::{offset_of, size_of};
-use zerocopy::{FromBytes, big_endian::U32};
+use zerocopy::{
+    FromBytes,
+    big_endian::{U16, U32},
+};
 
 /// How far what a SYN or a SYN-ACK begins may reach before it is acknowledged: their windows are not scaled (RFC 7323, 2.2).
 const FIRST_WINDOW: u32 = 0xffff;
@@ -206,6 +213,10 @@ fn write<F: Frame, const ICMP: usize, const AT: usize>(
     let number = U32::new(original(stream, answers, left.get()));
     frame.write(at, &number)?;
     let mut change = u32::from(delta(address(left.to_bytes()), address(number.to_bytes())));
+    let has_header = stream.marks & HEADER_DUE != 0 && answers.direction() == Direction::ToConsumer;
+    if has_header && number.get() == stream.initial.wrapping_add(1) {
+        change += shorten::<F, ICMP>(frame)?;
+    }
     if held >= END_OF_ACKNOWLEDGEMENT {
         change += acknowledgement::<F, AT>(frame, stream, answers, held)?;
     }
@@ -219,6 +230,25 @@ fn write<F: Frame, const ICMP: usize, const AT: usize>(
     let at = ICMP + offset_of!(IcmpError, checksum);
     let checksum = update(frame.read::<[u8; 2]>(at)?, change);
     frame.write(at, &checksum)
+}
+
+/// Lowers the MTU that an error says, which is about a segment that left with the Proxy Protocol's header, by that. Returns what it changes of
+/// a checksum.
+#[inline(always)]
+fn shorten<F: Frame, const ICMP: usize>(frame: &mut F) -> Option<u32> {
+    let error = frame.read::<IcmpError>(ICMP)?;
+    let too_big = if ICMP == TRANSPORT {
+        [error.kind, error.code] == [DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED]
+    } else {
+        error.kind == PACKET_TOO_BIG
+    };
+    // An old router does not say which (RFC 1191, 5).
+    if !too_big || error.mtu.get() <= LENGTH {
+        return Some(0);
+    }
+    let mtu = U16::new(error.mtu.get() - LENGTH);
+    frame.write(ICMP + offset_of!(IcmpError, mtu), &mtu)?;
+    Some(delta(word(error.mtu.to_bytes()), word(mtu.to_bytes())).into())
 }
 
 /// How much of a TCP header holds what it acknowledges, its flags, and its checksum.

@@ -10,7 +10,7 @@ use super::proxy::LENGTH;
 use super::state::State;
 use crate::checksum::{address, delta, fold, word};
 use crate::frame::{Change, Frame};
-use crate::tables::{COOKIE, Course, Flows, HEADER_DUE, HEADER_SENT, Key, Stream, UNANSWERED};
+use crate::tables::{COOKIE, Course, Flows, GREETED, HEADER_DUE, HEADER_SENT, Key, Stream, UNANSWERED};
 use crate::verdict::Direction;
 use crate::wire::{ACK, Ipv4Header, Ipv6Header, NETWORK, RST, SYN, TRANSPORT, Tcp};
 use core::mem::offset_of;
@@ -62,6 +62,8 @@ pub(super) enum Carried {
     Greet = 6,
     /// There is no room for what its flow counts by.
     Full = 7,
+    /// The target would take it for what comes before the Proxy Protocol's header.
+    Ahead = 8,
 }
 
 /// Carries a segment, whose addresses have been rewritten, from one side's counting into the other's. Not inlined, since few flows
@@ -76,28 +78,35 @@ pub(super) fn carry<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
     let Some(tcp) = frame.read::<Tcp>(AT) else { return Carried::Malformed };
     let key = consumers(packet, flow);
     if opens(&tcp, flow) {
-        return begin(tables, &key, flow, &tcp);
+        return begin::<F, T, K, AT>(frame, tables, &key, flow, &tcp);
     }
     let Some(mut stream) = tables.stream(&key) else { return Carried::Unknown };
     let waiting = stream.marks & UNANSWERED != 0;
     let mut carried = Carried::Done;
     let by = match flow.direction() {
         Direction::ToProvider if waiting && tcp.flags & RST == 0 => return Carried::Ask,
+        Direction::ToProvider if stream.forward != 0 && tcp.flags & SYN != 0 => return Carried::Ahead,
         Direction::ToProvider => {
             let mut by = to_provider(&stream);
             if stream.marks & HEADER_DUE != 0 {
                 (by.sequence, carried) = header::<F, AT>(frame, &tcp, &stream);
             }
+            if carried == Carried::Ahead {
+                return carried;
+            }
             by
         }
-        Direction::ToConsumer if is_greeting(&tcp, flow) => return Carried::Tell,
+        Direction::ToConsumer if is_greeting(&tcp, flow) => return told(&tcp, &stream),
         Direction::ToConsumer if waiting && tcp.flags & RST != 0 => refused(&tcp, &stream),
         Direction::ToConsumer if waiting => return Carried::Unknown,
-        Direction::ToConsumer if tcp.flags & SYN != 0 => return Carried::Greet,
+        Direction::ToConsumer if tcp.flags & SYN != 0 => return greeted(tables, &key, &tcp, &stream),
         Direction::ToConsumer => {
             let mut by = to_consumer(&stream);
-            if stream.marks & HEADER_DUE != 0 && tcp.flags & ACK != 0 {
+            if stream.marks & (HEADER_DUE | GREETED) == HEADER_DUE | GREETED && tcp.flags & ACK != 0 {
                 by.acknowledgement = acknowledged(tables, &key, &tcp, &mut stream);
+            } else if stream.marks & HEADER_DUE != 0 {
+                // It is about a connection of before this one, of which no byte was shifted.
+                by.acknowledgement = 0;
             }
             by
         }
@@ -113,9 +122,22 @@ fn opens(tcp: &Tcp, flow: &Course) -> bool {
         && flow.way & COOKIE == 0
 }
 
-/// The consumer's SYN goes as it is, and says where its stream begins.
+/// The consumer's SYN goes as it is, but for what would have its target take data that comes before the header (RFC 7413), and says where
+/// its stream begins.
 #[inline(always)]
-fn begin<K: Key, T: Flows<K>>(tables: &T, key: &K, flow: &Course, tcp: &Tcp) -> Carried {
+fn begin<F: Frame, T: Flows<K>, K: Key, const AT: usize>(
+    frame: &mut F,
+    tables: &T,
+    key: &K,
+    flow: &Course,
+    tcp: &Tcp,
+) -> Carried {
+    if !is_empty::<F, AT>(frame, tcp) {
+        return Carried::Ahead;
+    }
+    if options::forget_fast_open::<F, AT>(frame) == 0 {
+        return Carried::Malformed;
+    }
     if flow.state != State::Opening as u8 {
         return Carried::Done;
     }
@@ -128,26 +150,56 @@ fn begin<K: Key, T: Flows<K>>(tables: &T, key: &K, flow: &Course, tcp: &Tcp) -> 
     tables.set_stream(key, &stream).map_or(Carried::Full, |()| Carried::Done)
 }
 
+/// The target's SYN-ACK says where its stream begins, whatever SYNs it has seen: only from there on is it known where the header belongs.
+/// One that begins another connection than the last is owed a header of its own.
+#[inline(always)]
+fn greeted<K: Key, T: Flows<K>>(tables: &T, key: &K, tcp: &Tcp, stream: &Stream) -> Carried {
+    if tcp.flags & ACK == 0 {
+        return Carried::Unknown;
+    }
+    let (initial, cookie) = (tcp.acknowledgement.get().wrapping_sub(1), tcp.sequence.get());
+    if stream.marks & GREETED != 0 && stream.initial == initial && stream.cookie == cookie {
+        return Carried::Greet;
+    }
+    let stream =
+        Stream { forward: LENGTH.into(), initial, cookie, marks: HEADER_DUE | GREETED, ..Stream::default() };
+    tables.set_stream(key, &stream).map_or(Carried::Full, |()| Carried::Greet)
+}
+
+/// A target's answer to a SYN of the path's is one if it acknowledges that SYN, and not one of a connection of before.
+#[inline(always)]
+fn told(tcp: &Tcp, stream: &Stream) -> Carried {
+    match tcp.acknowledgement.get().wrapping_sub(stream.initial) {
+        1 => Carried::Tell,
+        _ => Carried::Unknown,
+    }
+}
+
+/// The largest window that there is (RFC 7323, 2.3).
+const WINDOW: u32 = 1 << 30;
+
 /// What is added to the sequence number of a segment while the header is due, and what else is to be done with it.
 ///
 /// A segment with the stream's first number takes the header along. So does a probe, which has the number before that one, and is
-/// sent where nothing has been said: what it asks is answered by the header's acknowledgement as well.
+/// sent where nothing has been said: what it asks is answered by the header's acknowledgement as well. Whatever else begins before the
+/// header's end stays here, or a consumer could write a header of its own.
 #[inline(always)]
 fn header<F: Frame, const AT: usize>(frame: &F, tcp: &Tcp, stream: &Stream) -> (u32, Carried) {
     let offset = tcp.sequence.get().wrapping_sub(stream.initial.wrapping_add(1));
-    let is_reset = tcp.flags & RST != 0;
     match offset {
-        0 if is_reset && stream.marks & HEADER_SENT == 0 => (0, Carried::Done),
+        _ if tcp.flags & RST != 0 && stream.marks & HEADER_SENT == 0 => (0, Carried::Done),
+        _ if tcp.flags & RST != 0 => (stream.forward, Carried::Done),
+        _ if stream.marks & GREETED == 0 => (0, Carried::Ahead),
         // It is yet to be cut into segments, each of which would take the header along. Where the target has not been sent it, the
         // first segment comes again by itself.
-        0 if !is_reset && is_yet_to_be_cut::<F, AT>(frame) => match stream.marks & HEADER_SENT {
+        0 if is_yet_to_be_cut::<F, AT>(frame) => match stream.marks & HEADER_SENT {
             0 => (0, Carried::Unknown),
             _ => (stream.forward, Carried::Done),
         },
-        0 if !is_reset => (0, Carried::Insert),
-        u32::MAX if !is_reset && is_empty::<F, AT>(frame, tcp) => (1, Carried::Insert),
-        u32::MAX => (0, Carried::Done),
-        _ => (stream.forward, Carried::Done),
+        0 => (0, Carried::Insert),
+        u32::MAX if is_empty::<F, AT>(frame, tcp) => (1, Carried::Insert),
+        1..WINDOW => (stream.forward, Carried::Done),
+        _ => (0, Carried::Ahead),
     }
 }
 

@@ -7,6 +7,7 @@
 )]
 
 mod capacity;
+mod heads;
 mod live;
 mod memory;
 mod rules;

@@ -8,10 +8,10 @@ use privatelink_common::limits::{COOKIE_LIFE, COOKIES_HOLD};
 use privatelink_common::tables::{Endpoint, Interface};
 use privatelink_common::wire::Ipv4;
 
-const CLIENT: (Ipv4, u16) = ([10, 0, 1, 5], 1000);
-const ENDPOINT: (Ipv4, u16) = ([10, 0, 9, 9], 80);
+pub(crate) const CLIENT: (Ipv4, u16) = ([10, 0, 1, 5], 1000);
+pub(crate) const ENDPOINT: (Ipv4, u16) = ([10, 0, 9, 9], 80);
 /// When it all happens, in seconds since boot.
-const NOW: u32 = 5000;
+pub(crate) const NOW: u32 = 5000;
 /// The consumer's and the target's initial sequence numbers, both about to wrap.
 const THERE: u32 = u32::MAX - 3;
 const BACK: u32 = u32::MAX - 10;
@@ -22,23 +22,23 @@ use TcpOptionElement::{
 };
 
 /// A consumer, an endpoint and its targets, whose SYNs are answered with cookies from the first on.
-struct Cookies {
+pub(crate) struct Cookies {
     memory: Memory,
     interfaces: Vec<Interface>,
 }
 
 /// What one segment says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Says {
-    flags: &'static str,
-    sequence: u32,
-    acknowledgement: u32,
+pub(crate) struct Says {
+    pub(crate) flags: &'static str,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
     window: u16,
     options: Vec<TcpOptionElement>,
-    data: Vec<u8>,
+    pub(crate) data: Vec<u8>,
 }
 
-fn says(flags: &'static str, sequence: u32, acknowledgement: u32, window: u16) -> Says {
+pub(crate) fn says(flags: &'static str, sequence: u32, acknowledgement: u32, window: u16) -> Says {
     Says { flags, sequence, acknowledgement, window, options: vec![], data: vec![] }
 }
 
@@ -54,7 +54,7 @@ impl Says {
         self
     }
 
-    fn data(mut self, data: &[u8]) -> Self {
+    pub(crate) fn data(mut self, data: &[u8]) -> Self {
         self.data = data.to_vec();
         self
     }
@@ -79,7 +79,7 @@ impl Says {
 }
 
 /// Takes a frame apart, and checks its checksums by computing them anew.
-fn read(frame: &[u8]) -> (Says, (Ipv4, u16), (Ipv4, u16)) {
+pub(crate) fn read(frame: &[u8]) -> (Says, (Ipv4, u16), (Ipv4, u16)) {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let ip = packet.net.as_ref().unwrap().ipv4_ref().unwrap().header();
     let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { panic!("no TCP") };
@@ -112,7 +112,7 @@ impl Cookies {
     }
 
     /// The same, with targets that are told who the client is.
-    fn proxied(cookies: u32) -> Self {
+    pub(crate) fn proxied(cookies: u32) -> Self {
         Self::of(cookies, &CONFIG.replace("port = 8080", "port = 8080\nproxy_protocol_v2.enabled = true"))
     }
 
@@ -128,13 +128,13 @@ impl Cookies {
     }
 
     /// From the consumer's side: what becomes of it, and the frame as it leaves.
-    fn forth(&self, now: u32, segment: &Says) -> (u32, Vec<u8>) {
+    pub(crate) fn forth(&self, now: u32, segment: &Says) -> (u32, Vec<u8>) {
         self.memory.interface.set(self.interfaces[0]);
         on_the_host(&self.memory, &segment.frame(CLIENT, ENDPOINT), now)
     }
 
     /// From the target that got `there`.
-    fn back(&self, there: &[u8], segment: &Says) -> (u32, Vec<u8>) {
+    pub(crate) fn back(&self, there: &[u8], segment: &Says) -> (u32, Vec<u8>) {
         let (_, from, to) = read(there);
         self.memory.interface.set(self.interfaces[1]);
         on_the_host(&self.memory, &segment.frame(to, from), NOW)
