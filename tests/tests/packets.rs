@@ -714,7 +714,14 @@ fn no_byte_comes_to_a_target_before_the_proxy_protocols_header() {
     let proxied = format!("{UNCHECKED} }}\nproxy_protocol_v2 = {{ enabled = true");
     for bench in both(|hook| World::new(&config(hook, &proxied))) {
         // What would have the target take data with the SYN is taken out of it, at even and at odd places.
-        for (port, cookie, before) in [(1u16, 0u8, 0), (2, 8, 0), (3, 8, 1), (4, 16, 1)] {
+        for (port, kind, cookie, before) in [
+            (1u16, 34, 0u8, 0),
+            (2, 34, 8, 0),
+            (3, 34, 8, 1),
+            (4, 34, 16, 1),
+            (5, 254, 2, 0),
+            (6, 254, 18, 1),
+        ] {
             let options = |kind: u8| {
                 let length = 2 + cookie;
                 let ours: Vec<u8> = if kind == 1 {
@@ -726,7 +733,7 @@ fn no_byte_comes_to_a_target_before_the_proxy_protocols_header() {
                 all.resize(all.len().next_multiple_of(4), 1);
                 all
             };
-            let asks = Packet { from_port: port, tcp_options: options(34), ..Packet::tcp(SYN) };
+            let asks = Packet { from_port: port, tcp_options: options(kind), ..Packet::tcp(SYN) };
             let (verdict, out) = bench.run("ca", &asks.build());
             let (_, nat, target, _) = addresses(&out);
             assert_eq!(verdict, REDIRECT);

@@ -21,12 +21,14 @@ const SACK_PERMITTED: u8 = 4;
 const SACK: u8 = 5;
 const TIMESTAMPS: u8 = 8;
 const FAST_OPEN: u8 = 34;
+/// Experiments (RFC 6994), by which Linux asks for TCP Fast Open where nobody has answered the other.
+const EXPERIMENT: u8 = 254;
 
 /// Where [`find`] puts the cookie of TCP Fast Open (RFC 7413): in the place of an option that is no longer used (RFC 6247).
 const FAST_OPEN_PLACE: u8 = 6;
 
 /// The longest such option.
-const FAST_OPEN_LENGTH: usize = 18;
+const FAST_OPEN_LENGTH: usize = 20;
 
 /// [`Offer::bits`]: the window scale, or that there is none.
 pub(super) const SCALE: u8 = 0x0f;
@@ -116,7 +118,7 @@ fn step<F: Frame, const AT: usize>(frame: &F, walk: &mut Walk) -> bool {
     if long == 0 || walk.at + long > walk.end {
         return false;
     }
-    let kind = if kind == FAST_OPEN { FAST_OPEN_PLACE } else { kind };
+    let kind = if matches!(kind, FAST_OPEN | EXPERIMENT) { FAST_OPEN_PLACE } else { kind };
     if (MSS..=TIMESTAMPS).contains(&kind) {
         // Of one that comes twice, the last counts, as with Linux.
         let place = (u64::from(kind - MSS) * 8) & 63;
