@@ -299,7 +299,7 @@ impl Agent {
         image
     }
 
-    /// Makes it so. Returns how many entries changed.
+    /// Makes it so. Returns how many entries changed. What may refuse comes first, so that a refusal takes nothing from anybody.
     fn apply(&mut self, model: Model) -> Result<usize> {
         anyhow::ensure!(
             model.limits == self.model.limits,
@@ -309,10 +309,13 @@ impl Agent {
         let mut book = self.book.clone();
         let events = book.settle(&model, unix_time())?;
         let image = self.compile(&model, &book, &mut names)?;
-        self.make_stacks(&model)?;
-        self.leave(&image)?;
         let deliveries = self.deliveries(&model, &events);
-        self.keep(book, &events, &deliveries)?;
+        let ready = self.make_stacks(&model).and_then(|()| self.keep(book, &events, &deliveries));
+        if let Err(error) = ready {
+            self.put_back_stacks();
+            return Err(error);
+        }
+        self.leave(&image)?;
         let changes = self.update(image)?;
         self.model = model;
         self.open_pending()?;
@@ -364,6 +367,19 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// The stacks are again as the configuration has them that goes on, since another was refused.
+    fn put_back_stacks(&mut self) {
+        let model = self.model.clone();
+        let mut result = self.make_stacks(&model);
+        let links = &self.image.interfaces;
+        for (_, (stack, _)) in self.stacks.extract_if(.., |_, (stack, _)| !links.contains_key(&stack.link)) {
+            result = result.and(stack.remove());
+        }
+        if let Err(error) = result {
+            error!("{error:#}");
+        }
     }
 
     fn look_around(&mut self) -> Result<()> {

@@ -1,0 +1,71 @@
+//! What the agent and its commands refuse, what they say of it, and what it leaves as it was.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
+
+use privatelink_tests::world::{UNCHECKED, World, config};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A file system of its own for what the agent keeps, so that it can be full.
+struct Small(PathBuf);
+
+impl Small {
+    fn new(world: &World) -> Self {
+        let dir = world.dir.path().join("state");
+        std::fs::create_dir(&dir).unwrap();
+        let mount = ["-t", "tmpfs", "-o", "size=8m", "tmpfs"];
+        assert!(Command::new("mount").args(mount).arg(&dir).status().unwrap().success());
+        Self(dir)
+    }
+
+    /// Takes all of the room that is left.
+    fn fill(&self) {
+        let error = std::fs::write(self.0.join("rest"), vec![1; 8 << 20]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.0.join("rest")).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Behind the agent, which ends with its world, only its name goes.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// The usual configuration without the bank.
+fn without_bank() -> String {
+    let usual = config("", UNCHECKED);
+    let (before, rest) = usual.split_once("[vpcs.bank]").unwrap();
+    let (_, after) = rest.split_once("[vpcs.payments]").unwrap();
+    let (after, _) = after.split_once("[endpoints.bank]").unwrap();
+    format!("{before}[vpcs.payments]{after}")
+}
+
+/// The same with so many more endpoints that a full state directory cannot hold them.
+fn larger_without_bank() -> String {
+    let one = |number: u32| {
+        let address = format!("10.0.{}.{}", 100 + number / 200, 1 + number % 200);
+        format!(
+            "[endpoints.more{number}]\nvpc = \"shop\"\nservice = \"payments\"\naddresses = {{ a = \"{address}\" }}\n"
+        )
+    };
+    without_bank() + &(0..600).map(one).collect::<String>()
+}
+
+#[test]
+fn a_configuration_that_cannot_be_kept_takes_nothing_from_anybody() {
+    let mut world = World::bare(&config("", UNCHECKED));
+    let state = Small::new(&world);
+    world.start(&[]);
+    world.serve("t1");
+    world.serve("t2");
+    let before = world.json("endpoints").as_array().unwrap().len();
+    state.fill();
+    let (code, said) = world.apply(&larger_without_bank());
+    assert_eq!(code, Some(69), "{said}");
+    assert_eq!(world.json("endpoints").as_array().unwrap().len(), before);
+    assert!(!world.fetch("cb", "").is_empty(), "the bank's interface has its program");
+}
