@@ -92,7 +92,8 @@ pub struct Agent {
     pub survey: Survey,
     /// How endpoints stand with their services.
     pub book: Book,
-    store: Arc<Store>,
+    /// What outlives a restart of the machine.
+    pub store: Arc<Store>,
     news: Sender<()>,
     /// When the agent started.
     pub started: Instant,

@@ -145,7 +145,7 @@ fn program(agent: &Agent, program: Program) -> Result<Value> {
 
 /// What an operator should look at, a sentence each.
 fn problems(agent: &Agent) -> Result<Vec<String>> {
-    let mut problems = Vec::new();
+    let mut problems: Vec<_> = agent.store.failure().into_iter().collect();
     // A trunk's problems are those of its VLANs.
     for (name, place) in &agent.image.interfaces {
         let row = interface(agent, name, name, *place);

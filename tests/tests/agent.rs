@@ -69,3 +69,29 @@ fn a_configuration_that_cannot_be_kept_takes_nothing_from_anybody() {
     assert_eq!(world.json("endpoints").as_array().unwrap().len(), before);
     assert!(!world.fetch("cb", "").is_empty(), "the bank's interface has its program");
 }
+
+#[test]
+fn a_state_directory_that_was_full_is_written_again_when_it_has_room() {
+    let mut world = World::bare(&config("", UNCHECKED));
+    let state = Small::new(&world);
+    world.start(&[]);
+    let problems = |world: &World| world.json("status")[0]["problems"].to_string();
+    state.fill();
+    for _ in 0..2 {
+        let (code, said) = world.apply(&larger_without_bank());
+        assert_eq!(code, Some(69), "{said}");
+        assert!(said.contains("cannot write") && said.contains("state.redb"), "{said}");
+        assert!(!said.contains("Previous I/O"), "{said}");
+    }
+    assert!(problems(&world).contains("cannot write"), "{}", problems(&world));
+    assert!(world.said().contains("cannot write"), "{}", world.said());
+    state.empty();
+    let (code, said) = world.apply(&larger_without_bank());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!problems(&world).contains("cannot write"), "{}", problems(&world));
+    let kept = world.json("endpoints").as_array().unwrap().len();
+    world.kill_agent();
+    std::fs::write(world.config(), larger_without_bank()).unwrap();
+    world.start(&[]);
+    assert_eq!(world.json("endpoints").as_array().unwrap().len(), kept);
+}
