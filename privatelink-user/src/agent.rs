@@ -230,7 +230,7 @@ impl Agent {
             Event::Looked(looked) => self.take_look(looked),
             Event::Reload => {
                 let path = self.config.clone();
-                match read(&path).and_then(|model| self.apply(model).map_err(Failure::kernel)) {
+                match reread(&path).and_then(|model| self.apply(model).map_err(Failure::kernel)) {
                     Ok(changes) => info!("applied {}: {changes} changes", path.display()),
                     Err(failure) => {
                         warn!("{} is not applied: {}", path.display(), failure.message)
@@ -268,7 +268,7 @@ impl Agent {
     }
 
     fn apply_text(&mut self, path: PathBuf, text: &str) -> Reply {
-        let model = model::parse(text, &path.to_string_lossy()).map_err(Failure::config)?;
+        let model = next(&path, text)?;
         let before = self.image.clone();
         self.apply(model).map_err(Failure::kernel)?;
         self.config = path;
@@ -276,7 +276,7 @@ impl Agent {
     }
 
     fn plan_text(&mut self, path: &Path, text: &str) -> Reply {
-        let model = model::parse(text, &path.to_string_lossy()).map_err(Failure::config)?;
+        let model = next(path, text)?;
         let mut names = self.names.clone();
         let mut book = self.book.clone();
         book.settle(&model, unix_time()).map_err(Failure::kernel)?;
@@ -467,9 +467,29 @@ impl Agent {
     }
 }
 
-/// Reads and checks a file.
-pub fn read(path: &Path) -> Result<Model, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure { code: 65, message: format!("cannot read {}: {error}", path.display()) })?;
-    model::parse(&text, &path.to_string_lossy()).map_err(Failure::config)
+/// A configuration that is to come after another. One without a VPC would take away everything, and is an empty file far more often than
+/// it is meant.
+pub fn next(path: &Path, text: &str) -> Result<Model, Failure> {
+    let model = model::parse(text, &path.to_string_lossy()).map_err(Failure::config)?;
+    if model.vpcs.is_empty() {
+        let advice = "to take everything away, stop the agent and run `privatelink detach`";
+        let message = format!("{} has no VPC: {advice}", path.display());
+        return Err(Failure { code: 65, message });
+    }
+    Ok(model)
+}
+
+/// Reads and checks the file that was applied last. What was read from a pipe or a descriptor is not there any more, and below /dev and
+/// /proc the agent would find its own.
+fn reread(path: &Path) -> Result<Model, Failure> {
+    let wrong =
+        |message: &str| Failure { code: 65, message: format!("cannot read {}: {message}", path.display()) };
+    let is_file = std::fs::metadata(path).map_err(|error| wrong(&error.to_string()))?.is_file();
+    if !is_file || path.starts_with("/dev") || path.starts_with("/proc") {
+        return Err(wrong(
+            "it is no regular file: SIGHUP reads what was applied last, so apply a file first",
+        ));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error.to_string()))?;
+    next(path, &text)
 }

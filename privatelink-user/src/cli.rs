@@ -1,6 +1,6 @@
 //! The command line: what is typed, and what is printed.
 
-use crate::agent::{Agent, Event, Parts};
+use crate::agent::{self, Agent, Event, Parts};
 use crate::api::{self, Asked, Chosen, Failure, Request};
 use crate::kernel::{self, Drops, Kernel};
 use crate::names::Kind;
@@ -332,7 +332,9 @@ fn text(path: &Path) -> Result<String, Failure> {
 fn check(file: &Path) -> Result<(), Failure> {
     let colour = std::io::stderr().is_terminal();
     let report = |problems: crate::config::Problems| Failure { code: 65, message: problems.report(colour) };
-    let model = model::parse(&text(file)?, &file.to_string_lossy()).map_err(report)?;
+    let text = text(file)?;
+    model::parse(&text, &file.to_string_lossy()).map_err(report)?;
+    let model = agent::next(file, &text)?;
     let (vpcs, services) = (model.vpcs.len(), model.services.len());
     let endpoints: usize = model.endpoints.values().map(|it| it.addresses.len()).sum();
     say(&format!(

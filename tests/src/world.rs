@@ -385,9 +385,16 @@ impl World {
         agent.wait().unwrap();
     }
 
+    /// A command of ours in the agent's namespace.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.inside("dp", binary());
+        command.args(arguments).args(self.places());
+        command
+    }
+
     /// Runs a command of ours in the agent's namespace.
     pub fn privatelink(&self, arguments: &[&str]) -> Output {
-        self.inside("dp", binary()).args(arguments).args(self.places()).output().unwrap()
+        self.command(arguments).output().unwrap()
     }
 
     pub fn json(&self, verb: &str) -> Value {

@@ -1,7 +1,7 @@
 //! What the agent and its commands refuse, what they say of it, and what it leaves as it was.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::world::{UNCHECKED, World, config};
+use privatelink_tests::world::{UNCHECKED, World, config, eventually};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -94,4 +94,37 @@ fn a_state_directory_that_was_full_is_written_again_when_it_has_room() {
     std::fs::write(world.config(), larger_without_bank()).unwrap();
     world.start(&[]);
     assert_eq!(world.json("endpoints").as_array().unwrap().len(), kept);
+}
+
+/// Tells the agent to read its file again, and waits until it has said that it does not apply it.
+fn refused_again(world: &World, why: &str) {
+    let before = world.said().len();
+    world.signal("-HUP");
+    eventually("the agent says what it does not apply", || {
+        let said = world.said()[before..].to_owned();
+        (said.contains("is not applied") && said.contains(why)).then_some(())
+    });
+}
+
+#[test]
+fn a_file_without_a_vpc_and_one_that_cannot_be_read_twice_take_nothing_away() {
+    let world = World::new(&config("", UNCHECKED));
+    let before = world.json("endpoints");
+    let empty = world.dir.path().join("empty.toml");
+    std::fs::write(&empty, "# nothing\n").unwrap();
+    for verb in ["check", "plan", "apply"] {
+        let output = world.privatelink(&[verb, &empty.display().to_string()]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(65), "{verb}: {said}");
+        assert!(said.contains("has no VPC"), "{verb}: {said}");
+    }
+    std::fs::write(world.config(), "").unwrap();
+    refused_again(&world, "has no VPC");
+    let next = world.dir.path().join("next.toml");
+    std::fs::write(&next, config("", UNCHECKED)).unwrap();
+    let mut command = world.command(&["apply", "/dev/stdin"]);
+    let applied = command.stdin(std::fs::File::open(&next).unwrap()).output().unwrap();
+    assert!(applied.status.success(), "{applied:?}");
+    refused_again(&world, "no regular file");
+    assert_eq!(world.json("endpoints"), before);
 }
