@@ -6,6 +6,7 @@ use crate::explain;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -102,7 +103,19 @@ impl Failure {
 /// An answer: a JSON value, an array for listings.
 pub type Reply = Result<Value, Failure>;
 
-/// Listens at `path`, readable and writable by root alone.
+/// Takes a runtime directory, and makes it where it is not; it is ours for as long as what is returned.
+pub fn take(runtime_dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(runtime_dir).with_context(|| format!("cannot make {}", runtime_dir.display()))?;
+    let lock = File::open(runtime_dir).with_context(|| format!("cannot open {}", runtime_dir.display()))?;
+    anyhow::ensure!(
+        lock.try_lock().is_ok(),
+        "another agent uses {}: stop it, or choose another --runtime-dir",
+        runtime_dir.display()
+    );
+    Ok(lock)
+}
+
+/// Listens at `path`, readable and writable by root alone; in a directory that was taken, a socket that is there is a dead agent's.
 pub fn listen(path: &Path) -> Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

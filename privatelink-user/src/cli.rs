@@ -7,7 +7,7 @@ use crate::names::Kind;
 use crate::net::Stack;
 use crate::store::Store;
 use crate::{capture, flows, held, model};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use log::{error, info};
 use privatelink_common::path::state::State;
@@ -447,8 +447,11 @@ fn run(places: &Places, config: &Path, detach_on_exit: bool, drops: Drops) -> Re
     log_to_stderr();
     let model = model::parse(&text(config)?, &config.to_string_lossy()).map_err(Failure::config)?;
     privileged()?;
+    let _lock = api::take(&places.runtime_dir).map_err(Failure::kernel)?;
+    let store = Store::open(&places.state_dir).map_err(Failure::kernel)?;
+    // Behind all that another agent may have: a start that is refused leaves nothing in the kernel.
     let kernel = Kernel::open(&places.pin_dir, &model.limits, drops).map_err(Failure::kernel)?;
-    serve(places, config, model, kernel, drops).map_err(Failure::kernel)?;
+    serve(places, config, model, store, kernel, drops).map_err(Failure::kernel)?;
     if detach_on_exit { detach(&places.pin_dir) } else { Ok(()) }
 }
 
@@ -469,11 +472,10 @@ fn serve(
     places: &Places,
     config: &Path,
     model: model::Model,
+    store: Store,
     mut kernel: Kernel,
     drops: Drops,
 ) -> Result<()> {
-    std::fs::create_dir_all(&places.runtime_dir)
-        .with_context(|| format!("cannot make {}", places.runtime_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (events, received) = channel();
     let (results, mut observed) = tokio::sync::mpsc::channel(1024);
@@ -493,7 +495,7 @@ fn serve(
         let words = crate::drops::Words::new(kernel.maps()?, &model.limits);
         runtime.spawn(crate::drops::follow(kernel.drops(words)?));
     }
-    let store = Arc::new(Store::open(&places.state_dir)?);
+    let store = Arc::new(store);
     let (news, told) = channel();
     let outbox = Arc::clone(&store);
     std::thread::spawn(move || crate::events::deliver(&outbox, &told));

@@ -1,7 +1,7 @@
 //! What the agent and its commands refuse, what they say of it, and what it leaves as it was.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
-use privatelink_tests::world::{UNCHECKED, World, config, eventually};
+use privatelink_tests::world::{UNCHECKED, World, binary, config, eventually};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -127,4 +127,27 @@ fn a_file_without_a_vpc_and_one_that_cannot_be_read_twice_take_nothing_away() {
     assert!(applied.status.success(), "{applied:?}");
     refused_again(&world, "no regular file");
     assert_eq!(world.json("endpoints"), before);
+}
+
+#[test]
+fn an_agent_that_wants_what_another_has_is_refused_before_it_loads_anything() {
+    let mut world = World::new(&config("", UNCHECKED));
+    let of = |name: &str| world.dir.path().join(name).display().to_string();
+    let pins = format!("{}-second", world.pins().display());
+    for (run, state, option) in [("run", "other", "--runtime-dir"), ("other", "state", "--state-dir")] {
+        let mut second = world.inside("dp", "timeout");
+        second.arg("20").arg(binary()).args(["run", "--config"]).arg(world.config());
+        second.args(["--pin-dir", &pins, "--runtime-dir", &of(run), "--state-dir", &of(state)]);
+        let output = second.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let left = std::fs::exists(&pins).unwrap();
+        let _ = Command::new(binary()).args(["detach", "--pin-dir", &pins]).output();
+        assert_eq!(output.status.code(), Some(69), "{said}");
+        assert!(said.contains("another agent uses") && said.contains(option), "{said}");
+        assert!(!left, "it has left pins");
+    }
+    assert!(world.json("status").is_array(), "the first one is asked as before");
+    world.kill_agent();
+    world.start(&[]);
+    assert!(world.json("status").is_array(), "a dead agent's socket is replaced");
 }
