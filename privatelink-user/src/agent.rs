@@ -26,7 +26,7 @@ use crate::plan::{self, Check, Image, Known};
 use crate::probe::{self, Observed};
 use crate::sockets::Sockets;
 use crate::store::Store;
-use crate::{dns, listing, reconcile};
+use crate::{dns, listing, reconcile, sys};
 use anyhow::{Context, Result};
 use log::{error, info, warn};
 use privatelink_common::tables::{DRAINING, VpcAddress};
@@ -192,6 +192,8 @@ impl Agent {
         if agent.kernel.finish()? {
             info!("the tables have the sizes that [limits] says, and the flows that they had");
         }
+        // Loading takes many times what is kept of it.
+        sys::give_back_memory();
         Ok(agent)
     }
 
@@ -384,7 +386,11 @@ impl Agent {
     }
 
     fn look_around(&mut self) -> Result<()> {
+        let loaded = self.kernel.programs().count();
         self.enter()?;
+        if self.kernel.programs().count() != loaded {
+            sys::give_back_memory();
+        }
         self.ask_neighbours();
         self.look_at_targets()?;
         self.look_at_resolvers();
