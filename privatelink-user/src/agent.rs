@@ -12,7 +12,7 @@ use acceptance::unix_time;
 pub use links::Attached;
 pub use names::Looked;
 
-use crate::api::{Failure, Reply, Request};
+use crate::api::{Chosen, Failure, Reply, Request};
 use crate::connections::Book;
 use crate::flows::{self, Survey};
 use crate::health::{self, Health};
@@ -247,14 +247,10 @@ impl Agent {
         let answer = match request {
             Request::Apply { path, text } => self.apply_text(path, &text),
             Request::Plan { path, text } => self.plan_text(&path, &text),
-            Request::Flows(chosen) => {
-                let (maps, names) = (Arc::clone(&self.maps), self.names.clone());
-                std::thread::spawn(move || {
-                    // Whoever asked may have gone.
-                    let _ = reply.send(listing::flows(&maps, &names, &chosen).map_err(Failure::kernel));
-                });
-                return;
-            }
+            Request::Flows(chosen) => match listing::sensible(self, &chosen) {
+                Ok(()) => return self.list_flows(chosen, reply),
+                Err(error) => Err(Failure::usage(error)),
+            },
             Request::Verify { service } => return self.verify(&service, reply),
             Request::Status => listing::status(self).map_err(Failure::kernel),
             Request::Services => Ok(listing::services(self)),
@@ -264,9 +260,18 @@ impl Agent {
             Request::Accept { endpoint } => self.decide(&endpoint, Book::accept),
             Request::Reject { endpoint } => self.decide(&endpoint, Book::reject),
             Request::Names { vpc } => listing::names(self, vpc.as_deref()).map_err(Failure::usage),
-            Request::Explain(question) => listing::explain(self, &question).map_err(Failure::kernel),
+            Request::Explain(question) => listing::explain(self, &question),
         };
         let _ = reply.send(answer);
+    }
+
+    /// Lists flows, on a thread of its own: there may be millions.
+    fn list_flows(&self, chosen: Chosen, reply: oneshot::Sender<Reply>) {
+        let (maps, names) = (Arc::clone(&self.maps), self.names.clone());
+        std::thread::spawn(move || {
+            // Whoever asked may have gone.
+            let _ = reply.send(listing::flows(&maps, &names, &chosen).map_err(Failure::kernel));
+        });
     }
 
     fn apply_text(&mut self, path: PathBuf, text: &str) -> Reply {

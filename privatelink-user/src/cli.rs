@@ -452,7 +452,12 @@ fn run(places: &Places, config: &Path, detach_on_exit: bool, drops: Drops) -> Re
     // Behind all that another agent may have: a start that is refused leaves nothing in the kernel.
     let kernel = Kernel::open(&places.pin_dir, &model.limits, drops).map_err(Failure::kernel)?;
     serve(places, config, model, store, kernel, drops).map_err(Failure::kernel)?;
-    if detach_on_exit { detach(&places.pin_dir) } else { Ok(()) }
+    if !detach_on_exit {
+        info!("stopped; what it loaded goes on");
+        return Ok(());
+    }
+    info!("stopped; what it loaded is taken away");
+    detach(&places.pin_dir)
 }
 
 /// The least time between two sweeps; a sweep that takes long waits longer, so that sweeping takes a tenth of a CPU at most.
@@ -537,7 +542,6 @@ fn serve(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     agent.run(&received);
     let _ = std::fs::remove_file(&socket);
-    info!("stopped; what it loaded goes on");
     Ok(())
 }
 
@@ -589,5 +593,8 @@ fn detach(pin_dir: &Path) -> Result<(), Failure> {
         Ok(removed)
     };
     let removed = work().map_err(Failure::kernel)?;
+    if removed == 0 {
+        return say(&format!("nothing is pinned at {}\n", pin_dir.display()));
+    }
     say(&format!("removed {removed} pins from {}\n", pin_dir.display()))
 }

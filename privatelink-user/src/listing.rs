@@ -1,7 +1,7 @@
 //! What the agent tells: every listing is an array of objects.
 
 use crate::agent::Agent;
-use crate::api::{Asked, Chosen};
+use crate::api::{Asked, Chosen, Failure, Reply};
 use crate::config::nearest;
 use crate::connections::{Connection, State};
 use crate::dns::entries::{balancer_name, endpoint_name, endpoints_domain};
@@ -16,7 +16,7 @@ use crate::names::{Kind, Names};
 use crate::plan::{Image, Place};
 use crate::sys::XdpMode;
 use crate::{explain, flows, health, model, zones};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::path::state::State as FlowState;
 use privatelink_common::tables::{
@@ -102,16 +102,19 @@ fn resolver(vpc: &str, resolver: &Resolver) -> Value {
     row
 }
 
+/// Says that there is no such thing, and what it may have been meant to be.
+fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str>) -> String {
+    let help = nearest(name, known).map(|help| format!(": {help}")).unwrap_or_default();
+    format!("there is no {what} \"{name}\"{help}")
+}
+
 /// The names of VPCs that have a resolver, or of one of them.
 pub fn names(agent: &Agent, vpc: Option<&str>) -> Result<Value> {
     if let Some(vpc) = vpc {
         let known = agent.model.vpcs.get(vpc);
-        let help = || nearest(vpc, agent.model.vpcs.keys().map(String::as_str)).unwrap_or_default();
-        let known = known.with_context(|| format!("there is no VPC \"{vpc}\"; {}", help()))?;
-        anyhow::ensure!(
-            known.dns.is_some(),
-            "the VPC \"{vpc}\" has no resolver: write dns = true at [vpcs.{vpc}]"
-        );
+        let known =
+            known.with_context(|| unknown("VPC", vpc, agent.model.vpcs.keys().map(String::as_str)))?;
+        ensure!(known.dns.is_some(), "the VPC \"{vpc}\" has no resolver: write dns = true at [vpcs.{vpc}]");
     }
     let row = |entry: &Entry| {
         let (standing, why) = match &entry.standing {
@@ -505,18 +508,42 @@ fn target_row(
     }))
 }
 
+/// Whether an address of an endpoint is of what was asked for: `ENDPOINT` or `ENDPOINT/ZONE`.
+fn is_of(endpoint: &str, wanted: &str) -> bool {
+    endpoint.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether a target is what was asked for: `ADDRESS` or `ADDRESS:PORT`.
+fn is_at(address: Ip, port: u16, wanted: &str) -> bool {
+    let address = ip::shown(address);
+    wanted.parse() == Ok(address) || wanted.parse() == Ok(SocketAddr::new(address, port))
+}
+
+/// Whether there is what flows are asked of; that there is no such endpoint is not that it has no flows.
+pub fn sensible(agent: &Agent, chosen: &Chosen) -> Result<()> {
+    if let Some(wanted) = &chosen.endpoint {
+        // One that failed has no addresses, and is one all the same.
+        let all = agent.names.all(Kind::Endpoint).map(|(_, name)| name);
+        let all: Vec<_> = all.chain(agent.model.endpoints.keys().map(String::as_str)).collect();
+        let known = all.iter().any(|name| is_of(name, wanted));
+        ensure!(known, unknown("endpoint", wanted, all.into_iter()));
+    }
+    if let Some(wanted) = &chosen.target {
+        let targets = agent.image.targets.values();
+        let known = targets.clone().any(|it| is_at(it.address, it.port.get(), wanted));
+        let all: Vec<_> = targets.map(|it| with_port(it.address, it.port).to_string()).collect();
+        ensure!(known, unknown("target", wanted, all.iter().map(String::as_str)));
+    }
+    Ok(())
+}
+
 /// Flows, each once.
 pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
     let now = flows::now();
     let wanted = |flow: &Flow6| {
         let endpoint = names.name(Kind::Endpoint, flow.endpoint.into());
-        let of = |wanted: &String| {
-            endpoint.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        let to = |wanted: &String| {
-            let (address, port) = (ip::shown(flow.destination), flow.destination_port.get());
-            wanted.parse() == Ok(address) || wanted.parse() == Ok(SocketAddr::new(address, port))
-        };
+        let of = |wanted: &String| is_of(&endpoint, wanted);
+        let to = |wanted: &String| is_at(flow.destination, flow.destination_port.get(), wanted);
         chosen.endpoint.as_ref().is_none_or(of)
             && chosen.target.as_ref().is_none_or(to)
             && chosen.state.as_ref().is_none_or(|state| FlowState::from_number(flow.state).name() == state)
@@ -539,7 +566,12 @@ pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
 }
 
 /// What the path would do.
-pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
+pub fn explain(agent: &Agent, asked: &Asked) -> Reply {
+    explain::check(&agent.names, &asked.into()).map_err(Failure::usage)?;
+    explained(agent, asked).map_err(Failure::kernel)
+}
+
+fn explained(agent: &Agent, asked: &Asked) -> Result<Value> {
     let connections = agent.book.connections.values().filter(|it| !it.state.is_gone());
     let standing = |it: &Connection| match it.state {
         State::PendingAcceptance | State::Rejected | State::Expired => {

@@ -164,3 +164,41 @@ fn an_agent_keeps_no_memory_of_what_it_has_loaded() {
     });
     println!("resident: {resident} KiB");
 }
+
+#[test]
+fn what_is_asked_of_nobody_is_refused_with_the_nearest_name_and_what_needs_root_says_so() {
+    let mut world = World::bare(&config("", UNCHECKED));
+    world.start(&["--detach-on-exit"]);
+    for (line, part) in [
+        ("flows --endpoint shpo", "there is no endpoint \"shpo\": did you mean \"shop\"?"),
+        ("flows --target 10.0.1.23", "there is no target \"10.0.1.23\""),
+        ("names shpo", "there is no VPC \"shpo\": did you mean \"shop\"?"),
+        ("names nothing-like-it", "there is no VPC \"nothing-like-it\"\n"),
+        (
+            "explain --from shpo tcp 10.0.1.5:1 10.0.9.9:80",
+            "there is no VPC \"shpo\": did you mean \"shop\"?",
+        ),
+        ("explain --from shop tcp 10.0.1.5:1 [fd00::9]:80", "no packet has both"),
+        ("explain --from shop icmp 10.0.1.5:1 10.0.9.9:80", "tcp or udp"),
+    ] {
+        let output = world.privatelink(&line.split(' ').collect::<Vec<_>>());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{line}: {said}");
+        assert!(said.contains(part), "{line}: {said}");
+    }
+    for line in ["flows --endpoint shop", "flows --endpoint shop/a", "flows --target 10.0.1.21:8080"] {
+        let output = world.privatelink(&line.split(' ').collect::<Vec<_>>());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "none\n", "{line}: {output:?}");
+    }
+    let run = world.dir.path().join("run").display().to_string();
+    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let mut status = Command::new("setpriv");
+    let status = status.args(nobody).arg(binary()).args(["status", "--runtime-dir", &run]).output().unwrap();
+    assert_eq!(status.status.code(), Some(77), "{status:?}");
+    assert!(String::from_utf8_lossy(&status.stderr).contains("needs root"), "{status:?}");
+    assert_eq!(world.stop(), Some(0));
+    assert!(world.said().contains("what it loaded is taken away"), "{}", world.said());
+    assert!(!world.said().contains("goes on"), "{}", world.said());
+    let again = world.privatelink(&["detach"]);
+    assert!(String::from_utf8_lossy(&again.stdout).starts_with("nothing is pinned"), "{again:?}");
+}
