@@ -276,10 +276,10 @@ impl Agent {
 
     fn apply_text(&mut self, path: PathBuf, text: &str) -> Reply {
         let model = next(&path, text)?;
-        let before = self.image.clone();
+        let (before, were) = (self.image.clone(), self.names.clone());
         self.apply(model).map_err(Failure::kernel)?;
         self.config = path;
-        Ok(listing::difference(&before, &self.image, &self.names))
+        Ok(listing::difference((&before, &were), (&self.image, &self.names)))
     }
 
     fn plan_text(&mut self, path: &Path, text: &str) -> Reply {
@@ -288,7 +288,7 @@ impl Agent {
         let mut book = self.book.clone();
         book.settle(&model, unix_time()).map_err(Failure::kernel)?;
         let image = self.compile(&model, &book, &mut names).map_err(Failure::kernel)?;
-        Ok(listing::difference(&self.image, &image, &names))
+        Ok(listing::difference((&self.image, &self.names), (&image, &names)))
     }
 
     fn compile(&self, model: &Model, book: &Book, names: &mut Names) -> Result<Image> {

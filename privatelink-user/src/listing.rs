@@ -606,47 +606,50 @@ fn explained(agent: &Agent, asked: &Asked) -> Result<Value> {
         .collect())
 }
 
-/// The difference between two images, an entry a row.
-pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
+/// The difference between two images, each with its names, an entry a row.
+pub fn difference((from, were): (&Image, &Names), (to, are): (&Image, &Names)) -> Value {
     let mut rows = Vec::new();
     let own = |it: &Address| if it.kind == BALANCER { "load balancer" } else { "endpoint" };
-    let at =
-        |key: &VpcAddress| format!("{} in {}", ip::shown(key.address), names.name(Kind::Vpc, key.vpc.into()));
+    let at = |names: &Names, key: &VpcAddress| {
+        format!("{} in {}", ip::shown(key.address), names.name(Kind::Vpc, key.vpc.into()))
+    };
     let places = |image: &Image| -> BTreeMap<String, Place> {
         image.places().map(|(name, place)| (name.clone(), place)).collect()
     };
-    changes(&mut rows, "interface", &places(from), &places(to), |name, place| {
+    changes(&mut rows, "interface", (&places(from), were), (&places(to), are), |names, name, place| {
         format!("{name} in {}", vpc_name(names, place.vpc))
     });
     let chosen = |image: &Image| -> BTreeMap<String, model::Hook> {
         let chosen = image.hooks.iter().filter(|(_, hook)| **hook != model::Hook::Auto);
         chosen.map(|(name, hook)| (name.clone(), *hook)).collect()
     };
-    changes(&mut rows, "hook", &chosen(from), &chosen(to), |name, hook| {
+    changes(&mut rows, "hook", (&chosen(from), were), (&chosen(to), are), |_, name, hook| {
         format!("{} for {name}", hook.name())
     });
-    changes(&mut rows, "address", &from.addresses, &to.addresses, |key, it| {
-        format!("{} {}", own(it), at(key))
+    changes(&mut rows, "address", (&from.addresses, were), (&to.addresses, are), |names, key, it| {
+        format!("{} {}", own(it), at(names, key))
     });
-    changes(&mut rows, "endpoint", &from.endpoints, &to.endpoints, |id, open| {
+    changes(&mut rows, "endpoint", (&from.endpoints, were), (&to.endpoints, are), |names, id, open| {
         format!("{} {}", names.name(Kind::Endpoint, *id), if open.open { "available" } else { "rejected" })
     });
-    changes(&mut rows, "listener", &from.listeners, &to.listeners, |key, _| {
+    changes(&mut rows, "listener", (&from.listeners, were), (&to.listeners, are), |names, key, _| {
         let protocol = if key.protocol == 6 { "tcp" } else { "udp" };
         format!("{protocol}/{} of {}", key.port, names.name(Kind::Balancer, key.balancer))
     });
-    changes(&mut rows, "target", &from.targets, &to.targets, |_, it| {
+    changes(&mut rows, "target", (&from.targets, were), (&to.targets, are), |names, _, it| {
         format!("{} in {}", with_port(it.address, it.port), names.name(Kind::Vpc, it.vpc.into()))
     });
-    changes(&mut rows, "table", &from.tables, &to.tables, |id, table| {
+    changes(&mut rows, "table", (&from.tables, were), (&to.tables, are), |names, id, table| {
         format!("{} of {} slots", names.name(Kind::Table, *id), table.len())
     });
     let said = |image: &Image| -> BTreeMap<String, ()> {
         image.rules.values().flatten().map(|rule| (rule.clone(), ())).collect()
     };
-    changes(&mut rows, "rule", &said(from), &said(to), |rule, ()| rule.clone());
-    changes(&mut rows, "subnet", &from.subnets, &to.subnets, |_, subnet| names.name(Kind::Subnet, subnet.id));
-    changes(&mut rows, "prefix", &from.prefixes, &to.prefixes, |key, _| {
+    changes(&mut rows, "rule", (&said(from), were), (&said(to), are), |_, rule, ()| rule.clone());
+    changes(&mut rows, "subnet", (&from.subnets, were), (&to.subnets, are), |names, _, subnet| {
+        names.name(Kind::Subnet, subnet.id)
+    });
+    changes(&mut rows, "prefix", (&from.prefixes, were), (&to.prefixes, are), |names, key, _| {
         let vpc = names.name(Kind::Vpc, key.prefix.vpc.get());
         let network = Ip(key.prefix.address);
         let before = if network.is_ipv4() { 128 } else { 32 };
@@ -655,15 +658,17 @@ pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
     Value::Array(rows)
 }
 
+/// The difference between two tables, each with its names: what is removed has names only in those from before.
 fn changes<K: Ord, V: PartialEq>(
     rows: &mut Vec<Value>,
     kind: &str,
-    from: &BTreeMap<K, V>,
-    to: &BTreeMap<K, V>,
-    what: impl Fn(&K, &V) -> String,
+    (from, were): (&BTreeMap<K, V>, &Names),
+    (to, are): (&BTreeMap<K, V>, &Names),
+    what: impl Fn(&Names, &K, &V) -> String,
 ) {
     let mut row = |change: &str, key: &K, value: &V| {
-        rows.push(json!({ "change": change, "kind": kind, "what": what(key, value) }))
+        let names = if change == "remove" { were } else { are };
+        rows.push(json!({ "change": change, "kind": kind, "what": what(names, key, value) }))
     };
     for (key, value) in to {
         match from.get(key) {

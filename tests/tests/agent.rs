@@ -202,3 +202,18 @@ fn what_is_asked_of_nobody_is_refused_with_the_nearest_name_and_what_needs_root_
     let again = world.privatelink(&["detach"]);
     assert!(String::from_utf8_lossy(&again.stdout).starts_with("nothing is pinned"), "{again:?}");
 }
+
+#[test]
+fn what_goes_is_called_by_the_name_that_it_had() {
+    let world = World::new(&config("", UNCHECKED));
+    let file = world.dir.path().join("next.toml");
+    std::fs::write(&file, without_bank()).unwrap();
+    let plan = world.privatelink(&["plan", &file.display().to_string()]);
+    let plan = String::from_utf8(plan.stdout).unwrap();
+    let (code, applied) = world.apply(&without_bank());
+    assert_eq!(code, Some(0), "{applied}");
+    for said in [plan, applied] {
+        assert!(said.contains("cb in bank") && said.contains("endpoint 10.0.9.9 in bank"), "{said}");
+        assert!(!said.contains('#'), "{said}");
+    }
+}
