@@ -350,7 +350,7 @@ fn published(agent: &Agent, wanted: impl Fn(&str) -> bool) -> Value {
 pub fn endpoints(agent: &Agent) -> Result<Value> {
     let mut active = BTreeMap::<u32, u64>::new();
     let mut count = |flow: &Course| {
-        if flow.direction() == Direction::ToProvider {
+        if flow.direction() == Direction::ToProvider && !flows::is_over(flow) {
             *active.entry(flow.endpoint.into()).or_default() += 1;
         }
     };

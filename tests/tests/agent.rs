@@ -217,3 +217,24 @@ fn what_goes_is_called_by_the_name_that_it_had() {
         assert!(!said.contains('#'), "{said}");
     }
 }
+
+#[test]
+fn flows_that_are_over_do_not_count_against_an_endpoint() {
+    let text = config("", UNCHECKED).replace("[endpoints.shop]", "[endpoints.shop]\nmax_flows = 3");
+    let mut world = World::new(&text);
+    world.serve("t1");
+    world.serve("t2");
+    for _ in 0..3 {
+        assert!(!world.fetch("ca", "").is_empty());
+    }
+    eventually("a sweep has seen the flows", || {
+        let targets = world.json("targets");
+        let flows: u64 = targets.as_array()?.iter().filter_map(|it| it["flows"].as_u64()).sum();
+        (flows == 3).then_some(())
+    });
+    let endpoints = world.json("endpoints");
+    let shop = endpoints.as_array().unwrap().iter().find(|it| it["endpoint"] == "shop").unwrap();
+    assert_eq!((&shop["active_flows"], &shop["full"]), (&0.into(), &false.into()));
+    assert_eq!(world.json("flows").as_array().unwrap().len(), 3, "they are there all the same");
+    assert!(!world.fetch("ca", "").is_empty());
+}
