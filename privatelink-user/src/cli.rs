@@ -9,7 +9,7 @@ use crate::store::Store;
 use crate::{capture, flows, held, model};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use log::{error, info};
+use log::{error, info, warn};
 use privatelink_common::path::state::State;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
@@ -449,6 +449,7 @@ fn run(places: &Places, config: &Path, detach_on_exit: bool, drops: Drops) -> Re
     privileged()?;
     let _lock = api::take(&places.runtime_dir).map_err(Failure::kernel)?;
     let store = Store::open(&places.state_dir).map_err(Failure::kernel)?;
+    warn_of_private_mounts(&places.pin_dir);
     // Behind all that another agent may have: a start that is refused leaves nothing in the kernel.
     let kernel = Kernel::open(&places.pin_dir, &model.limits, drops).map_err(Failure::kernel)?;
     serve(places, config, model, store, kernel, drops).map_err(Failure::kernel)?;
@@ -458,6 +459,22 @@ fn run(places: &Places, config: &Path, detach_on_exit: bool, drops: Drops) -> Re
     }
     info!("stopped; what it loaded is taken away");
     detach(&places.pin_dir)
+}
+
+/// Warns where the bpffs that the agent is about to mount is seen by nobody else, and ends with the agent and all that is pinned there.
+fn warn_of_private_mounts(pin_dir: &Path) {
+    const BPFFS: u64 = 0xcafe_4a11;
+    let there = pin_dir.ancestors().find(|it| it.exists()).and_then(|it| rustix::fs::statfs(it).ok());
+    let is_mounted = there.is_some_and(|it| it.f_type as u64 == BPFFS);
+    let mounts = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    if is_mounted || mounts("self") == mounts("1") {
+        return;
+    }
+    warn!(
+        "no bpffs is mounted for {}, and one that is mounted now is gone with this mount namespace: when the agent ends, forwarding does, \
+         too. `ip netns exec` makes such a namespace; `nsenter --net=/run/netns/NAME` does not, nor does systemd's NetworkNamespacePath= with PrivateMounts=no",
+        pin_dir.display()
+    );
 }
 
 /// The least time between two sweeps; a sweep that takes long waits longer, so that sweeping takes a tenth of a CPU at most.

@@ -207,7 +207,8 @@ impl World {
         Path::new("/sys/fs/bpf").join(&self.id)
     }
 
-    fn places(&self) -> Vec<String> {
+    /// Where this world's agent has what it has, as it is told.
+    pub fn places(&self) -> Vec<String> {
         let run = self.dir.path().join("run").display().to_string();
         let (pins, state) =
             (self.pins().display().to_string(), self.dir.path().join("state").display().to_string());

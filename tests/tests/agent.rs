@@ -238,3 +238,21 @@ fn flows_that_are_over_do_not_count_against_an_endpoint() {
     assert_eq!(world.json("flows").as_array().unwrap().len(), 3, "they are there all the same");
     assert!(!world.fetch("ca", "").is_empty());
 }
+
+#[test]
+fn an_agent_whose_pins_would_end_with_its_mount_namespace_warns_of_that() {
+    let vpc = "[vpcs.shop]\naccount = \"111122223333\"\ncidrs = [\"10.0.0.0/16\"]\ninterfaces = [\"ca\"]\n";
+    let world = World::bare(vpc);
+    let log = world.dir.path().join("second.log");
+    let mut agent = Command::new("setpriv");
+    agent.args(["--pdeathsig", "KILL", "ip", "netns", "exec", &world.namespace("dp")]);
+    agent.arg(binary()).args(["run", "--config"]).arg(world.config()).args(world.places());
+    let mut agent = agent.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    let said = || std::fs::read_to_string(&log).unwrap();
+    eventually("the agent is ready", || said().contains("privatelink: ready").then_some(()));
+    let (warned, left) = (said(), world.pins().exists());
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    assert!(warned.contains("no bpffs is mounted") && warned.contains("nsenter --net="), "{warned}");
+    assert!(!left, "nobody else sees what it has pinned");
+}
