@@ -12,7 +12,7 @@ use acceptance::unix_time;
 pub use links::Attached;
 pub use names::Looked;
 
-use crate::api::{Failure, Reply, Request};
+use crate::api::{Chosen, Failure, Reply, Request};
 use crate::connections::Book;
 use crate::flows::{self, Survey};
 use crate::health::{self, Health};
@@ -26,7 +26,7 @@ use crate::plan::{self, Check, Image, Known};
 use crate::probe::{self, Observed};
 use crate::sockets::Sockets;
 use crate::store::Store;
-use crate::{dns, listing, reconcile};
+use crate::{dns, listing, reconcile, sys};
 use anyhow::{Context, Result};
 use log::{error, info, warn};
 use privatelink_common::tables::{DRAINING, VpcAddress};
@@ -92,7 +92,8 @@ pub struct Agent {
     pub survey: Survey,
     /// How endpoints stand with their services.
     pub book: Book,
-    store: Arc<Store>,
+    /// What outlives a restart of the machine.
+    pub store: Arc<Store>,
     news: Sender<()>,
     /// When the agent started.
     pub started: Instant,
@@ -191,6 +192,8 @@ impl Agent {
         if agent.kernel.finish()? {
             info!("the tables have the sizes that [limits] says, and the flows that they had");
         }
+        // Loading takes many times what is kept of it.
+        sys::give_back_memory();
         Ok(agent)
     }
 
@@ -229,7 +232,7 @@ impl Agent {
             Event::Looked(looked) => self.take_look(looked),
             Event::Reload => {
                 let path = self.config.clone();
-                match read(&path).and_then(|model| self.apply(model).map_err(Failure::kernel)) {
+                match reread(&path).and_then(|model| self.apply(model).map_err(Failure::kernel)) {
                     Ok(changes) => info!("applied {}: {changes} changes", path.display()),
                     Err(failure) => {
                         warn!("{} is not applied: {}", path.display(), failure.message)
@@ -244,14 +247,10 @@ impl Agent {
         let answer = match request {
             Request::Apply { path, text } => self.apply_text(path, &text),
             Request::Plan { path, text } => self.plan_text(&path, &text),
-            Request::Flows(chosen) => {
-                let (maps, names) = (Arc::clone(&self.maps), self.names.clone());
-                std::thread::spawn(move || {
-                    // Whoever asked may have gone.
-                    let _ = reply.send(listing::flows(&maps, &names, &chosen).map_err(Failure::kernel));
-                });
-                return;
-            }
+            Request::Flows(chosen) => match listing::sensible(self, &chosen) {
+                Ok(()) => return self.list_flows(chosen, reply),
+                Err(error) => Err(Failure::usage(error)),
+            },
             Request::Verify { service } => return self.verify(&service, reply),
             Request::Status => listing::status(self).map_err(Failure::kernel),
             Request::Services => Ok(listing::services(self)),
@@ -261,26 +260,35 @@ impl Agent {
             Request::Accept { endpoint } => self.decide(&endpoint, Book::accept),
             Request::Reject { endpoint } => self.decide(&endpoint, Book::reject),
             Request::Names { vpc } => listing::names(self, vpc.as_deref()).map_err(Failure::usage),
-            Request::Explain(question) => listing::explain(self, &question).map_err(Failure::kernel),
+            Request::Explain(question) => listing::explain(self, &question),
         };
         let _ = reply.send(answer);
     }
 
+    /// Lists flows, on a thread of its own: there may be millions.
+    fn list_flows(&self, chosen: Chosen, reply: oneshot::Sender<Reply>) {
+        let (maps, names) = (Arc::clone(&self.maps), self.names.clone());
+        std::thread::spawn(move || {
+            // Whoever asked may have gone.
+            let _ = reply.send(listing::flows(&maps, &names, &chosen).map_err(Failure::kernel));
+        });
+    }
+
     fn apply_text(&mut self, path: PathBuf, text: &str) -> Reply {
-        let model = model::parse(text, &path.to_string_lossy()).map_err(Failure::config)?;
-        let before = self.image.clone();
+        let model = next(&path, text)?;
+        let (before, were) = (self.image.clone(), self.names.clone());
         self.apply(model).map_err(Failure::kernel)?;
         self.config = path;
-        Ok(listing::difference(&before, &self.image, &self.names))
+        Ok(listing::difference((&before, &were), (&self.image, &self.names)))
     }
 
     fn plan_text(&mut self, path: &Path, text: &str) -> Reply {
-        let model = model::parse(text, &path.to_string_lossy()).map_err(Failure::config)?;
+        let model = next(path, text)?;
         let mut names = self.names.clone();
         let mut book = self.book.clone();
         book.settle(&model, unix_time()).map_err(Failure::kernel)?;
         let image = self.compile(&model, &book, &mut names).map_err(Failure::kernel)?;
-        Ok(listing::difference(&self.image, &image, &names))
+        Ok(listing::difference((&self.image, &self.names), (&image, &names)))
     }
 
     fn compile(&self, model: &Model, book: &Book, names: &mut Names) -> Result<Image> {
@@ -299,7 +307,7 @@ impl Agent {
         image
     }
 
-    /// Makes it so. Returns how many entries changed.
+    /// Makes it so. Returns how many entries changed. What may refuse comes first, so that a refusal takes nothing from anybody.
     fn apply(&mut self, model: Model) -> Result<usize> {
         anyhow::ensure!(
             model.limits == self.model.limits,
@@ -309,10 +317,13 @@ impl Agent {
         let mut book = self.book.clone();
         let events = book.settle(&model, unix_time())?;
         let image = self.compile(&model, &book, &mut names)?;
-        self.make_stacks(&model)?;
-        self.leave(&image)?;
         let deliveries = self.deliveries(&model, &events);
-        self.keep(book, &events, &deliveries)?;
+        let ready = self.make_stacks(&model).and_then(|()| self.keep(book, &events, &deliveries));
+        if let Err(error) = ready {
+            self.put_back_stacks();
+            return Err(error);
+        }
+        self.leave(&image)?;
         let changes = self.update(image)?;
         self.model = model;
         self.open_pending()?;
@@ -366,8 +377,25 @@ impl Agent {
         Ok(())
     }
 
+    /// The stacks are again as the configuration has them that goes on, since another was refused.
+    fn put_back_stacks(&mut self) {
+        let model = self.model.clone();
+        let mut result = self.make_stacks(&model);
+        let links = &self.image.interfaces;
+        for (_, (stack, _)) in self.stacks.extract_if(.., |_, (stack, _)| !links.contains_key(&stack.link)) {
+            result = result.and(stack.remove());
+        }
+        if let Err(error) = result {
+            error!("{error:#}");
+        }
+    }
+
     fn look_around(&mut self) -> Result<()> {
+        let loaded = self.kernel.programs().count();
         self.enter()?;
+        if self.kernel.programs().count() != loaded {
+            sys::give_back_memory();
+        }
         self.ask_neighbours();
         self.look_at_targets()?;
         self.look_at_resolvers();
@@ -450,9 +478,29 @@ impl Agent {
     }
 }
 
-/// Reads and checks a file.
-pub fn read(path: &Path) -> Result<Model, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure { code: 65, message: format!("cannot read {}: {error}", path.display()) })?;
-    model::parse(&text, &path.to_string_lossy()).map_err(Failure::config)
+/// A configuration that is to come after another. One without a VPC would take away everything, and is an empty file far more often than
+/// it is meant.
+pub fn next(path: &Path, text: &str) -> Result<Model, Failure> {
+    let model = model::parse(text, &path.to_string_lossy()).map_err(Failure::config)?;
+    if model.vpcs.is_empty() {
+        let advice = "to take everything away, stop the agent and run `privatelink detach`";
+        let message = format!("{} has no VPC: {advice}", path.display());
+        return Err(Failure { code: 65, message });
+    }
+    Ok(model)
+}
+
+/// Reads and checks the file that was applied last. What was read from a pipe or a descriptor is not there any more, and below /dev and
+/// /proc the agent would find its own.
+fn reread(path: &Path) -> Result<Model, Failure> {
+    let wrong =
+        |message: &str| Failure { code: 65, message: format!("cannot read {}: {message}", path.display()) };
+    let is_file = std::fs::metadata(path).map_err(|error| wrong(&error.to_string()))?.is_file();
+    if !is_file || path.starts_with("/dev") || path.starts_with("/proc") {
+        return Err(wrong(
+            "it is no regular file: SIGHUP reads what was applied last, so apply a file first",
+        ));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error.to_string()))?;
+    next(path, &text)
 }

@@ -6,14 +6,21 @@ use crate::explain;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
 /// The longest request, in bytes.
 const LONGEST: u64 = 32 << 20;
+
+/// How long the command line waits for the agent, which answers within moments unless something is wrong with it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the command line asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,7 +109,19 @@ impl Failure {
 /// An answer: a JSON value, an array for listings.
 pub type Reply = Result<Value, Failure>;
 
-/// Listens at `path`, readable and writable by root alone.
+/// Takes a runtime directory, and makes it where it is not; it is ours for as long as what is returned.
+pub fn take(runtime_dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(runtime_dir).with_context(|| format!("cannot make {}", runtime_dir.display()))?;
+    let lock = File::open(runtime_dir).with_context(|| format!("cannot open {}", runtime_dir.display()))?;
+    anyhow::ensure!(
+        lock.try_lock().is_ok(),
+        "another agent uses {}: stop it, or choose another --runtime-dir",
+        runtime_dir.display()
+    );
+    Ok(lock)
+}
+
+/// Listens at `path`, readable and writable by root alone; in a directory that was taken, a socket that is there is a dead agent's.
 pub fn listen(path: &Path) -> Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -122,12 +141,12 @@ pub async fn serve(listener: UnixListener, events: Sender<Event>) {
         match listener.accept().await {
             Ok((stream, _)) => drop(tokio::spawn(converse(stream, events.clone()))),
             // Out of descriptors, most likely: those who are here will go.
-            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-async fn converse(stream: UnixStream, events: Sender<Event>) {
+async fn converse(stream: tokio::net::UnixStream, events: Sender<Event>) {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     loop {
@@ -156,18 +175,62 @@ async fn answer(line: &[u8], events: &Sender<Event>) -> Reply {
 
 /// Asks the agent whose runtime directory this is.
 pub fn ask(runtime_dir: &Path, request: &Request) -> Reply {
-    use std::io::{BufRead, Write};
+    ask_within(runtime_dir, request, PATIENCE)
+}
+
+fn ask_within(runtime_dir: &Path, request: &Request, patience: Duration) -> Reply {
     let path = runtime_dir.join("control.sock");
-    let talk = || -> Result<Reply> {
-        let mut stream = std::os::unix::net::UnixStream::connect(&path).with_context(|| {
-            format!("no agent answers at {} (what it loaded goes on without it)", path.display())
+    let stream =
+        UnixStream::connect(&path).map_err(|error| match error.kind() {
+            ErrorKind::PermissionDenied => {
+                let message = format!("this needs root: only root may ask the agent at {}", path.display());
+                Failure { code: 77, message }
+            }
+            _ => Failure::kernel(anyhow::Error::from(error).context(format!(
+                "no agent answers at {} (what it loaded goes on without it)",
+                path.display()
+            ))),
         })?;
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        stream.write_all(&line).context("cannot ask the agent")?;
-        let mut reply = String::new();
-        std::io::BufReader::new(stream).read_line(&mut reply).context("the agent does not answer")?;
-        serde_json::from_str(&reply).context("the agent answers something else")
-    };
-    talk().map_err(Failure::kernel)?
+    let reply = talk(stream, request, patience).map_err(|error| {
+        let what = match error.kind() {
+            // What a time that has run out is called depends on who waited.
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                let message = format!(
+                    "the agent at {} has not answered within {patience:?}: it hangs, or has much to do, and may still do what was asked",
+                    path.display()
+                );
+                return Failure { code: 69, message };
+            }
+            _ => "cannot ask the agent",
+        };
+        Failure::kernel(anyhow::Error::from(error).context(what))
+    })?;
+    serde_json::from_str(&reply).context("the agent answers something else").map_err(Failure::kernel)?
+}
+
+/// A request and its reply, where nothing is waited for longer than the patience lasts.
+fn talk(mut stream: UnixStream, request: &Request, patience: Duration) -> std::io::Result<String> {
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut reply = String::new();
+    std::io::BufReader::new(stream).read_line(&mut reply)?;
+    Ok(reply)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test: a panic with its place is what is wanted")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_does_not_answer_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let _silent = std::os::unix::net::UnixListener::bind(dir.path().join("control.sock")).unwrap();
+        let failure = ask_within(dir.path(), &Request::Status, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(failure.code, 69);
+        assert!(failure.message.contains("has not answered within 20ms"), "{}", failure.message);
+    }
 }

@@ -1,15 +1,15 @@
 //! The command line: what is typed, and what is printed.
 
-use crate::agent::{Agent, Event, Parts};
+use crate::agent::{self, Agent, Event, Parts};
 use crate::api::{self, Asked, Chosen, Failure, Request};
 use crate::kernel::{self, Drops, Kernel};
 use crate::names::Kind;
 use crate::net::Stack;
 use crate::store::Store;
 use crate::{capture, flows, held, model};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use log::{error, info};
+use log::{error, info, warn};
 use privatelink_common::path::state::State;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
@@ -332,7 +332,9 @@ fn text(path: &Path) -> Result<String, Failure> {
 fn check(file: &Path) -> Result<(), Failure> {
     let colour = std::io::stderr().is_terminal();
     let report = |problems: crate::config::Problems| Failure { code: 65, message: problems.report(colour) };
-    let model = model::parse(&text(file)?, &file.to_string_lossy()).map_err(report)?;
+    let text = text(file)?;
+    model::parse(&text, &file.to_string_lossy()).map_err(report)?;
+    let model = agent::next(file, &text)?;
     let (vpcs, services) = (model.vpcs.len(), model.services.len());
     let endpoints: usize = model.endpoints.values().map(|it| it.addresses.len()).sum();
     say(&format!(
@@ -445,9 +447,34 @@ fn run(places: &Places, config: &Path, detach_on_exit: bool, drops: Drops) -> Re
     log_to_stderr();
     let model = model::parse(&text(config)?, &config.to_string_lossy()).map_err(Failure::config)?;
     privileged()?;
+    let _lock = api::take(&places.runtime_dir).map_err(Failure::kernel)?;
+    let store = Store::open(&places.state_dir).map_err(Failure::kernel)?;
+    warn_of_private_mounts(&places.pin_dir);
+    // Behind all that another agent may have: a start that is refused leaves nothing in the kernel.
     let kernel = Kernel::open(&places.pin_dir, &model.limits, drops).map_err(Failure::kernel)?;
-    serve(places, config, model, kernel, drops).map_err(Failure::kernel)?;
-    if detach_on_exit { detach(&places.pin_dir) } else { Ok(()) }
+    serve(places, config, model, store, kernel, drops).map_err(Failure::kernel)?;
+    if !detach_on_exit {
+        info!("stopped; what it loaded goes on");
+        return Ok(());
+    }
+    info!("stopped; what it loaded is taken away");
+    detach(&places.pin_dir)
+}
+
+/// Warns where the bpffs that the agent is about to mount is seen by nobody else, and ends with the agent and all that is pinned there.
+fn warn_of_private_mounts(pin_dir: &Path) {
+    const BPFFS: u64 = 0xcafe_4a11;
+    let there = pin_dir.ancestors().find(|it| it.exists()).and_then(|it| rustix::fs::statfs(it).ok());
+    let is_mounted = there.is_some_and(|it| it.f_type as u64 == BPFFS);
+    let mounts = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    if is_mounted || mounts("self") == mounts("1") {
+        return;
+    }
+    warn!(
+        "no bpffs is mounted for {}, and one that is mounted now is gone with this mount namespace: when the agent ends, forwarding does, \
+         too. `ip netns exec` makes such a namespace; `nsenter --net=/run/netns/NAME` does not, nor does systemd's NetworkNamespacePath= with PrivateMounts=no",
+        pin_dir.display()
+    );
 }
 
 /// The least time between two sweeps; a sweep that takes long waits longer, so that sweeping takes a tenth of a CPU at most.
@@ -467,11 +494,10 @@ fn serve(
     places: &Places,
     config: &Path,
     model: model::Model,
+    store: Store,
     mut kernel: Kernel,
     drops: Drops,
 ) -> Result<()> {
-    std::fs::create_dir_all(&places.runtime_dir)
-        .with_context(|| format!("cannot make {}", places.runtime_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (events, received) = channel();
     let (results, mut observed) = tokio::sync::mpsc::channel(1024);
@@ -491,7 +517,7 @@ fn serve(
         let words = crate::drops::Words::new(kernel.maps()?, &model.limits);
         runtime.spawn(crate::drops::follow(kernel.drops(words)?));
     }
-    let store = Arc::new(Store::open(&places.state_dir)?);
+    let store = Arc::new(store);
     let (news, told) = channel();
     let outbox = Arc::clone(&store);
     std::thread::spawn(move || crate::events::deliver(&outbox, &told));
@@ -533,7 +559,6 @@ fn serve(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     agent.run(&received);
     let _ = std::fs::remove_file(&socket);
-    info!("stopped; what it loaded goes on");
     Ok(())
 }
 
@@ -585,5 +610,8 @@ fn detach(pin_dir: &Path) -> Result<(), Failure> {
         Ok(removed)
     };
     let removed = work().map_err(Failure::kernel)?;
+    if removed == 0 {
+        return say(&format!("nothing is pinned at {}\n", pin_dir.display()));
+    }
     say(&format!("removed {removed} pins from {}\n", pin_dir.display()))
 }

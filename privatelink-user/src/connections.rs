@@ -302,13 +302,19 @@ impl Book {
     }
 
     fn decidable(&self, endpoint: &str) -> Result<(String, State)> {
-        // One that failed is one that the provider has never heard of.
-        let Some(it) = self.of(endpoint).filter(|it| it.state != State::Failed) else {
-            let names = self.connections.values().map(|it| it.endpoint.as_str());
+        let Some(it) = self.of(endpoint) else {
+            let there = self.connections.values().filter(|it| !it.state.is_gone());
+            let names = there.map(|it| it.endpoint.as_str());
             let help =
                 crate::config::nearest(endpoint, names).map(|help| format!(": {help}")).unwrap_or_default();
             bail!("there is no endpoint \"{endpoint}\"{help}");
         };
+        if it.state == State::Failed {
+            let (principal, service) = (&it.principal, &it.service);
+            bail!(
+                "the endpoint \"{endpoint}\" is of {principal}, who is not among the allowed principals of {service}"
+            );
+        }
         if it.state.is_gone() {
             bail!("the endpoint \"{endpoint}\" is {}", it.state.name());
         }

@@ -1,6 +1,7 @@
 //! Runs the real packet path over the live tables, without a packet, and tells every question that it asks and the answer it gets.
 //! Nothing is written: what the path would install is only told.
 
+use crate::config::nearest;
 use crate::flows;
 use crate::ip::{self, with_port};
 use crate::live::{Copied, Live};
@@ -311,6 +312,38 @@ pub fn mac(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+fn vpc(names: &Names, question: &Question) -> Result<u32> {
+    names.id(Kind::Vpc, &question.vpc).with_context(|| {
+        let help = nearest(&question.vpc, names.all(Kind::Vpc).map(|(_, name)| name));
+        let help = help.map(|help| format!(": {help}")).unwrap_or_default();
+        format!("there is no VPC \"{}\"{help}", question.vpc)
+    })
+}
+
+/// The packet that is asked about, behind as much room as the path may need in front of it.
+fn packet(question: &Question, room: usize) -> Result<Vec<u8>> {
+    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let builder = match (question.from.ip(), question.to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
+        (from, to) => bail!("{from} and {to} are of different families: no packet has both"),
+    };
+    let mut bytes = vec![0; room];
+    let (from, to) = (question.from.port(), question.to.port());
+    match question.protocol.as_str() {
+        "tcp" => builder.tcp(from, to, 1, 64240).syn().write(&mut bytes, &[])?,
+        "udp" => builder.udp(from, to).write(&mut bytes, &[])?,
+        other => bail!("the protocol is tcp or udp, not {other}"),
+    }
+    Ok(bytes)
+}
+
+/// Whether there is such a VPC, and such a packet.
+pub fn check(names: &Names, question: &Question) -> Result<()> {
+    vpc(names, question)?;
+    packet(question, 0).map(drop)
+}
+
 /// Explains what would become of a first packet (a SYN, for TCP).
 pub fn explain(
     maps: &Maps,
@@ -319,28 +352,13 @@ pub fn explain(
     connections: &BTreeMap<String, String>,
     question: &Question,
 ) -> Result<Vec<String>> {
-    let vpc = names
-        .id(Kind::Vpc, &question.vpc)
-        .with_context(|| format!("there is no VPC \"{}\"", question.vpc))?;
-    let interface = Interface { vpc: u16::try_from(vpc)?, slot: 0, stack: 0, fits: u16::MAX };
+    let interface =
+        Interface { vpc: u16::try_from(vpc(names, question)?)?, slot: 0, stack: 0, fits: u16::MAX };
     let live = Live::new(maps);
     let narrator = Narrator { live, names, rules, connections, interface, told: RefCell::default() };
-    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
-    let builder = match (question.from.ip(), question.to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
-        (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
-        (from, to) => bail!("{from} and {to} are of different families: no packet has both"),
-    };
     // For the longest that the path puts in front of a packet, which is longer than a header of the other family.
-    let mut bytes = vec![0; usize::from(path::proxy::LENGTH).max(DIFFERENCE)];
-    let room = bytes.len();
-    match question.protocol.as_str() {
-        "tcp" => {
-            builder.tcp(question.from.port(), question.to.port(), 1, 64240).syn().write(&mut bytes, &[])?
-        }
-        "udp" => builder.udp(question.from.port(), question.to.port()).write(&mut bytes, &[])?,
-        other => bail!("the protocol is tcp or udp, not {other}"),
-    }
+    let room = usize::from(path::proxy::LENGTH).max(DIFFERENCE);
+    let mut bytes = packet(question, room)?;
     let end = bytes.len();
     let mut frame = SliceFrame::within(&mut bytes, room, end).context("no frame")?;
     let result = path::forward(&mut frame, &narrator, 0, flows::now());

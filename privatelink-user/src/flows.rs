@@ -2,6 +2,7 @@
 
 use crate::maps::{CHUNK, Map, Maps, Plain};
 use anyhow::Result;
+use privatelink_common::path::state::State;
 use privatelink_common::tables::{Course, Flow6, FlowKey, FlowKey6, Key, Stream, Width};
 use privatelink_common::verdict::Direction;
 use privatelink_common::wire::Ip;
@@ -16,6 +17,11 @@ pub fn now() -> u32 {
 /// How long an entry has been idle. The path's clock may be a tick ahead.
 pub fn idle(flow: &Course, now: u32) -> u32 {
     now.saturating_sub(flow.last_seen)
+}
+
+/// Whether a flow is over, though its entry stays for some time: its NAT port must not be another's yet.
+pub fn is_over(flow: &Course) -> bool {
+    State::from_number(flow.state).is_over()
 }
 
 /// A flow, whichever table has it: as the wide ones would have it.
@@ -71,7 +77,7 @@ pub struct Survey {
     pub removed: usize,
     /// Flows of each target that has any, half-open ones included, by the load balancer's address that they come from.
     pub targets: BTreeMap<(u32, Ip), u32>,
-    /// Flows of each endpoint that has any, likewise.
+    /// Flows of each endpoint that has any, half-open ones included, but not those that are over and only keep their NAT port.
     pub endpoints: BTreeMap<u32, u32>,
 }
 
@@ -93,7 +99,9 @@ impl Survey {
     fn count<K: Key>(&mut self, flow: &K::Flow) {
         if flow.direction() == Direction::ToProvider {
             *self.targets.entry((flow.target.into(), K::source_of(flow).widen())).or_default() += 1;
-            *self.endpoints.entry(flow.endpoint.into()).or_default() += 1;
+            if !is_over(flow) {
+                *self.endpoints.entry(flow.endpoint.into()).or_default() += 1;
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the agent tells: every listing is an array of objects.
 
 use crate::agent::Agent;
-use crate::api::{Asked, Chosen};
+use crate::api::{Asked, Chosen, Failure, Reply};
 use crate::config::nearest;
 use crate::connections::{Connection, State};
 use crate::dns::entries::{balancer_name, endpoint_name, endpoints_domain};
@@ -16,7 +16,7 @@ use crate::names::{Kind, Names};
 use crate::plan::{Image, Place};
 use crate::sys::XdpMode;
 use crate::{explain, flows, health, model, zones};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use privatelink_common::limits::OUTCOMES;
 use privatelink_common::path::state::State as FlowState;
 use privatelink_common::tables::{
@@ -102,16 +102,19 @@ fn resolver(vpc: &str, resolver: &Resolver) -> Value {
     row
 }
 
+/// Says that there is no such thing, and what it may have been meant to be.
+fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str>) -> String {
+    let help = nearest(name, known).map(|help| format!(": {help}")).unwrap_or_default();
+    format!("there is no {what} \"{name}\"{help}")
+}
+
 /// The names of VPCs that have a resolver, or of one of them.
 pub fn names(agent: &Agent, vpc: Option<&str>) -> Result<Value> {
     if let Some(vpc) = vpc {
         let known = agent.model.vpcs.get(vpc);
-        let help = || nearest(vpc, agent.model.vpcs.keys().map(String::as_str)).unwrap_or_default();
-        let known = known.with_context(|| format!("there is no VPC \"{vpc}\"; {}", help()))?;
-        anyhow::ensure!(
-            known.dns.is_some(),
-            "the VPC \"{vpc}\" has no resolver: write dns = true at [vpcs.{vpc}]"
-        );
+        let known =
+            known.with_context(|| unknown("VPC", vpc, agent.model.vpcs.keys().map(String::as_str)))?;
+        ensure!(known.dns.is_some(), "the VPC \"{vpc}\" has no resolver: write dns = true at [vpcs.{vpc}]");
     }
     let row = |entry: &Entry| {
         let (standing, why) = match &entry.standing {
@@ -145,7 +148,7 @@ fn program(agent: &Agent, program: Program) -> Result<Value> {
 
 /// What an operator should look at, a sentence each.
 fn problems(agent: &Agent) -> Result<Vec<String>> {
-    let mut problems = Vec::new();
+    let mut problems: Vec<_> = agent.store.failure().into_iter().collect();
     // A trunk's problems are those of its VLANs.
     for (name, place) in &agent.image.interfaces {
         let row = interface(agent, name, name, *place);
@@ -347,7 +350,7 @@ fn published(agent: &Agent, wanted: impl Fn(&str) -> bool) -> Value {
 pub fn endpoints(agent: &Agent) -> Result<Value> {
     let mut active = BTreeMap::<u32, u64>::new();
     let mut count = |flow: &Course| {
-        if flow.direction() == Direction::ToProvider {
+        if flow.direction() == Direction::ToProvider && !flows::is_over(flow) {
             *active.entry(flow.endpoint.into()).or_default() += 1;
         }
     };
@@ -505,18 +508,42 @@ fn target_row(
     }))
 }
 
+/// Whether an address of an endpoint is of what was asked for: `ENDPOINT` or `ENDPOINT/ZONE`.
+fn is_of(endpoint: &str, wanted: &str) -> bool {
+    endpoint.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether a target is what was asked for: `ADDRESS` or `ADDRESS:PORT`.
+fn is_at(address: Ip, port: u16, wanted: &str) -> bool {
+    let address = ip::shown(address);
+    wanted.parse() == Ok(address) || wanted.parse() == Ok(SocketAddr::new(address, port))
+}
+
+/// Whether there is what flows are asked of; that there is no such endpoint is not that it has no flows.
+pub fn sensible(agent: &Agent, chosen: &Chosen) -> Result<()> {
+    if let Some(wanted) = &chosen.endpoint {
+        // One that failed has no addresses, and is one all the same.
+        let all = agent.names.all(Kind::Endpoint).map(|(_, name)| name);
+        let all: Vec<_> = all.chain(agent.model.endpoints.keys().map(String::as_str)).collect();
+        let known = all.iter().any(|name| is_of(name, wanted));
+        ensure!(known, unknown("endpoint", wanted, all.into_iter()));
+    }
+    if let Some(wanted) = &chosen.target {
+        let targets = agent.image.targets.values();
+        let known = targets.clone().any(|it| is_at(it.address, it.port.get(), wanted));
+        let all: Vec<_> = targets.map(|it| with_port(it.address, it.port).to_string()).collect();
+        ensure!(known, unknown("target", wanted, all.iter().map(String::as_str)));
+    }
+    Ok(())
+}
+
 /// Flows, each once.
 pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
     let now = flows::now();
     let wanted = |flow: &Flow6| {
         let endpoint = names.name(Kind::Endpoint, flow.endpoint.into());
-        let of = |wanted: &String| {
-            endpoint.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        let to = |wanted: &String| {
-            let (address, port) = (ip::shown(flow.destination), flow.destination_port.get());
-            wanted.parse() == Ok(address) || wanted.parse() == Ok(SocketAddr::new(address, port))
-        };
+        let of = |wanted: &String| is_of(&endpoint, wanted);
+        let to = |wanted: &String| is_at(flow.destination, flow.destination_port.get(), wanted);
         chosen.endpoint.as_ref().is_none_or(of)
             && chosen.target.as_ref().is_none_or(to)
             && chosen.state.as_ref().is_none_or(|state| FlowState::from_number(flow.state).name() == state)
@@ -539,7 +566,12 @@ pub fn flows(maps: &Maps, names: &Names, chosen: &Chosen) -> Result<Value> {
 }
 
 /// What the path would do.
-pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
+pub fn explain(agent: &Agent, asked: &Asked) -> Reply {
+    explain::check(&agent.names, &asked.into()).map_err(Failure::usage)?;
+    explained(agent, asked).map_err(Failure::kernel)
+}
+
+fn explained(agent: &Agent, asked: &Asked) -> Result<Value> {
     let connections = agent.book.connections.values().filter(|it| !it.state.is_gone());
     let standing = |it: &Connection| match it.state {
         State::PendingAcceptance | State::Rejected | State::Expired => {
@@ -574,47 +606,50 @@ pub fn explain(agent: &Agent, asked: &Asked) -> Result<Value> {
         .collect())
 }
 
-/// The difference between two images, an entry a row.
-pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
+/// The difference between two images, each with its names, an entry a row.
+pub fn difference((from, were): (&Image, &Names), (to, are): (&Image, &Names)) -> Value {
     let mut rows = Vec::new();
     let own = |it: &Address| if it.kind == BALANCER { "load balancer" } else { "endpoint" };
-    let at =
-        |key: &VpcAddress| format!("{} in {}", ip::shown(key.address), names.name(Kind::Vpc, key.vpc.into()));
+    let at = |names: &Names, key: &VpcAddress| {
+        format!("{} in {}", ip::shown(key.address), names.name(Kind::Vpc, key.vpc.into()))
+    };
     let places = |image: &Image| -> BTreeMap<String, Place> {
         image.places().map(|(name, place)| (name.clone(), place)).collect()
     };
-    changes(&mut rows, "interface", &places(from), &places(to), |name, place| {
+    changes(&mut rows, "interface", (&places(from), were), (&places(to), are), |names, name, place| {
         format!("{name} in {}", vpc_name(names, place.vpc))
     });
     let chosen = |image: &Image| -> BTreeMap<String, model::Hook> {
         let chosen = image.hooks.iter().filter(|(_, hook)| **hook != model::Hook::Auto);
         chosen.map(|(name, hook)| (name.clone(), *hook)).collect()
     };
-    changes(&mut rows, "hook", &chosen(from), &chosen(to), |name, hook| {
+    changes(&mut rows, "hook", (&chosen(from), were), (&chosen(to), are), |_, name, hook| {
         format!("{} for {name}", hook.name())
     });
-    changes(&mut rows, "address", &from.addresses, &to.addresses, |key, it| {
-        format!("{} {}", own(it), at(key))
+    changes(&mut rows, "address", (&from.addresses, were), (&to.addresses, are), |names, key, it| {
+        format!("{} {}", own(it), at(names, key))
     });
-    changes(&mut rows, "endpoint", &from.endpoints, &to.endpoints, |id, open| {
+    changes(&mut rows, "endpoint", (&from.endpoints, were), (&to.endpoints, are), |names, id, open| {
         format!("{} {}", names.name(Kind::Endpoint, *id), if open.open { "available" } else { "rejected" })
     });
-    changes(&mut rows, "listener", &from.listeners, &to.listeners, |key, _| {
+    changes(&mut rows, "listener", (&from.listeners, were), (&to.listeners, are), |names, key, _| {
         let protocol = if key.protocol == 6 { "tcp" } else { "udp" };
         format!("{protocol}/{} of {}", key.port, names.name(Kind::Balancer, key.balancer))
     });
-    changes(&mut rows, "target", &from.targets, &to.targets, |_, it| {
+    changes(&mut rows, "target", (&from.targets, were), (&to.targets, are), |names, _, it| {
         format!("{} in {}", with_port(it.address, it.port), names.name(Kind::Vpc, it.vpc.into()))
     });
-    changes(&mut rows, "table", &from.tables, &to.tables, |id, table| {
+    changes(&mut rows, "table", (&from.tables, were), (&to.tables, are), |names, id, table| {
         format!("{} of {} slots", names.name(Kind::Table, *id), table.len())
     });
     let said = |image: &Image| -> BTreeMap<String, ()> {
         image.rules.values().flatten().map(|rule| (rule.clone(), ())).collect()
     };
-    changes(&mut rows, "rule", &said(from), &said(to), |rule, ()| rule.clone());
-    changes(&mut rows, "subnet", &from.subnets, &to.subnets, |_, subnet| names.name(Kind::Subnet, subnet.id));
-    changes(&mut rows, "prefix", &from.prefixes, &to.prefixes, |key, _| {
+    changes(&mut rows, "rule", (&said(from), were), (&said(to), are), |_, rule, ()| rule.clone());
+    changes(&mut rows, "subnet", (&from.subnets, were), (&to.subnets, are), |names, _, subnet| {
+        names.name(Kind::Subnet, subnet.id)
+    });
+    changes(&mut rows, "prefix", (&from.prefixes, were), (&to.prefixes, are), |names, key, _| {
         let vpc = names.name(Kind::Vpc, key.prefix.vpc.get());
         let network = Ip(key.prefix.address);
         let before = if network.is_ipv4() { 128 } else { 32 };
@@ -623,15 +658,17 @@ pub fn difference(from: &Image, to: &Image, names: &Names) -> Value {
     Value::Array(rows)
 }
 
+/// The difference between two tables, each with its names: what is removed has names only in those from before.
 fn changes<K: Ord, V: PartialEq>(
     rows: &mut Vec<Value>,
     kind: &str,
-    from: &BTreeMap<K, V>,
-    to: &BTreeMap<K, V>,
-    what: impl Fn(&K, &V) -> String,
+    (from, were): (&BTreeMap<K, V>, &Names),
+    (to, are): (&BTreeMap<K, V>, &Names),
+    what: impl Fn(&Names, &K, &V) -> String,
 ) {
     let mut row = |change: &str, key: &K, value: &V| {
-        rows.push(json!({ "change": change, "kind": kind, "what": what(key, value) }))
+        let names = if change == "remove" { were } else { are };
+        rows.push(json!({ "change": change, "kind": kind, "what": what(names, key, value) }))
     };
     for (key, value) in to {
         match from.get(key) {

@@ -545,6 +545,12 @@ pub fn wait_for_programs() {
     }
 }
 
+/// Gives memory back to the kernel that has been freed and that the allocator keeps.
+pub fn give_back_memory() {
+    // SAFETY: the call takes a number, and touches only what is free.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// How many CPUs the kernel may ever have: the number of values that a per-CPU map returns for a key.
 pub fn possible_cpus() -> Result<usize> {
     aya::util::nr_cpus().map_err(|(_, error)| error)

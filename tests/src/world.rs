@@ -207,7 +207,8 @@ impl World {
         Path::new("/sys/fs/bpf").join(&self.id)
     }
 
-    fn places(&self) -> Vec<String> {
+    /// Where this world's agent has what it has, as it is told.
+    pub fn places(&self) -> Vec<String> {
         let run = self.dir.path().join("run").display().to_string();
         let (pins, state) =
             (self.pins().display().to_string(), self.dir.path().join("state").display().to_string());
@@ -385,9 +386,16 @@ impl World {
         agent.wait().unwrap();
     }
 
+    /// A command of ours in the agent's namespace.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.inside("dp", binary());
+        command.args(arguments).args(self.places());
+        command
+    }
+
     /// Runs a command of ours in the agent's namespace.
     pub fn privatelink(&self, arguments: &[&str]) -> Output {
-        self.inside("dp", binary()).args(arguments).args(self.places()).output().unwrap()
+        self.command(arguments).output().unwrap()
     }
 
     pub fn json(&self, verb: &str) -> Value {

@@ -95,6 +95,8 @@ fn a_principal_that_is_not_allowed_meets_nothing_at_all() {
     assert!(!neighbour.contains("lladdr"), "as if nobody had the address: {neighbour}");
     let output = world.privatelink(&["accept", "shop"]);
     assert_eq!(output.status.code(), Some(64), "the provider has never heard of it: {output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("is not among the allowed principals of payments"), "{said}");
 }
 
 #[test]
