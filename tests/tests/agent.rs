@@ -62,12 +62,15 @@ fn a_configuration_that_cannot_be_kept_takes_nothing_from_anybody() {
     world.start(&[]);
     world.serve("t1");
     world.serve("t2");
+    let long = "curl -sSf --max-time 60 --limit-rate 4M -o /dev/null http://10.0.9.9/large";
+    let long = world.spawn("cb", "sh", &["-c", long]);
+    eventually("the bank's transfer runs", || (!world.json("flows").as_array()?.is_empty()).then_some(()));
     let before = world.json("endpoints").as_array().unwrap().len();
     state.fill();
     let (code, said) = world.apply(&larger_without_bank());
     assert_eq!(code, Some(69), "{said}");
     assert_eq!(world.json("endpoints").as_array().unwrap().len(), before);
-    assert!(!world.fetch("cb", "").is_empty(), "the bank's interface has its program");
+    assert!(world.finished(long), "the bank's interface and flows stay as they are");
 }
 
 #[test]

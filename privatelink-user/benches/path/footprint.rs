@@ -1,7 +1,7 @@
 //! What the agent and the flow tables take of memory, and what a sweep of two million flows takes of time.
 
 use crate::report::Report;
-use crate::throughput::{attached, links, rate, translated};
+use crate::throughput::{attached, ip, links, rate, translated};
 use crate::world::{Pins, World, flow, key};
 use privatelink::flows;
 use privatelink::model::Limits;
@@ -59,8 +59,12 @@ pub(crate) fn run(report: &mut Report) {
     sweep(report, &world);
 }
 
-/// The resident memory of an agent with default limits, a few seconds after it is ready.
+/// The resident memory of an agent with default limits, whose interfaces are there, so that it has loaded a program, when it is ready.
 fn agent(report: &mut Report) {
+    for name in ["plb-shop", "plb-pay"] {
+        ip(&format!("link add {name} type veth peer name {name}-end"));
+        ip(&format!("link set {name} up"));
+    }
     let pins = Pins(format!("/sys/fs/bpf/privatelink-bench-agent-{}", std::process::id()).into());
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("privatelink.toml");
