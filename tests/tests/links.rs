@@ -1,0 +1,93 @@
+//! What becomes of the programs' links when others hold interfaces, or rename them.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
+
+use privatelink_tests::world::{UNCHECKED, World, config, eventually};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// What goes before the usual configuration's tables, for all interfaces to have one hook, and what its links' pins end with.
+const HOOKS: [(&str, &str); 2] = [("hook = \"xdp\"\n", ""), ("hook = \"tcx\"\n", ":tcx")];
+
+fn served(config: &str) -> World {
+    let mut world = World::new(config);
+    world.serve("t1");
+    world.serve("t2");
+    world
+}
+
+fn row(world: &World, interface: &str) -> Value {
+    let status = world.json("status");
+    let rows = status[0]["interfaces"].as_array().unwrap();
+    rows.iter().find(|row| row["interface"] == interface).unwrap().clone()
+}
+
+/// Waits until an interface is attached, and is what the kernel has by this index.
+fn attached(world: &World, interface: &str, ifindex: u64) {
+    eventually(&format!("{interface} is attached as {ifindex}"), || {
+        let row = row(world, interface);
+        (row["state"] == "attached" && row["hook"].is_string() && row["ifindex"] == ifindex).then_some(())
+    });
+}
+
+fn ifindex(world: &World, interface: &str) -> u64 {
+    row(world, interface)["ifindex"].as_u64().unwrap()
+}
+
+fn pin(world: &World, interface: &str, suffix: &str) -> PathBuf {
+    world.pins().join("links").join(format!("{interface}{suffix}"))
+}
+
+fn pins(world: &World) -> usize {
+    std::fs::read_dir(world.pins().join("links")).unwrap().count()
+}
+
+fn new_flows(world: &World, endpoint: &str) -> u64 {
+    let rows = world.json("endpoints");
+    let row = rows.as_array().unwrap().iter().find(|row| row["endpoint"] == endpoint).unwrap();
+    row["new_flows"].as_u64().unwrap()
+}
+
+#[test]
+fn an_interface_that_another_xdp_program_held_is_attached_when_that_is_gone_and_named_once_meanwhile() {
+    let world = served(&config(HOOKS[0].0, UNCHECKED));
+    let index = ifindex(&world, "ca");
+    world.shell("dp", "ip link set ca name away");
+    eventually("it is missed", || (row(&world, "ca")["state"] == "waiting").then_some(()));
+    let (link, program) = (pin(&world, "ca", ""), world.pins().join("programs/ingress"));
+    world.shell("dp", &format!("bpftool link detach pinned {}", link.display()));
+    let hold = format!("bpftool net attach xdpdrv pinned {} dev away", program.display());
+    world.shell("dp", &format!("{hold} && ip link set away name ca"));
+    eventually("what is in the way is shown", || {
+        row(&world, "ca")["problem"].as_str()?.contains("another XDP program is attached to ca").then_some(())
+    });
+    world.shell("dp", "bpftool net detach xdpdrv dev ca");
+    attached(&world, "ca", index);
+    assert!(!world.fetch("ca", "").is_empty());
+    assert_eq!(world.said().matches("another XDP program").count(), 1, "{}", world.said());
+}
+
+#[test]
+fn interfaces_that_take_each_others_names_while_they_are_up_are_attached_as_what_they_are_called() {
+    for (hook, suffix) in HOOKS {
+        let world = served(&config(hook, UNCHECKED));
+        let [shop, bank] = ["ca", "cb"].map(|name| ifindex(&world, name));
+        let links = pins(&world);
+        assert!(!world.fetch("ca", "").is_empty());
+        world.shell(
+            "dp",
+            "ip link set dev ca name swap && ip link set dev cb name ca && ip link set dev swap name cb",
+        );
+        attached(&world, "ca", bank);
+        attached(&world, "cb", shop);
+        let before = new_flows(&world, "bank");
+        assert!(!world.fetch("ca", "").is_empty(), "what was the shop's is the bank's");
+        assert_eq!(new_flows(&world, "bank"), before + 1);
+        assert!(!world.fetch("cb", "").is_empty());
+        assert!(pin(&world, "ca", suffix).exists() && pins(&world) == links, "one link for each");
+        // The name that it had is nobody's.
+        world.shell("dp", "ip link del cb && ip link set dev ca name cb");
+        attached(&world, "cb", bank);
+        assert!(!world.fetch("cb", "").is_empty());
+        assert_eq!(pins(&world), links - 1);
+    }
+}
