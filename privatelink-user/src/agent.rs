@@ -385,6 +385,7 @@ impl Agent {
         if now >= self.peers_at {
             self.peers_at = now + PEERS;
             self.look_at_peers();
+            self.look_at_links();
             let reclaimed = self.kernel.reclaim()?;
             if reclaimed > 0 {
                 warn!("a capture has died on {reclaimed} interfaces; they have the program back");

@@ -391,6 +391,12 @@ impl Kernel {
         Ok(())
     }
 
+    /// Whether the link by which an interface was attached is still pinned and there; which program it has, [`Self::reclaim`] sees to.
+    pub fn has_link(&self, interface: &str, ifindex: u32, hook: Hook) -> bool {
+        let link = sys::open_pin(&self.link_pin(interface, hook));
+        link.and_then(|link| sys::link_ifindex(link.as_fd())).is_ok_and(|attached| attached == ifindex)
+    }
+
     /// Takes the programs off an interface.
     pub fn detach(&mut self, interface: &str) -> Result<()> {
         self.remove_link(interface, Hook::Xdp(XdpMode::Native))?;

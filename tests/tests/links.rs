@@ -1,4 +1,4 @@
-//! What becomes of the programs' links when others hold interfaces, or rename them.
+//! What becomes of the programs' links when others hold interfaces, rename them, or take programs away.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
 use privatelink_tests::world::{UNCHECKED, World, config, eventually};
@@ -89,5 +89,29 @@ fn interfaces_that_take_each_others_names_while_they_are_up_are_attached_as_what
         attached(&world, "cb", bank);
         assert!(!world.fetch("cb", "").is_empty());
         assert_eq!(pins(&world), links - 1);
+    }
+}
+
+#[test]
+fn a_program_that_someone_takes_off_an_interface_is_missed_and_put_there_again() {
+    for (hook, suffix) in HOOKS {
+        let world = served(&config(hook, UNCHECKED));
+        let (index, links) = (ifindex(&world, "ca"), pins(&world));
+        for line in ["bpftool link detach pinned", "rm"] {
+            let before = world.said().lines().count();
+            world.shell("dp", &format!("{line} {}", pin(&world, "ca", suffix).display()));
+            eventually("it is missed", || {
+                let said = world.said();
+                said.lines()
+                    .skip(before)
+                    .any(|it| it.contains("ca: someone has taken its program away"))
+                    .then_some(())
+            });
+            attached(&world, "ca", index);
+            assert!(!world.fetch("ca", "").is_empty(), "{hook}, {line}");
+            assert_eq!(pins(&world), links);
+        }
+        let said = world.said();
+        assert_eq!(said.matches("someone has taken").count(), 2, "nothing else is missed:\n{said}");
     }
 }

@@ -473,6 +473,25 @@ impl Agent {
         }
     }
 
+    /// Looks whether the links are as they were left, since a program that someone has taken away lets packets pass that are ours. What
+    /// follows from that follows at the next look around.
+    pub(super) fn look_at_links(&mut self) {
+        let kernel = &self.kernel;
+        let is_lost = |name: &str, attached: &Attached| {
+            let lost = attached.hook.is_some_and(|hook| !kernel.has_link(name, attached.ifindex, hook));
+            // One that is just going is missed by the next look at the links.
+            lost && net::index_of(name) == Some(attached.ifindex)
+        };
+        for (name, attached) in &mut self.links {
+            if is_lost(name, attached) {
+                let problem = "someone has taken its program away";
+                warn!("{name}: {problem}, which is attached again");
+                (attached.hook, attached.choice) = (None, None);
+                attached.problem = Some(problem.into());
+            }
+        }
+    }
+
     /// Looks at the other ends again: they may have changed. What follows from that follows at the next look around.
     pub(super) fn look_at_peers(&mut self) {
         let Ok(namespaces) = Namespaces::read() else { return };
