@@ -1,9 +1,12 @@
-//! What becomes of the programs' links when others hold interfaces, rename them, or take programs away.
+//! What becomes of the programs' links when others hold interfaces, rename them, take programs away, or start an agent or a capture.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
+use privatelink_tests::capture::{Capture, is_as_before, is_captured};
 use privatelink_tests::world::{UNCHECKED, World, config, eventually};
 use serde_json::Value;
+use std::io::BufRead;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// What goes before the usual configuration's tables, for all interfaces to have one hook, and what its links' pins end with.
 const HOOKS: [(&str, &str); 2] = [("hook = \"xdp\"\n", ""), ("hook = \"tcx\"\n", ":tcx")];
@@ -114,4 +117,35 @@ fn a_program_that_someone_takes_off_an_interface_is_missed_and_put_there_again()
         let said = world.said();
         assert_eq!(said.matches("someone has taken").count(), 2, "nothing else is missed:\n{said}");
     }
+}
+
+#[test]
+fn a_capture_that_runs_when_an_agent_with_many_programs_starts_has_all_links_again_within_seconds() {
+    const ENDS: [&str; 4] = ["ca", "cb", "t1", "t2"];
+    let trunks = |hook: &str| {
+        ENDS.iter().fold(config(hook, UNCHECKED), |config, name| {
+            config.replace(&format!("\"{name}\""), &format!("{{ trunk = \"{name}\", vlan = 10 }}"))
+        })
+    };
+    let [(xdp, _), (tcx, _)] = HOOKS;
+    let mut world = World::new(&config(xdp, UNCHECKED));
+    // Each needs another program; the links have the one that an agent which starts loads last.
+    for next in [config(tcx, UNCHECKED), trunks(xdp), trunks(tcx)] {
+        let (code, said) = world.apply(&next);
+        assert_eq!(code, Some(0), "{said}");
+    }
+    std::fs::write(world.config(), trunks(tcx)).unwrap();
+    world.kill_agent();
+    let mut capture = Capture::start(&world, &[]);
+    world.run(&[]);
+    let ready = Instant::now();
+    let mut line = String::new();
+    capture.said.read_line(&mut line).unwrap();
+    assert!(line.contains("an agent has put another program in place"), "{line}");
+    eventually("the capture has all links", || is_captured(&world, &ENDS).then_some(()));
+    let took = ready.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    capture.signal("-TERM");
+    assert!(capture.end().0.success());
+    assert!(is_as_before(&world, &ENDS));
 }
