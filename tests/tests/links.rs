@@ -1,8 +1,8 @@
-//! What becomes of the programs' links when others hold interfaces, rename them, take programs away, or start an agent or a capture.
+//! What becomes of the programs' links when others hold interfaces, rename them, take programs away, or have left things behind.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests: a panic with its place is what is wanted")]
 
 use privatelink_tests::capture::{Capture, is_as_before, is_captured};
-use privatelink_tests::world::{UNCHECKED, World, config, eventually};
+use privatelink_tests::world::{CHECKED, UNCHECKED, World, config, eventually};
 use serde_json::Value;
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -148,4 +148,27 @@ fn a_capture_that_runs_when_an_agent_with_many_programs_starts_has_all_links_aga
     capture.signal("-TERM");
     assert!(capture.end().0.success());
     assert!(is_as_before(&world, &ENDS));
+}
+
+/// This host's ends of stacks.
+fn stacks(world: &World, namespace: &str) -> Vec<String> {
+    let links = world.shell(namespace, "ip -o link");
+    let names = links.split_whitespace().filter(|word| word.starts_with("pls"));
+    names.filter_map(|name| Some(name.split_once('@')?.0.to_owned())).collect()
+}
+
+#[test]
+fn the_stack_of_a_vpc_that_left_the_configuration_while_no_agent_ran_is_taken_away_by_the_next_one() {
+    let whole = config("", CHECKED);
+    let mut world = World::new(&whole);
+    let [link] = stacks(&world, "dp").try_into().unwrap();
+    let namespace = PathBuf::from(link.replace("pls", "/run/netns/privatelink-"));
+    assert!(namespace.exists());
+    world.kill_agent();
+    let shop = whole.find("[vpcs.shop]").unwrap()..whole.find("[vpcs.bank]").unwrap();
+    std::fs::write(world.config(), &whole[shop]).unwrap();
+    world.start(&[]);
+    assert_eq!((stacks(&world, "dp"), namespace.exists()), (Vec::new(), false));
+    let names = world.shell("dp", &format!("ls {}/links", world.pins().display()));
+    assert_eq!(names.lines().count(), 1, "{names}");
 }
