@@ -387,7 +387,12 @@ impl World {
 
     /// Runs a command of ours in the agent's namespace.
     pub fn privatelink(&self, arguments: &[&str]) -> Output {
-        self.inside("dp", binary()).args(arguments).args(self.places()).output().unwrap()
+        self.privatelink_at("dp", arguments)
+    }
+
+    /// Runs a command of ours in one of the namespaces.
+    pub fn privatelink_at(&self, name: &str, arguments: &[&str]) -> Output {
+        self.inside(name, binary()).args(arguments).args(self.places()).output().unwrap()
     }
 
     pub fn json(&self, verb: &str) -> Value {

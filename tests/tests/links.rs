@@ -172,3 +172,21 @@ fn the_stack_of_a_vpc_that_left_the_configuration_while_no_agent_ran_is_taken_aw
     let names = world.shell("dp", &format!("ls {}/links", world.pins().display()));
     assert_eq!(names.lines().count(), 1, "{names}");
 }
+
+#[test]
+fn an_agent_in_another_network_namespace_than_its_pins_says_so_and_leaves_nothing_there() {
+    let mut world = served(&config("", CHECKED));
+    let [link] = stacks(&world, "dp").try_into().unwrap();
+    world.kill_agent();
+    for _ in 0..2 {
+        let output = world.privatelink_at("ca", &["run", "--config", &world.config().display().to_string()]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(69), "{said}");
+        assert!(said.contains("these pins belong to another network namespace"), "{said}");
+        assert!(stacks(&world, "ca").is_empty());
+    }
+    world.start(&[]);
+    assert_eq!(stacks(&world, "dp"), [link]);
+    assert_eq!(world.json("status")[0]["agent"]["adopted"], true);
+    assert!(!world.fetch("cb", "").is_empty());
+}
