@@ -153,6 +153,7 @@ impl Agent {
         let names = Names::read(&maps.names.entries()?);
         let health = image.targets.iter().map(|(id, target)| (*id, Health::new(target.state))).collect();
         let (now, has_tcx) = (Instant::now(), parts.kernel.has_tcx());
+        let stacks = stacks(&names, &parts.pin_dir);
         let mut agent = Self {
             kernel: parts.kernel,
             maps,
@@ -168,7 +169,7 @@ impl Agent {
             health,
             reasons: BTreeMap::new(),
             started: now,
-            stacks: BTreeMap::new(),
+            stacks,
             watched: BTreeMap::new(),
             neighbours: Neighbours::new(parts.runtime.clone(), parts.heard),
             resolvers: BTreeMap::new(),
@@ -413,6 +414,7 @@ impl Agent {
         if now >= self.peers_at {
             self.peers_at = now + PEERS;
             self.look_at_peers();
+            self.look_at_links();
             let reclaimed = self.kernel.reclaim()?;
             if reclaimed > 0 {
                 warn!("a capture has died on {reclaimed} interfaces; they have the program back");
@@ -476,6 +478,17 @@ impl Agent {
     pub fn is_watched(&self, target: u32) -> bool {
         self.watched.contains_key(&target)
     }
+}
+
+/// The stacks that the agent before has left, by VPC: those that are not wanted any more are removed as if this one had made them.
+fn stacks(names: &Names, pin_dir: &Path) -> BTreeMap<String, (Stack, Sockets)> {
+    let vpcs = names.all(Kind::Interface).filter_map(|(_, name)| plan::stack_vpc(name));
+    let of = |vpc: &str| {
+        let stack = Stack::of(pin_dir, vpc);
+        let sockets = Sockets::new(stack.namespace.clone());
+        (vpc.to_owned(), (stack, sockets))
+    };
+    vpcs.map(of).collect()
 }
 
 /// A configuration that is to come after another. One without a VPC would take away everything, and is an empty file far more often than

@@ -446,11 +446,8 @@ impl<'a> Capture<'a> {
     /// Writes what has gathered: all of it at the end, before that only what nothing older can follow.
     fn read(&mut self, all: bool) -> Result<Next> {
         let (began, real) = (nanoseconds(ClockId::Monotonic), nanoseconds(ClockId::Realtime));
-        let started = Instant::now();
-        if started >= self.look_at && !all {
+        if Instant::now() >= self.look_at && !all {
             self.keep_up()?;
-            // Many names take long to read: a tenth of a CPU at most.
-            self.look_at = started + LOOK.max(started.elapsed() * 10);
         }
         if let Some(tap) = &mut self.tap {
             tap.read(&mut self.waiting);
@@ -473,7 +470,11 @@ impl<'a> Capture<'a> {
 
     /// Looks for names and interfaces that are new, and for a program that an agent has put in place meanwhile.
     fn keep_up(&mut self) -> Result<()> {
+        let started = Instant::now();
         self.names = names(self.pin_dir)?;
+        // Many names take long to read: a tenth of a CPU at most. Programs take longer to load, and are loaded for an agent that is still
+        // giving its own to the links, which are to be taken back soon.
+        self.look_at = started + LOOK.max(started.elapsed() * 10);
         if let Some(tap) = &self.tap {
             if tap.is_current()? {
                 return tap.take_links();

@@ -9,6 +9,7 @@ use aya::maps::{MapData, PerfEventArray};
 use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
+use log::info;
 use privatelink_common::capture::Watch;
 use privatelink_common::limits::{LAYOUT, OUTCOMES};
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +78,9 @@ impl Hook {
         }
     }
 }
+
+/// The hooks at which an interface may have a link; XDP's mode does not matter to its pin.
+const HOOKS: [Hook; 2] = [Hook::Xdp(XdpMode::Native), Hook::Tcx];
 
 /// The programs. Each is loaded when an interface is to have it, since the kernel takes most of a second to verify one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -369,6 +373,30 @@ impl Kernel {
         Ok(reclaimed)
     }
 
+    /// Takes the links away that are on interfaces which have another's name by now, as an interface has no place for a second one. `names`
+    /// has the interfaces' names, by their indices.
+    pub fn leave_renamed(&mut self, names: &BTreeMap<u32, &str>) -> Result<()> {
+        for entry in fs::read_dir(self.dir.join("links")).context("cannot list the links")? {
+            let pin = entry?.path();
+            // One that is gone by now needs nothing.
+            let Ok(link) = sys::open_pin(&pin) else { continue };
+            let name = sys::link_ifindex(link.as_fd()).ok().and_then(|index| names.get(&index));
+            let is_own = |name: &&str| HOOKS.iter().any(|hook| self.link_pin(name, *hook) == pin);
+            if let Some(name) = name.filter(|name| !is_own(name)) {
+                info!("{name} had another name before: the link that it has from then is taken away");
+                sys::detach_link(link.as_fd()).context("cannot take a link away")?;
+                self.remove_pin(&pin)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the link by which an interface was attached is still pinned and there; which program it has, [`Self::reclaim`] sees to.
+    pub fn has_link(&self, interface: &str, ifindex: u32, hook: Hook) -> bool {
+        let link = sys::open_pin(&self.link_pin(interface, hook));
+        link.and_then(|link| sys::link_ifindex(link.as_fd())).is_ok_and(|attached| attached == ifindex)
+    }
+
     /// Takes the programs off an interface.
     pub fn detach(&mut self, interface: &str) -> Result<()> {
         self.remove_link(interface, Hook::Xdp(XdpMode::Native))?;
@@ -376,8 +404,11 @@ impl Kernel {
     }
 
     fn remove_link(&mut self, interface: &str, hook: Hook) -> Result<()> {
-        let pin = self.link_pin(interface, hook);
-        self.links.remove(&pin);
+        self.remove_pin(&self.link_pin(interface, hook))
+    }
+
+    fn remove_pin(&mut self, pin: &Path) -> Result<()> {
+        self.links.remove(pin);
         match fs::remove_file(pin) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(error).context("cannot remove a link's pin")

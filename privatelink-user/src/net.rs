@@ -3,7 +3,7 @@
 use crate::features;
 use crate::plan::hash;
 use crate::sys::{self, Feature, XdpMode};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use privatelink_common::limits::STACK_PORTS;
 use privatelink_common::path::stack::STACK_MAC;
 use rtnetlink::packet_route::address::AddressAttribute;
@@ -124,7 +124,23 @@ impl Stack {
         made
     }
 
+    /// Half a link would be taken for a whole one by the next agent, so none is left.
     fn make_link(&self) -> Result<()> {
+        let made = self.join();
+        if made.is_err() {
+            let _ = self.remove_link();
+            let strange = inside(&self.namespace, || Ok(index_of(INNER).is_some()))?;
+            ensure!(
+                !strange,
+                "{} has a link to elsewhere: these pins belong to another network namespace, so start the agent there, or choose \
+                 another --pin-dir",
+                self.namespace.display()
+            );
+        }
+        made
+    }
+
+    fn join(&self) -> Result<()> {
         let namespace = File::open(&self.namespace)?;
         let inner = format!("{}i", self.link);
         netlink(async |handle| {
@@ -148,12 +164,14 @@ impl Stack {
         Ok(())
     }
 
+    fn remove_link(&self) -> Result<()> {
+        let Some(index) = index_of(&self.link) else { return Ok(()) };
+        netlink(async |handle| Ok(handle.link().del(index).execute().await?)).context("cannot remove a veth")
+    }
+
     /// Takes it away.
     pub fn remove(&self) -> Result<()> {
-        if let Some(index) = index_of(&self.link) {
-            netlink(async |handle| Ok(handle.link().del(index).execute().await?))
-                .context("cannot remove a veth")?;
-        }
+        self.remove_link()?;
         if self.namespace.exists() {
             let _ = rustix::mount::unmount(&self.namespace, rustix::mount::UnmountFlags::DETACH);
             fs::remove_file(&self.namespace)

@@ -180,6 +180,11 @@ pub fn stack_name(vpc: &str) -> String {
     format!("stack/{vpc}")
 }
 
+/// The VPC of a slot of this name, if it leads to a stack.
+pub fn stack_vpc(name: &str) -> Option<&str> {
+    name.strip_prefix("stack/")
+}
+
 /// What is known beside the configuration.
 #[derive(Debug, Default)]
 pub struct Known<'a> {

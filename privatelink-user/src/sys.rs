@@ -45,6 +45,8 @@ pub enum Command {
     LinkCreate = 28,
     /// BPF_LINK_UPDATE
     LinkUpdate = 29,
+    /// BPF_LINK_DETACH
+    LinkDetach = 34,
 }
 
 /// The attributes of bpf(2), as 64-bit words: every member used here is at a multiple of four bytes.
@@ -247,6 +249,11 @@ pub fn exchange_program(link: BorrowedFd<'_>, old: BorrowedFd<'_>, new: Borrowed
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOLINK)) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Takes a link's program off its interface at once: a pin that is removed may let go of it only later.
+pub fn detach_link(link: BorrowedFd<'_>) -> Result<()> {
+    bpf(Command::LinkDetach, &mut Attributes::default().set(0, fd_word(link))).map(drop)
 }
 
 /// `struct bpf_link_info` of an XDP or TCX link, as words.

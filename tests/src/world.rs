@@ -388,14 +388,23 @@ impl World {
 
     /// A command of ours in the agent's namespace.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.inside("dp", binary());
+        self.command_at("dp", arguments)
+    }
+
+    fn command_at(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = self.inside(name, binary());
         command.args(arguments).args(self.places());
         command
     }
 
     /// Runs a command of ours in the agent's namespace.
     pub fn privatelink(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
+        self.privatelink_at("dp", arguments)
+    }
+
+    /// Runs a command of ours in one of the namespaces.
+    pub fn privatelink_at(&self, name: &str, arguments: &[&str]) -> Output {
+        self.command_at(name, arguments).output().unwrap()
     }
 
     pub fn json(&self, verb: &str) -> Value {

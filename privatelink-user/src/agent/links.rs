@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use log::{info, warn};
 use privatelink_common::tables::{Interface, Mtu, Trunk};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// An interface of the configuration that is there.
 #[derive(Clone, Debug)]
@@ -49,6 +49,27 @@ pub struct Attached {
     pub mtu: Mtu,
     /// Why it is not attached.
     pub problem: Option<String>,
+    /// When that is tried again.
+    retry: Option<Retry>,
+}
+
+/// The pause before what has failed is tried again, which doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest one.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// When something is tried again that others may have made possible meanwhile.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Retry {
+    fn after(before: Option<Self>) -> Self {
+        let pause = before.map_or(FIRST_PAUSE, |before| LONGEST_PAUSE.min(before.pause * 2));
+        Self { at: Instant::now() + pause, pause }
+    }
 }
 
 impl Attached {
@@ -67,6 +88,10 @@ impl Attached {
         }
         let tags = self.trunk.then(|| net::taken_tags(name, self.peer.kind));
         self.taken_tags = tags.unwrap_or_default();
+    }
+
+    fn is_due(&self) -> bool {
+        self.retry.is_some_and(|retry| retry.at <= Instant::now())
     }
 
     fn is_veth(&self) -> bool {
@@ -208,6 +233,12 @@ impl Agent {
         // An interface whose driver turns out not to be able has another hook then: once more, at most.
         for _ in 0..2 {
             let mut chosen = self.choose_hooks();
+            if chosen.is_empty() {
+                break;
+            }
+            if let Err(error) = self.leave_renamed() {
+                warn!("{error:#}");
+            }
             // The path knows all of them before the first sends it something.
             chosen.retain(|name| match self.prepare(name) {
                 Ok(()) => true,
@@ -226,6 +257,11 @@ impl Agent {
         self.follow_mtus()?;
         self.follow_vlans()?;
         refused
+    }
+
+    fn leave_renamed(&mut self) -> Result<()> {
+        let names = self.links.iter().map(|(name, attached)| (attached.ifindex, name.as_str()));
+        self.kernel.leave_renamed(&names.collect())
     }
 
     /// Takes note of interfaces that are new, and of those that are gone.
@@ -259,6 +295,7 @@ impl Agent {
                 peer: Peer::default(),
                 mtu: 0,
                 problem: None,
+                retry: None,
             };
             if let Some(namespaces) = namespaces.as_ref().filter(|_| !place.stack) {
                 attached.trunk = self.is_trunk(&name);
@@ -274,8 +311,8 @@ impl Agent {
         self.image.hooks.get(name).copied().unwrap_or_default()
     }
 
-    /// Chooses every interface's hook, and returns the names of those to be attached by another than before, those first that are
-    /// attached already: what a new one cannot take, they stop sending before it is there.
+    /// Chooses every interface's hook, and returns the names of those to be attached by another than before, or by one that failed a while
+    /// ago; those first that are attached already: what a new one cannot take, they stop sending before it is there.
     fn choose_hooks(&mut self) -> Vec<String> {
         let id = |vpc: &str| self.names.id(Kind::Vpc, vpc).and_then(|id| u16::try_from(id).ok());
         let connections = hooks::connections(&self.model, id);
@@ -294,7 +331,7 @@ impl Agent {
             let Some(attached) = self.links.get_mut(&name) else { continue };
             let same = attached.choice.as_ref().map(|before| before.hook) == Some(choice.hook);
             let other_program = attached.hook.is_some() && attached.runs_as_trunk != attached.trunk;
-            if !same || other_program && attached.problem.is_none() {
+            if !same || attached.is_due() || other_program && attached.problem.is_none() {
                 changed.push((attached.hook.is_none(), name));
             }
             attached.choice = Some(choice);
@@ -332,7 +369,8 @@ impl Agent {
                 None
             }
             Err(Refused::Program(error)) => {
-                attached.problem = Some(format!("{error:#}"));
+                // To load it takes a second, and what it lacks does not come.
+                (attached.problem, attached.retry) = (Some(format!("{error:#}")), None);
                 return Err(error);
             }
             Err(Refused::Native(error)) => {
@@ -362,12 +400,12 @@ impl Agent {
     }
 
     fn note(&mut self, name: &str, problem: Option<String>) {
-        if let Some(problem) = &problem {
+        let Some(attached) = self.links.get_mut(name) else { return };
+        if let Some(problem) = problem.as_ref().filter(|problem| attached.problem.as_ref() != Some(problem)) {
             warn!("{name}: {problem}");
         }
-        if let Some(attached) = self.links.get_mut(name) {
-            attached.problem = problem;
-        }
+        attached.retry = problem.is_some().then(|| Retry::after(attached.retry));
+        attached.problem = problem;
     }
 
     /// Tells the path about an interface, before it sees a packet from there.
@@ -432,6 +470,25 @@ impl Agent {
         if let Err(error) = attached.peer.mend(matches!(choice.hook, Hook::Xdp(_))) {
             warn!("{name}: its other end cannot be prepared for XDP: {error:#}");
             attached.unmendable = true;
+        }
+    }
+
+    /// Looks whether the links are as they were left, since a program that someone has taken away lets packets pass that are ours. What
+    /// follows from that follows at the next look around.
+    pub(super) fn look_at_links(&mut self) {
+        let kernel = &self.kernel;
+        let is_lost = |name: &str, attached: &Attached| {
+            let lost = attached.hook.is_some_and(|hook| !kernel.has_link(name, attached.ifindex, hook));
+            // One that is just going is missed by the next look at the links.
+            lost && net::index_of(name) == Some(attached.ifindex)
+        };
+        for (name, attached) in &mut self.links {
+            if is_lost(name, attached) {
+                let problem = "someone has taken its program away";
+                warn!("{name}: {problem}, which is attached again");
+                (attached.hook, attached.choice) = (None, None);
+                attached.problem = Some(problem.into());
+            }
         }
     }
 
