@@ -3,7 +3,7 @@
 use aya::maps::ProgramArray;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use privatelink::kernel::{self, Drops, Kernel};
+use privatelink::kernel::{self, Drops, Kernel, Program};
 use privatelink::maps::{Map, Maps};
 use privatelink::model::Limits;
 use privatelink::{flows, sys};
@@ -48,7 +48,10 @@ impl World {
 
     pub(crate) fn new(limits: &Limits) -> Self {
         let pins = Pins(format!("/sys/fs/bpf/privatelink-bench-{}", std::process::id()).into());
-        let kernel = Kernel::open(&pins.0, limits, Drops::Counted).expect("loading programs needs root");
+        let mut kernel = Kernel::open(&pins.0, limits, Drops::Counted).expect("loading programs needs root");
+        for program in [Program::Xdp, Program::Tcx] {
+            kernel.load(program).unwrap();
+        }
         let maps = kernel.maps().unwrap();
         let bench = pins.0.join("bench/maps");
         std::fs::create_dir_all(&bench).unwrap();
