@@ -382,8 +382,10 @@ impl Agent {
     fn put_back_stacks(&mut self) {
         let model = self.model.clone();
         let mut result = self.make_stacks(&model);
-        let links = &self.image.interfaces;
-        for (_, (stack, _)) in self.stacks.extract_if(.., |_, (stack, _)| !links.contains_key(&stack.link)) {
+        // Not by the image's interfaces, which are none before the first configuration is applied.
+        let names = &self.names;
+        let is_new = |vpc: &str| names.id(Kind::Interface, &plan::stack_name(vpc)).is_none();
+        for (_, (stack, _)) in self.stacks.extract_if(.., |vpc, _| is_new(vpc)) {
             result = result.and(stack.remove());
         }
         if let Err(error) = result {

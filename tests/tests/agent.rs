@@ -71,6 +71,11 @@ fn a_configuration_that_cannot_be_kept_takes_nothing_from_anybody() {
     assert_eq!(code, Some(69), "{said}");
     assert_eq!(world.json("endpoints").as_array().unwrap().len(), before);
     assert!(world.finished(long), "the bank's interface and flows stay as they are");
+    world.kill_agent();
+    std::fs::write(world.config(), larger_without_bank()).unwrap();
+    let refused = world.privatelink(&["run", "--config", &world.config().display().to_string()]);
+    assert_eq!(refused.status.code(), Some(69), "{refused:?}");
+    assert!(world.shell("dp", "ip link").contains("pls"), "the stack stays: {refused:?}");
 }
 
 #[test]
