@@ -281,12 +281,15 @@ fn an_endpoint_at_its_limits_opens_no_more_flows_and_the_other_tenant_does_not_n
     assert!(!state.contains_key("bank endpoint_rate"), "{state:?}");
     let full = config("", UNCHECKED).replace("[endpoints.bank]", "max_flows = 3\n[endpoints.bank]");
     apply(&world, &full);
+    let long = "for n in 1 2 3; do curl -s --max-time 20 --limit-rate 20k -o /dev/null http://10.0.9.9/large & done; wait";
+    let held = world.beside("ca", "sh", &["-c", long]);
     let line = "curl -sS --max-time 1 -o /dev/null http://10.0.9.9/ || true";
     eventually("it is full", || {
         world.shell("ca", line);
         world.state().get("shop endpoint_full").copied()
     });
     assert!(!world.fetch("cb", "").is_empty());
+    held.join().unwrap();
 }
 
 /// The usual configuration, where the load balancer is there for its own VPC, too; `attributes` are the target group's.

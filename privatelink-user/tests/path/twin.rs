@@ -46,7 +46,7 @@ fn invent(random: &mut Random) -> Vec<u8> {
     let (from_port, to_port) =
         (random.of(&[1000, 1001, 1002, 8080]), random.of(&[80, 80, 80, 81, 2000, 20000]));
     let mut bytes = Vec::new();
-    let payload = vec![0x5a; random.next(40)];
+    let payload = vec![0x5a; random.next(80).saturating_sub(40)];
     let ttl = random.of(&[64, 64, 64, 64, 2, 1, 0]);
     match random.next(12) {
         0 => {
@@ -86,7 +86,7 @@ fn options(random: &mut Random) -> Vec<u8> {
     match random.next(4) {
         0 => vec![2, 4, random.of(&[0, 1, 5, 6, 0xff]), 0xb4],
         1 => vec![1, 2, 4, 0x22, 0x33, 3, 3, 7],
-        2 => (0..random.next(10) * 4).map(|_| random.of(&[0, 1, 2, 2, 4, 4, 5, 0xff])).collect(),
+        2 => (0..random.next(10) * 4).map(|_| random.of(&[0, 1, 2, 2, 4, 4, 5, 34, 0xff])).collect(),
         _ => Vec::new(),
     }
 }
@@ -104,7 +104,7 @@ fn invent_dualstack(random: &mut Random) -> Vec<u8> {
     let (from_port, to_port) =
         (random.of(&[1000, 1001, 1002, 8080]), random.of(&[80, 80, 81, 81, 82, 1500, 20000]));
     let hops = random.of(&[64, 64, 64, 255, 255, 255, 2, 1, 0]);
-    let payload = vec![0x5a; random.next(40)];
+    let payload = vec![0x5a; random.next(80).saturating_sub(40)];
     let mut bytes = Vec::new();
     match random.next(12) {
         0 | 1 => {
@@ -424,7 +424,7 @@ fn check_ipv4(name: &str, outcome: &Outcome) {
 
 fn check_dualstack(outcome: &Outcome) {
     assert!(outcome.narrow > 0 && outcome.wide > 0, "flows of both widths came about");
-    assert!(outcome.translated > 400, "{} frames were translated", outcome.translated);
+    assert!(outcome.translated > 300, "{} frames were translated", outcome.translated);
     assert!(outcome.pieces > 50, "{} fragments of IPv6 were forwarded", outcome.pieces);
     assert!(outcome.complaints > 20, "{} ICMPv6 errors were forwarded", outcome.complaints);
 }
