@@ -4,6 +4,7 @@ use crate::memory::RESET;
 use crate::streams::{CLIENT, Cookies, ENDPOINT, NOW, Says, read, says};
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::test_runner::RngSeed;
 
 /// Length of the header, in bytes.
 const HEADER: usize = 100;
@@ -30,6 +31,8 @@ struct Target {
     connections: u32,
     /// What it has of the stream's head, by place.
     head: Vec<Option<u8>>,
+    /// Whether its SYN-ACK has been on its way: it says nothing else before (one that is lost is not played).
+    greeted: bool,
     /// The frame that it got last.
     last: Option<Vec<u8>>,
 }
@@ -52,6 +55,7 @@ impl Target {
                     head: vec![None; HEADER],
                     last: self.last.take(),
                     connections: self.connections,
+                    greeted: false,
                 };
             }
             return;
@@ -115,7 +119,8 @@ fn a_target_that_keeps_an_old_connection_is_not_taken_for_one_that_answers_the_n
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    // The same everywhere.
+    #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
 
     #[test]
     fn a_target_has_the_header_at_the_head_of_the_stream_or_nothing_whatever_its_consumer_says(
@@ -140,6 +145,11 @@ proptest! {
                 Step::Amnesia => target.begun = None,
                 Step::Greeting | Step::Acknowledgement => {
                     let (Some((initial, own)), Some(last)) = (target.begun, target.last.clone()) else { continue };
+                    let is_greeting = matches!(step, Step::Greeting);
+                    if !is_greeting && !target.greeted {
+                        continue;
+                    }
+                    target.greeted |= is_greeting;
                     let got = u32::try_from(target.known()).unwrap();
                     let (flags, sequence, got) = match step {
                         Step::Greeting => ("SA", own, 0),
