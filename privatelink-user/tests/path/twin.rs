@@ -372,14 +372,14 @@ fn tcx_and_the_host_agree_on_every_frame() {
 
 #[test]
 fn xdp_and_the_host_agree_on_every_frame_of_either_family_and_of_both() {
-    check_dualstack(&compare("xdp6", DUALSTACK, invent_dualstack, &xdp()));
+    check_dualstack(&compare("xdp6", DUALSTACK, invent_dualstack, &xdp()), 400);
     let outcome = compare("xdp6-ruled", &ruled(DUALSTACK), invent_dualstack, &xdp());
     assert!(outcome.wide > 0 && outcome.translated > 0, "flows came about");
 }
 
 #[test]
 fn tcx_and_the_host_agree_on_every_frame_of_either_family_and_of_both() {
-    check_dualstack(&compare("tcx6", DUALSTACK, invent_dualstack, &tcx()));
+    check_dualstack(&compare("tcx6", DUALSTACK, invent_dualstack, &tcx()), 400);
 }
 
 #[test]
@@ -390,7 +390,8 @@ fn both_programs_and_the_host_agree_on_what_targets_of_either_family_are_told_of
         compare("tcx6-proxied", &config, invent_dualstack, &tcx()),
     ];
     for outcome in outcomes {
-        check_dualstack(&outcome);
+        // A SYN with data goes to no target that takes the header.
+        check_dualstack(&outcome, 300);
         assert!(outcome.streams6 > 4, "{} connections have a header", outcome.streams6);
     }
 }
@@ -398,9 +399,9 @@ fn both_programs_and_the_host_agree_on_what_targets_of_either_family_are_told_of
 #[test]
 fn programs_for_trunks_do_what_the_host_does_behind_tags_and_put_on_those_of_the_other_side() {
     let xdp = Host { program: Program::XdpTrunk, tags: Tags::InFrame, ..xdp() };
-    check_dualstack(&compare("xdp6-trunk", DUALSTACK, invent_dualstack, &xdp));
+    check_dualstack(&compare("xdp6-trunk", DUALSTACK, invent_dualstack, &xdp), 400);
     let tcx = Host { program: Program::TcxTrunk, tags: Tags::Beside, ..tcx() };
-    check_dualstack(&compare("tcx6-trunk", DUALSTACK, invent_dualstack, &tcx));
+    check_dualstack(&compare("tcx6-trunk", DUALSTACK, invent_dualstack, &tcx), 400);
 }
 
 #[test]
@@ -422,9 +423,10 @@ fn check_ipv4(name: &str, outcome: &Outcome) {
     assert!(*narrow > 0 && *wide == 0, "{name}: {narrow} and {wide} flows came about");
 }
 
-fn check_dualstack(outcome: &Outcome) {
+/// Checks that enough came about, at least so many frames that changed their family among it.
+fn check_dualstack(outcome: &Outcome, translated: usize) {
     assert!(outcome.narrow > 0 && outcome.wide > 0, "flows of both widths came about");
-    assert!(outcome.translated > 300, "{} frames were translated", outcome.translated);
+    assert!(outcome.translated > translated, "{} frames were translated", outcome.translated);
     assert!(outcome.pieces > 50, "{} fragments of IPv6 were forwarded", outcome.pieces);
     assert!(outcome.complaints > 20, "{} ICMPv6 errors were forwarded", outcome.complaints);
 }
