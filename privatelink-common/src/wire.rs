@@ -30,6 +30,9 @@ pub struct Ip(pub Ipv6);
 /// What an IPv4 address is mapped by, as the third of four words.
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
+/// The TTL or hop limit of what the path sends of its own: what Linux sends with.
+pub const HOPS: u8 = 64;
+
 impl Ip {
     /// An IPv4 address.
     #[inline(always)]

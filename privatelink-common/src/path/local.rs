@@ -7,7 +7,7 @@ use crate::checksum::{delta, update, word};
 use crate::frame::Frame;
 use crate::tables::{ENDPOINT, FlowKey, Interface, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, Verdict};
-use crate::wire::{Arp, Ethernet, ICMP, Icmp, Ipv4Header, Mac, NETWORK, TRANSPORT};
+use crate::wire::{Arp, Ethernet, HOPS, ICMP, Icmp, Ipv4Header, Mac, NETWORK, TRANSPORT};
 use core::mem::offset_of;
 use zerocopy::{Immutable, IntoBytes, big_endian::U16};
 
@@ -98,9 +98,6 @@ pub(super) fn answer<F: Frame, T: Tables>(
     Ok(Verdict::answer(Answer::EchoReply.code()))
 }
 
-/// What Linux answers with.
-const TTL: u8 = 64;
-
 /// An IPv4 header from its TTL on.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
@@ -112,9 +109,9 @@ struct Tail([u8; 2], [u8; 2], [u8; 4], [u8; 4]);
 fn echo_reply<F: Frame>(frame: &mut F, packet: &Packet<FlowKey>, icmp: &Icmp, mac: Mac) -> Option<()> {
     let ethernet = frame.read::<Ethernet>(0)?;
     frame.write(0, &Ethernet { destination: ethernet.source, source: mac, ..ethernet })?;
-    let hops = delta(word([packet.ttl, ICMP]), word([TTL, ICMP]));
+    let hops = delta(word([packet.ttl, ICMP]), word([HOPS, ICMP]));
     let checksum = update(packet.ip_checksum, hops.into());
-    let tail = Tail([TTL, ICMP], checksum, packet.key.destination, packet.key.source);
+    let tail = Tail([HOPS, ICMP], checksum, packet.key.destination, packet.key.source);
     frame.write(NETWORK + offset_of!(Ipv4Header, ttl), &tail)?;
     let change = delta(word([ECHO_REQUEST, 0]), word([ECHO_REPLY, 0]));
     let checksum = match update(icmp.checksum, change.into()) {

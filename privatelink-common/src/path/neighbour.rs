@@ -9,9 +9,9 @@ use crate::frame::Frame;
 use crate::tables::{ENDPOINT, Interface, Tables, VpcAddress};
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{
-    ADVERTISEMENT, ALL_NODES, ECHO_REPLY6, ECHO_REQUEST6, Ethernet, ICMPV6, Icmp, Ip, Ipv6, Ipv6Header, Mac,
-    NEIGHBOUR_HOP_LIMIT, NETWORK, NeighbourMessage, NeighbourOption, OVERRIDE, SOLICITED, SOURCE_LINK_LAYER,
-    TARGET_LINK_LAYER, TRANSPORT6, UNSPECIFIED, multicast_mac, solicited_node,
+    ADVERTISEMENT, ALL_NODES, ECHO_REPLY6, ECHO_REQUEST6, Ethernet, HOPS, ICMPV6, Icmp, Ip, Ipv6, Ipv6Header,
+    Mac, NEIGHBOUR_HOP_LIMIT, NETWORK, NeighbourMessage, NeighbourOption, OVERRIDE, SOLICITED,
+    SOURCE_LINK_LAYER, TARGET_LINK_LAYER, TRANSPORT6, UNSPECIFIED, multicast_mac, solicited_node,
 };
 use core::mem::offset_of;
 use zerocopy::{
@@ -123,9 +123,6 @@ fn echo_reply<F: Frame, T: Tables>(frame: &mut F, tables: &T, from: &Interface) 
         None => Verdict::of(Err(DropReason::Malformed)),
     }
 }
-
-/// What Linux answers with.
-const HOPS: u8 = 64;
 
 /// Swapping the addresses leaves the checksum as it is; the type's change is all that it sees.
 #[inline(always)]

@@ -6,7 +6,7 @@ use crate::frame::Frame;
 use crate::tables::FlowKey;
 use crate::verdict::{Answer, DropReason, Verdict};
 use crate::wire::{
-    DESTINATION_UNREACHABLE, Ethernet, FRAGMENT6, FRAGMENTATION_NEEDED, FragmentHeader, ICMP, ICMPV6,
+    DESTINATION_UNREACHABLE, Ethernet, FRAGMENT6, FRAGMENTATION_NEEDED, FragmentHeader, HOPS, ICMP, ICMPV6,
     IcmpError, Ip, Ipv4Header, Ipv6Header, NETWORK, PACKET_TOO_BIG, TCP, TIME_EXCEEDED, TIME_EXCEEDED6,
     TRANSPORT, TRANSPORT6, Tcp, Udp,
 };
@@ -24,8 +24,6 @@ const fn quoted<Header>(is_tcp: bool) -> usize {
 
 /// Bytes that come in front of the packet: another header, and ICMP's.
 const FRONT: usize = size_of::<Ipv4Header>() + size_of::<IcmpError>();
-/// What Linux sends with.
-const TTL: u8 = 64;
 /// Internetwork control, which RFC 1812 asks for in errors (4.3.2.5).
 const TOS: u8 = 0xc0;
 
@@ -96,14 +94,14 @@ fn header(packet: &Packet<FlowKey>) -> Ipv4Header {
     let (source, destination) = (packet.key.destination, packet.key.source);
     #[allow(clippy::cast_possible_truncation, reason = "less than a hundred")]
     let length = (FRONT + quoted::<Ipv4Header>(packet.is_tcp())) as u16;
-    let fixed = word([0x45, TOS]) + word(length.to_be_bytes()) + word([TTL, ICMP]);
+    let fixed = word([0x45, TOS]) + word(length.to_be_bytes()) + word([HOPS, ICMP]);
     Ipv4Header {
         version_ihl: 0x45,
         tos: TOS,
         total_length: U16::new(length),
         id: U16::ZERO,
         fragment: U16::ZERO,
-        ttl: TTL,
+        ttl: HOPS,
         protocol: ICMP,
         checksum: finish(fixed + address(source) + address(destination)),
         source,
@@ -157,7 +155,7 @@ fn write6<F: Frame>(frame: &mut F, kind: u8, mtu: u16) -> Option<()> {
     frame.truncate(NETWORK + FRONT6 + quoted)?;
     // First, since the error lies where the frame's own header was.
     turn6(frame).then_some(())?;
-    frame.write(NETWORK, &Ipv6Start(U32::new(6 << 28), length, ICMPV6, TTL))?;
+    frame.write(NETWORK, &Ipv6Start(U32::new(6 << 28), length, ICMPV6, HOPS))?;
     frame.write(TRANSPORT6, &error)
 }
 

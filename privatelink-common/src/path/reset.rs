@@ -6,7 +6,7 @@ use crate::frame::Frame;
 use crate::tables::FlowKey;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{
-    ACK, Ethernet, FIN, Ip, Ipv4Header, Ipv6Header, NETWORK, RST, SYN, TCP, TRANSPORT, TRANSPORT6, Tcp,
+    ACK, Ethernet, FIN, HOPS, Ip, Ipv4Header, Ipv6Header, NETWORK, RST, SYN, TCP, TRANSPORT, TRANSPORT6, Tcp,
 };
 use core::mem::offset_of;
 use zerocopy::{
@@ -16,9 +16,6 @@ use zerocopy::{
 
 /// The length of a RST.
 const LENGTH: u16 = 20;
-/// What Linux sends with.
-const TTL: u8 = 64;
-
 /// Answers the segment with a RST, to be counted as `answer`, a [`crate::verdict::Answer::code`].
 #[inline(always)]
 pub(super) fn reset<F: Frame>(
@@ -90,7 +87,7 @@ fn turn<F: Frame>(frame: &mut F) -> bool {
         let (source, destination) = (frame.read::<Ip>(SOURCE)?, frame.read::<Ip>(DESTINATION)?);
         frame.write(SOURCE, &destination)?;
         frame.write(DESTINATION, &source)?;
-        frame.write(NETWORK, &Ipv6Start(U32::new(6 << 28), U16::new(LENGTH), TCP, TTL))?;
+        frame.write(NETWORK, &Ipv6Start(U32::new(6 << 28), U16::new(LENGTH), TCP, HOPS))?;
         let ethernet = frame.read::<Ethernet>(0)?;
         frame.write(0, &Ethernet { destination: ethernet.source, source: ethernet.destination, ..ethernet })
     };
@@ -105,7 +102,7 @@ fn ip_header(packet: &Packet<FlowKey>) -> Ipv4Header {
         total_length: U16::new(20 + LENGTH),
         id: U16::ZERO,
         fragment: U16::new(0x4000),
-        ttl: TTL,
+        ttl: HOPS,
         protocol: TCP,
         checksum: [0; 2],
         source: packet.key.destination,
